@@ -1,0 +1,134 @@
+"""The peak meter finds what was allocated, and says what it can't find."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from edgetune.measure.memory import PeakMeter, _is_memory
+
+MIB = 1 << 20
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no procfs on this system")
+
+
+def in_fresh_process(body: str) -> list[int]:
+    """Run a body in a process of its own, where nothing else allocates; the integers it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(body)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+@linux
+def test_peak_is_what_was_allocated_above_the_baseline() -> None:
+    held, peak, after = in_fresh_process("""
+        from edgetune.measure import PeakMeter
+        meter = PeakMeter.start()
+        block = bytearray(96 << 20)
+        held = meter.current_bytes() - meter.baseline_bytes
+        del block
+        print(held, meter.peak_bytes() - meter.baseline_bytes, meter.current_bytes() - meter.baseline_bytes)
+    """)
+    assert 95 * MIB < held < 99 * MIB
+    assert 95 * MIB < peak < 99 * MIB
+    assert after < 4 * MIB
+
+
+@linux
+def test_what_warm_up_needed_in_passing_does_not_count() -> None:
+    (peak,) = in_fresh_process("""
+        from edgetune.measure import PeakMeter
+        meter = PeakMeter.start(lambda: len(bytearray(128 << 20)))
+        assert not meter.warnings, meter.warnings
+        print(meter.peak_bytes() - meter.baseline_bytes)
+    """)
+    assert peak < 8 * MIB
+
+
+@linux
+def test_children_count_by_their_share() -> None:
+    alone, peak = in_fresh_process("""
+        import subprocess, sys
+        from edgetune.measure import PeakMeter
+        meter = PeakMeter.start(children=True)
+        alone = meter.current_bytes()
+        child = "import time; block = bytearray(64 << 20); print('ready', flush=True); time.sleep(30)"
+        with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            meter.current_bytes()
+            import time; time.sleep(0.3)
+            process.kill()
+        meter.stop()
+        print(alone, meter.peak_bytes())
+    """)
+    assert peak - alone > 60 * MIB
+
+
+@linux
+def test_files_in_memory_count_when_told(tmp_path: Path) -> None:
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        pytest.skip("no /dev/shm")
+    told, disk = in_fresh_process(f"""
+        import os, pathlib, tempfile
+        from edgetune.measure import PeakMeter
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            meter = PeakMeter.start(shared_folders=[pathlib.Path(folder)])
+            on_disk = PeakMeter.start(shared_folders=[pathlib.Path({str(tmp_path)!r})])
+            (pathlib.Path(folder) / "cache").write_bytes(bytes(16 << 20))
+            pathlib.Path({str(tmp_path)!r}, "cache").write_bytes(bytes(16 << 20))
+            meter.stop(), on_disk.stop()
+        print(meter.peak_bytes() - meter.baseline_bytes, on_disk.peak_bytes() - on_disk.baseline_bytes)
+    """)
+    if _is_memory(tmp_path, Path("/proc/self/mounts")):
+        disk = 0  # the temporary folder is memory here
+    assert told - disk > 15 * MIB
+
+
+def test_without_procfs_nothing_is_known_and_it_says_so(tmp_path: Path) -> None:
+    meter = PeakMeter.start(proc=tmp_path, children=True)
+    meter.stop()
+    assert meter.baseline_bytes is None
+    assert meter.current_bytes() is None
+    assert meter.peak_bytes() is None
+    assert len(meter.warnings) == 1
+    assert str(tmp_path) in meter.warnings[0]
+
+
+def test_a_refused_reset_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text("Name:\tx\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")
+    (tmp_path / "self" / "clear_refs").mkdir()  # can't be written to, as root too
+    meter = PeakMeter.start(proc=tmp_path)
+    assert meter.baseline_bytes == MIB
+    assert meter.peak_bytes() == 2 * MIB
+    assert "clear_refs" in meter.warnings[0]
+
+
+def test_garbage_in_procfs_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_bytes(b"\xff\x00VmRSS:\nVmHWM: much kB\n")
+    meter = PeakMeter.start(proc=tmp_path)
+    assert meter.peak_bytes() is None
+
+
+def test_device_peak_is_unknown_without_torch() -> None:
+    (known,) = in_fresh_process("""
+        from edgetune.measure import PeakMeter
+        print(int(PeakMeter.start().device_peak_bytes() is not None))
+    """)
+    assert known == 0
+
+
+@linux
+def test_the_meter_itself_is_small() -> None:
+    (resident,) = in_fresh_process("""
+        from edgetune.measure import PeakMeter
+        print(PeakMeter.start().current_bytes())
+    """)
+    assert resident < 40 * MIB
