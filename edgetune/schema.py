@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Board(Record):
+class Board(Record, frozen=True):
     """What machine this is. `family` names a file of `devices/`."""
 
     name: str
@@ -42,7 +42,7 @@ class Board(Record):
     arch: str | None = None
 
 
-class Memory(Record):
+class Memory(Record, frozen=True):
     """What may really be used. `limit_bytes` is what an enforced cgroup leaves this process, if any."""
 
     total_bytes: int | None = None
@@ -60,7 +60,7 @@ class Memory(Record):
     cuda_free_bytes: int | None = None
 
 
-class Power(Record):
+class Power(Record, frozen=True):
     """What a power sensor says. `total_w` is the unrounded sum of what the sensor reports for this board's total."""
 
     source: str | None = None
@@ -75,7 +75,7 @@ class Power(Record):
     note: str | None = None
 
 
-class Modes(Record):
+class Modes(Record, frozen=True):
     """Power modes and clocks, as found; edgetune never changes them."""
 
     current: str | None = None
@@ -86,7 +86,7 @@ class Modes(Record):
     fan: str | None = None
 
 
-class BlockCost(Record):
+class BlockCost(Record, frozen=True):
     """One probe of one transformer block: what each part of a step costs on this machine."""
 
     width: int
@@ -100,7 +100,7 @@ class BlockCost(Record):
     energy_j: float | None = None
 
 
-class Compute(Record):
+class Compute(Record, frozen=True):
     """How fast this machine multiplies and copies, measured with the engine that will train."""
 
     engine: Engine | None = None
@@ -115,7 +115,7 @@ class Compute(Record):
     probe_error: str | None = None
 
 
-class Profile(Record, tag_field="schema", tag="edgetune/profile/1"):
+class Profile(Record, frozen=True, tag_field="schema", tag="edgetune/profile/1"):
     """What this machine is and has; answers `edgetune profile`."""
 
     board: Board
@@ -134,7 +134,7 @@ class Profile(Record, tag_field="schema", tag="edgetune/profile/1"):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Caps(Record):
+class Caps(Record, frozen=True):
     """The user's limits. Memory is for the whole process tree, runtime included."""
 
     memory_bytes: int | None = None
@@ -144,7 +144,7 @@ class Caps(Record):
     disk_bytes: int | None = None
 
 
-class BlockPlan(Record):
+class BlockPlan(Record, frozen=True):
     """What one block may do: whether its weights may train, and how many patch tokens may leave it."""
 
     index: int
@@ -153,7 +153,7 @@ class BlockPlan(Record):
     keep_min_tokens: int
 
 
-class AlastPlan(Record):
+class AlastPlan(Record, frozen=True):
     """Settings of adaptive layer selection; see `edgetune.alast`."""
 
     mode: Literal["reference", "constrained", "random"]
@@ -165,14 +165,14 @@ class AlastPlan(Record):
     reduction: Literal["sum", "mean"] = "sum"
 
 
-class LoraPlan(Record):
+class LoraPlan(Record, frozen=True):
     """Low-rank adapters on the attention weights of every block that may train."""
 
     rank: int = 8
     alpha: float = 8.0
 
 
-class Recipe(Record):
+class Recipe(Record, frozen=True):
     """How the weights move: the optimisation settings of a run."""
 
     learning_rate: float
@@ -184,7 +184,7 @@ class Recipe(Record):
     patience: int | None = None  # epochs without a better validation accuracy
 
 
-class MemoryBill(Record):
+class MemoryBill(Record, frozen=True):
     """Where the peak goes, in bytes. `runtime` is the bare process, before any weight is read."""
 
     runtime: int
@@ -201,7 +201,7 @@ class MemoryBill(Record):
         return sum(getattr(self, name) for name in self.__struct_fields__)
 
 
-class Predicted(Record):
+class Predicted(Record, frozen=True):
     """What the plan will cost, as known before any step. `measured` is False: these come from a model."""
 
     peak_memory_bytes: int
@@ -216,7 +216,7 @@ class Predicted(Record):
     model: str = "edgetune.plan.cost/1"
 
 
-class NearestFeasible(Record):
+class NearestFeasible(Record, frozen=True):
     """For a plan that does not fit: the smallest value of each cap that would, the other caps held."""
 
     memory_bytes: int | None = None
@@ -224,7 +224,7 @@ class NearestFeasible(Record):
     time_s: float | None = None
 
 
-class DataFacts(Record):
+class DataFacts(Record, frozen=True):
     """What the plan knows of the data: counted from folder listings, no image is opened."""
 
     path: str
@@ -234,7 +234,7 @@ class DataFacts(Record):
     split: str  # where validation images come from: "val", "validation", or "split 20 % of train, seed 0"
 
 
-class Plan(Record, tag_field="schema", tag="edgetune/plan/1"):
+class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     """What a run will do, at most, and what it will cost; answers `edgetune plan` and drives `edgetune fit`."""
 
     model: str
@@ -276,7 +276,7 @@ class Plan(Record, tag_field="schema", tag="edgetune/plan/1"):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Accuracy(Record):
+class Accuracy(Record, frozen=True):
     """Top-1 on the validation images, 0 to 1."""
 
     best: float | None
@@ -285,7 +285,7 @@ class Accuracy(Record):
     classes: dict[str, float | None]  # per class, of the best checkpoint
 
 
-class MemoryResult(Record):
+class MemoryResult(Record, frozen=True):
     """Predicted beside measured."""
 
     cap_bytes: int | None
@@ -295,7 +295,7 @@ class MemoryResult(Record):
     device_peak_bytes: int | None
 
 
-class TimeResult(Record):
+class TimeResult(Record, frozen=True):
     """Wall time. `total_s` is process start to exit, over all sessions of a resumed run."""
 
     total_s: float
@@ -304,7 +304,7 @@ class TimeResult(Record):
     save_s: float
 
 
-class EnergyResult(Record):
+class EnergyResult(Record, frozen=True):
     """Joules. `net_j` is above the idle power measured before the run."""
 
     cap_j: float | None = None
@@ -316,7 +316,7 @@ class EnergyResult(Record):
     measured: bool = False
 
 
-class Work(Record):
+class Work(Record, frozen=True):
     """What was done."""
 
     images: int
@@ -326,7 +326,7 @@ class Work(Record):
     bytes_written: int
 
 
-class Result(Record, tag_field="schema", tag="edgetune/result/1"):
+class Result(Record, frozen=True, tag_field="schema", tag="edgetune/result/1"):
     """How a run ended; written by `edgetune fit`."""
 
     stopped_by: StoppedBy
@@ -346,7 +346,7 @@ class Result(Record, tag_field="schema", tag="edgetune/result/1"):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Confusion(Record):
+class Confusion(Record, frozen=True):
     """How many validation images of class `true` were taken for class `predicted`; indices into `Mistakes.classes`."""
 
     true: int
@@ -354,7 +354,7 @@ class Confusion(Record):
     images: int
 
 
-class WrongImage(Record):
+class WrongImage(Record, frozen=True):
     """One validation image the model got wrong, and how sure of itself it was."""
 
     path: str  # as found under the data folder
@@ -364,7 +364,7 @@ class WrongImage(Record):
     thumbnail_jpeg: bytes | None = None  # base64 in JSON; 128 px on the longer side is enough
 
 
-class Mistakes(Record, tag_field="schema", tag="edgetune/mistakes/1"):
+class Mistakes(Record, frozen=True, tag_field="schema", tag="edgetune/mistakes/1"):
     """What the best checkpoint gets wrong on the validation images: `mistakes.json` of a run folder, for its report."""
 
     images: int
