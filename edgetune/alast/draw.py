@@ -37,7 +37,7 @@ def draw_blocks(
     if k >= len(candidates):
         return tuple(sorted(candidates))
     if draw == "top":
-        return tuple(sorted(sorted(candidates, key=lambda block: (budgets[block], block))[-k:]))
+        return tuple(sorted(sorted(candidates, key=lambda block: (budgets[block], block), reverse=True)[:k]))
     if draw == "uniform":
         return tuple(sorted(rng.sample(candidates, k)))
     weights = [math.exp(budgets[block]) if draw == "softmax" else budgets[block] for block in candidates]
