@@ -51,11 +51,12 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
     register_tokens: int = 0
     position_on_prefix: bool = True  # False where position embeddings cover the patches only (DINOv2 with registers)
     layer_scale: bool = False
-    pool: Literal["token", "avg"] = "token"
+    layer_scale_init: float = 1e-5
+    pool: Literal["token", "avg"] = "token"  # what the classifier reads: the class token, or the patches' mean
     norm_eps: float = 1e-6
     mean: tuple[float, float, float] = INCEPTION_MEAN
     std: tuple[float, float, float] = INCEPTION_STD
-    hub_id: str | None = None  # repository of the default pre-trained weights
+    hub_id: str | None = None  # repository of the pre-trained weights; None where none were published
 
     @property
     def hidden(self) -> int:
@@ -82,6 +83,21 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
         """Length of the sequence that enters block 0."""
         return self.prefix + self.patches
 
+    @property
+    def prefix_positions(self) -> int:
+        """Position embeddings before those of the patches."""
+        return self.prefix if self.position_on_prefix else 0
+
+    @property
+    def final_norm(self) -> str:
+        """The last norm, in timm's words: `norm` before pooling, `fc_norm` after it where patches are averaged."""
+        return "norm" if self.pool == "token" else "fc_norm"
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """The classifier layers, in timm's words."""
+        return ("head", "head_dist") if self.distillation_token else ("head",)
+
     def at(self, image_size: int | None = None, classes: int | None = None) -> ViTSpec:
         """The same architecture at another image size (pixels) or number of classes.
 
@@ -105,7 +121,7 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
             yield Parameter("dist_token", (1, 1, self.width))
         if self.register_tokens:
             yield Parameter("reg_token", (1, self.register_tokens, self.width))
-        yield Parameter("pos_embed", (1, self.patches + (self.prefix if self.position_on_prefix else 0), self.width))
+        yield Parameter("pos_embed", (1, self.prefix_positions + self.patches, self.width))
         yield Parameter("patch_embed.proj.weight", (self.width, 3, self.patch_size, self.patch_size))
         yield Parameter("patch_embed.proj.bias", (self.width,))
 
@@ -131,9 +147,9 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def head_parameters(self) -> Iterator[Parameter]:
         """Final norm and classifier(s)."""
-        yield Parameter("norm.weight", (self.width,))
-        yield Parameter("norm.bias", (self.width,))
-        for head in ("head", "head_dist") if self.distillation_token else ("head",):
+        yield Parameter(self.final_norm + ".weight", (self.width,))
+        yield Parameter(self.final_norm + ".bias", (self.width,))
+        for head in self.classifiers:
             yield Parameter(head + ".weight", (self.classes, self.width))
             yield Parameter(head + ".bias", (self.classes,))
 
@@ -189,4 +205,3 @@ class BlockFlops(NamedTuple):
     def weight_gradient(self) -> int:
         """Gradients of the block's weights, given the gradients of its activations."""
         return self.projections
-

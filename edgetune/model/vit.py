@@ -76,7 +76,7 @@ class Mlp(nn.Module):
 class LayerScale(nn.Module):
     """A learned factor per channel on a residual branch."""
 
-    def __init__(self, width: int, initial: float = 1e-5) -> None:
+    def __init__(self, width: int, initial: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((width,), initial))
 
@@ -91,10 +91,10 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(spec.width, spec.norm_eps)
         self.attn = Attention(spec.width, spec.heads)
-        self.ls1 = LayerScale(spec.width) if spec.layer_scale else nn.Identity()
+        self.ls1 = LayerScale(spec.width, spec.layer_scale_init) if spec.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(spec.width, spec.norm_eps)
         self.mlp = Mlp(spec.width, spec.hidden)
-        self.ls2 = LayerScale(spec.width) if spec.layer_scale else nn.Identity()
+        self.ls2 = LayerScale(spec.width, spec.layer_scale_init) if spec.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, *, with_received: bool = False, query_tokens: int = 1) -> tuple[Tensor, Tensor | None]:
         """(B, N, C) to (B, N, C), and the attention received (B, N) when asked for; see `Attention.forward`."""
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A plain ViT built from its spec. `embed`, `blocks` and `classify` are separate so that a trainer owns the loop."""
+    """A plain ViT built from its spec. `embed`, `blocks` and `classify` are apart so that a trainer owns the loop."""
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
@@ -115,11 +115,12 @@ class VisionTransformer(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         if spec.register_tokens:
             self.reg_token = nn.Parameter(torch.zeros(1, spec.register_tokens, spec.width))
-        positions = spec.patches + (spec.prefix if spec.position_on_prefix else 0)
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, spec.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, spec.prefix_positions + spec.patches, spec.width))
         self.patch_embed = PatchEmbed(spec)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, spec.norm_eps)
+        norm = nn.LayerNorm(spec.width, spec.norm_eps)
+        self.norm = norm if spec.final_norm == "norm" else nn.Identity()
+        self.fc_norm = norm if spec.final_norm == "fc_norm" else nn.Identity()
         self.head = nn.Linear(spec.width, spec.classes)
         if spec.distillation_token:
             self.head_dist = nn.Linear(spec.width, spec.classes)
@@ -137,7 +138,7 @@ class VisionTransformer(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """Tokens after the last block (B, N, C) to logits (B, classes)."""
         if self.spec.pool == "avg":
-            pooled = self.norm(x)[:, self.spec.prefix :].mean(1)
+            pooled = self.fc_norm(x[:, self.spec.prefix :].mean(1))
         else:
             pooled = self.norm(x[:, : 1 + self.spec.distillation_token])
             if self.spec.distillation_token:
@@ -159,7 +160,7 @@ def initialise(model: VisionTransformer, generator: torch.Generator | None = Non
     """Random weights for training from scratch: truncated normal (0.02), zero biases, as timm does for its ViTs."""
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
-            nn.init.constant_(parameter, 1e-5)
+            nn.init.constant_(parameter, model.spec.layer_scale_init)
         elif parameter.ndim >= 2:
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
         elif not name.endswith("norm.weight") and "norm" not in name.split(".")[-2]:
