@@ -30,6 +30,14 @@ class MissingDependencyError(InputError):
         super().__init__(f"{purpose} needs {package}, which is not installed: run `pip install 'edgetune[{extra}]'`.")
 
 
+class StorageError(InputError):
+    """A file or folder given for output can't be written."""
+
+
+class DivergedError(InputError):
+    """The loss stopped being a number; the last good checkpoint is kept. The learning rate is the usual reason."""
+
+
 class InfeasibleError(EdgetuneError):
     """No plan fits the caps."""
 
@@ -38,15 +46,3 @@ class InfeasibleError(EdgetuneError):
     def __init__(self, message: str, nearest: NearestFeasible) -> None:
         super().__init__(message)
         self.nearest = nearest
-
-
-class CapReached(EdgetuneError):
-    """A cap ended the run before its planned steps; a usable checkpoint exists."""
-
-    exit_code = 4
-
-
-class Interrupted(EdgetuneError):
-    """The user (Ctrl-C) or the system (SIGTERM) ended the run; it can be resumed."""
-
-    exit_code = 130

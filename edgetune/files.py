@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetune.errors import EdgetuneError
+from edgetune.errors import StorageError
 
 
 @contextmanager
@@ -15,25 +15,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes `path`'s place, synced, when the block ends without error.
 
     Raises:
-        EdgetuneError: the disk is full or the folder can't be written to; what stood at `path` before is untouched.
+        StorageError: the disk is full or the folder can't be written to; what stood at `path` before is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a write into one sentence.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written to.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EdgetuneError(
-            f"{path} could not be written ({error.strerror or error}); free some space or choose another folder"
-            " — what was there before is untouched."
+        raise StorageError(
+            f"{path} could not be written ({error.strerror or error}): free some space or choose another folder;"
+            " what was there before is untouched."
         ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

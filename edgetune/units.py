@@ -57,7 +57,9 @@ def format_size(size_bytes: float | None) -> str:
     for unit, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if abs(size_bytes) >= factor:
             value = size_bytes / factor
-            return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+            return (
+                f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+            )
     return f"{size_bytes:.0f} B"
 
 

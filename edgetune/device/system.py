@@ -85,9 +85,7 @@ class System:
     def glob(self, pattern: str) -> list[str]:
         """Paths matching an absolute pattern, as this machine would name them, in natural order."""
         try:
-            found = [
-                "/" + str(path.relative_to(self.root)) for path in self.root.glob(pattern.lstrip("/"))
-            ]
+            found = ["/" + str(path.relative_to(self.root)) for path in self.root.glob(pattern.lstrip("/"))]
         except OSError:
             return []
         return sorted(found, key=lambda name: (len(name), name))

@@ -1,0 +1,421 @@
+"""The command line: one function per command, its signature is the command's. No logic lives here.
+
+Nothing heavy is imported before the command that needs it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetune.__about__ import __version__
+from edgetune.errors import EdgetuneError, InfeasibleError, InputError
+
+if TYPE_CHECKING:
+    from edgetune.options import Options
+    from edgetune.schema import Plan, Profile
+
+app = typer.Typer(
+    name="edgetune",
+    help="Fine-tune vision transformers on the device you have, inside the memory, energy and time you give it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+devices_app = typer.Typer(help="The board catalogue.", no_args_is_help=True)
+app.add_typer(devices_app, name="devices")
+
+# --- options that several commands share ------------------------------------------------------------------------------
+
+DataArgument = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="Image folder: train/<class>/* with val/<class>/*, or <class>/*.")
+]
+ModelOption = Annotated[str | None, typer.Option(help="timm name of a plain ViT; `edgetune models` lists them.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A .safetensors file (timm, torchvision or transformers names).")
+]
+ProfileOption = Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune profile --out`.")]
+MemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most memory of the whole process: 1.5GB, 512MiB.")
+]
+EnergyOption = Annotated[str | None, typer.Option(metavar="E", help="Most energy: 20kJ, 5Wh.")]
+TimeOption = Annotated[str | None, typer.Option(metavar="T", help="Most time: 30min, 2h.")]
+DiskOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Most disk for cached features.")]
+PowerOption = Annotated[
+    str | None, typer.Option(metavar="W", help="What the machine draws under load, where no sensor says.")
+]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
+ImageSizeOption = Annotated[int | None, typer.Option("--image-size", min=1, metavar="PX", help="Side in pixels.")]
+RateOption = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
+PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a gain.")]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="edgetune, alast, full, checkpoint, head, last-K, lora, alast-lora or random-k."),
+]
+EngineOption = Annotated[str | None, typer.Option(metavar="auto|torch|onnx", help="What does the arithmetic.")]
+DeviceOption = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where it runs.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in the main one.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of split, order, augmentation, draw and new weights.")]
+ConfigOption = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML or JSON with these options; flags win.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON artifact and nothing else.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgetune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    del version, debug  # listed for --help; `main` reads --debug, since that is where errors end up
+
+
+@app.command()
+def profile(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the profile here.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter probes, under 20 s.")] = False,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Read another file-system root; no probes.")] = None,
+    power: PowerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what this machine is and has: limits, sensors, speed."""
+    from edgetune import schema
+    from edgetune.profile import profile_device
+    from edgetune.units import parse_power
+
+    found = profile_device(root=root, quick=quick, power_w=None if power is None else parse_power(power))
+    if out is not None:
+        schema.save(found, out)
+    if json:
+        _print_json(found)
+        return
+    from edgetune.profile.page import print_profile
+
+    print_profile(found)
+    if out is not None:
+        typer.echo(f"written: {out}")
+
+
+@app.command()
+def plan(
+    data: DataArgument = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    profile: ProfileOption = None,
+    memory: MemoryOption = None,
+    energy: EnergyOption = None,
+    time: TimeOption = None,
+    disk: DiskOption = None,
+    power: PowerOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchOption = None,
+    image_size: ImageSizeOption = None,
+    lr: RateOption = None,
+    patience: PatienceOption = None,
+    method: MethodOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what `fit` would do under the caps, what it would cost, and why. Trains nothing."""
+    from edgetune import schema
+
+    options = _options(locals(), config)
+    try:
+        made, _ = _make_plan(options)
+    except InfeasibleError as error:
+        if json:
+            _print_json({"schema": "edgetune/plan/1", "error": str(error), "nearest_feasible": error.nearest})
+        raise
+    if out is not None:
+        schema.save(made, out)
+    if json:
+        _print_json(made)
+        return
+    from edgetune.plan.explain import print_plan
+
+    print_plan(made)
+    if out is not None:
+        typer.echo(f"written: {out}")
+
+
+@app.command()
+def fit(
+    data: DataArgument = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    profile: ProfileOption = None,
+    memory: MemoryOption = None,
+    energy: EnergyOption = None,
+    time: TimeOption = None,
+    disk: DiskOption = None,
+    power: PowerOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchOption = None,
+    image_size: ImageSizeOption = None,
+    lr: RateOption = None,
+    patience: PatienceOption = None,
+    method: MethodOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    plan: Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune plan --out`.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    save_every: Annotated[str, typer.Option(metavar="T", help="Time between states within an epoch.")] = "10min",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Fine-tune under the caps."""
+    given = {name: value for name, value in locals().items() if name in _OPTION_NAMES}
+    from edgetune.units import parse_duration
+
+    save_every_s = parse_duration(save_every, "--save-every")
+    if out is None and not dry_run:
+        raise InputError("--out is missing: name the run folder, for example --out runs/first.")
+    if resume and out is not None:
+        _refuse([name for name, value in given.items() if value is not None and name != "power"], "--resume")
+        options = _options(given, None)
+        from edgetune.train.fit import resume as resume_fit
+
+        _finish(resume_fit(out, power_w=options.power_w, save_every_s=save_every_s, quiet=quiet), out, quiet)
+        return
+    options = _options(given, config)
+    if plan is not None:
+        made = _planned(Path(plan), options)
+        found = _read_profile(options)
+    else:
+        made, found = _make_plan(options)
+    if dry_run or out is None:
+        from edgetune.plan.explain import print_plan
+
+        print_plan(made)
+        return
+    import msgspec
+
+    from edgetune.train.fit import fit as run_fit
+
+    merged = {name: value for name, value in msgspec.structs.asdict(options).items() if value is not None}
+    result = run_fit(
+        made,
+        out,
+        profile=found,
+        config=merged,
+        power_w=options.power_w,
+        save_every_s=save_every_s,
+        quiet=quiet,
+    )
+    _finish(result, out, quiet)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Image folder; test/ is used where there is one.")],
+    json: JsonOption = False,
+) -> None:
+    """Measure the best checkpoint of a run on labelled images."""
+    from edgetune.infer import evaluate as run_evaluate
+    from edgetune.infer import print_evaluation
+
+    evaluation = run_evaluate(run, data)
+    if json:
+        _print_json(evaluation)
+    else:
+        print_evaluation(evaluation)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    json: JsonOption = False,
+) -> None:
+    """Name the class of images with the best checkpoint of a run."""
+    from edgetune.infer import predict as run_predict
+    from edgetune.infer import print_predictions
+
+    predictions = run_predict(run, images)
+    if json:
+        _print_json(predictions)
+    else:
+        print_predictions(predictions)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (timm) to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8 or timm.")] = "onnx",
+) -> None:
+    """Hand the best checkpoint of a run on, checked against torch."""
+    from edgetune.export import export as run_export
+
+    report = run_export(run, format, out)
+    typer.echo(report.sentence)
+
+
+@app.command()
+def models() -> None:
+    """List the models edgetune knows by name."""
+    from edgetune.model.registry import find_spec, list_models
+
+    for name in list_models():
+        spec = find_spec(name)
+        typer.echo(f"{name:40} {spec.image_size:4} px  {spec.parameter_count / 1e6:6.1f} M weights")
+
+
+@app.command(name="sample-data")
+def sample_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="digits")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+) -> None:
+    """Write a bundled data set as an image folder."""
+    from edgetune.data.samples import unpack
+
+    unpack(name, out)
+    typer.echo(f"written: {out}")
+
+
+@devices_app.command(name="list")
+def devices_list() -> None:
+    """List the boards of the catalogue."""
+    from edgetune.device.catalogue import load_catalogue
+
+    for name, entry in sorted(load_catalogue().items()):
+        typer.echo(f"{name:24} {entry.name}")
+
+
+@devices_app.command(name="show")
+def devices_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="From `edgetune devices list`.")],
+    json: JsonOption = False,
+) -> None:
+    """Show what the catalogue knows of a board."""
+    from edgetune.device.catalogue import find_entry
+    from edgetune.device.page import print_entry
+
+    entry = find_entry(name)
+    if json:
+        _print_json(entry)
+    else:
+        print_entry(name, entry)
+
+
+# --- between the flags and the rooms ----------------------------------------------------------------------------------
+
+_OPTION_NAMES = frozenset(
+    [
+        "data",
+        "model",
+        "weights",
+        "profile",
+        "memory",
+        "energy",
+        "time",
+        "disk",
+        "power",
+        "epochs",
+        "batch_size",
+        "image_size",
+        "lr",
+        "patience",
+        "method",
+        "engine",
+        "device",
+        "threads",
+        "workers",
+        "seed",
+    ]
+)
+
+
+def _options(given: dict[str, Any], config: Path | None) -> Options:
+    from edgetune.options import merge_options
+
+    return merge_options(config, {name: value for name, value in given.items() if name in _OPTION_NAMES})
+
+
+def _read_profile(options: Options) -> Profile | None:
+    from edgetune import schema
+
+    return None if options.profile is None else schema.load(Path(options.profile), schema.Profile)
+
+
+def _make_plan(options: Options) -> tuple[Plan, Profile | None]:
+    from edgetune.plan import make_plan
+
+    found = _read_profile(options)
+    return make_plan(profile=found, **options.planner_arguments()), found
+
+
+def _planned(path: Path, options: Options) -> Plan:
+    """The plan of --plan, after making sure that no other option contradicts it."""
+    from edgetune import schema
+
+    made = schema.load(path, schema.Plan)
+    if options.data is None or Path(options.data).resolve() != Path(made.data.path).resolve():
+        raise InputError(f"--plan {path} was made for the DATA {made.data.path}; give that folder, or plan anew.")
+    free = {"data", "profile", "power"}  # these change nothing that was planned
+    _refuse([name for name in _OPTION_NAMES - free if getattr(options, name) is not None], "--plan")
+    return made
+
+
+def _refuse(names: list[str], winner: str) -> None:
+    flags = ["DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(names)]
+    if flags:
+        raise InputError(f"{winner} fixes everything already: leave out {', '.join(flags)}.")
+
+
+def _finish(result: Any, out: Path, quiet: bool) -> None:
+    from edgetune.train.fit import exit_code
+    from edgetune.train.summary import print_result
+
+    if not quiet:
+        print_result(result, out)
+    raise typer.Exit(exit_code(result))
+
+
+def _print_json(record: Any) -> None:
+    from edgetune.schema import to_json
+
+    typer.echo(to_json(record).decode(), nl=False)
+
+
+def main() -> None:
+    """Entry point: run a command; an error becomes one sentence and its exit code. `--debug` may stand anywhere."""
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+    except EdgetuneError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Keep resident memory close to what is in use: settings of glibc's allocator.
+
+glibc keeps freed memory for reuse and raises its own thresholds as a program frees large blocks, so that a training
+process may hold far more than it uses. Large blocks served by `mmap` go back to the kernel when freed, at the price of
+fresh zeroed pages. See mallopt(3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_MMAP_FROM_BYTES = 4 << 20
+_TRIM_FROM_BYTES = 16 << 20
+
+
+def keep_malloc_lean() -> bool:
+    """Fix glibc's thresholds for this process; False where the C library is another one."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES))
+    return sum(mallopt(option, value) for option, value in settings) == len(settings)
+
+
+def release_free_memory() -> None:
+    """Hand what malloc holds but nobody uses back to the kernel."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass

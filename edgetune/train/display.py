@@ -1,0 +1,76 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from edgetune.schema import Plan
+from edgetune.units import format_duration, format_energy, format_size
+
+
+class Display:
+    """Context manager; every call is cheap enough for each step."""
+
+    def __init__(self, plan: Plan, quiet: bool = False) -> None:
+        self._epochs = plan.epochs
+        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=plan.total_steps, facts="")
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(
+        self, *, epoch: int, step: int, loss: float, images_per_s: float, memory_bytes: int | None, joules: float | None
+    ) -> None:
+        """One optimizer step is done."""
+        if self._bar:
+            facts = [f"loss {loss:.3f}", f"{images_per_s:.1f} img/s", format_size(memory_bytes)]
+            if joules is not None:
+                facts.append(format_energy(joules))
+            self._bar.update(
+                self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}", facts="  ".join(facts)
+            )
+
+    def epoch(
+        self,
+        *,
+        epoch: int,
+        loss: float,
+        accuracy: float,
+        seconds: float,
+        joules: float | None,
+        memory_bytes: int | None,
+    ) -> None:
+        """One epoch is done and evaluated."""
+        energy = f"  {format_energy(joules)}" if joules is not None else ""
+        self.say(
+            f"epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  val accuracy {accuracy:.1%}"
+            f"  {format_duration(seconds)}{energy}  {format_size(memory_bytes)}"
+        )
+
+    def say(self, sentence: str) -> None:
+        """One line for the person watching."""
+        self._console.print(sentence, markup=False)

@@ -1,0 +1,74 @@
+"""What the loop asks of a training engine. The loop knows nothing of torch; an engine knows nothing of epochs.
+
+`edgetune.train.torch_engine.TorchEngine` is the one there is; the protocol is what a second one has to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from edgetune.data.loader import Batch
+
+
+class StepReport(NamedTuple):
+    """What one optimizer step did.
+
+    `kept` is the mean number of patch tokens that left each block; `budgets` is None where no method adapts them.
+    """
+
+    loss: float
+    trained: tuple[int, ...]
+    kept: list[float]
+    budgets: list[float] | None
+    flops: int
+
+
+class Evaluation(NamedTuple):
+    """Predictions on a sequence of labelled images: mean loss, and per image its label, the answer, the confidence."""
+
+    loss: float
+    labels: list[int]
+    predictions: list[int]
+    confidences: list[float]
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, 0 to 1."""
+        return sum(map(int.__eq__, self.labels, self.predictions)) / len(self.labels)
+
+
+class OutOfMemoryError(Exception):
+    """The machine has no memory for this step; the step changed nothing and may be repeated with a smaller one."""
+
+
+class Engine(Protocol):
+    """A model in training."""
+
+    def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
+        """One optimizer step on a batch, in exact accumulation over micro-batches.
+
+        A loss that is not finite leaves weights and optimizer as they were and is returned.
+
+        Raises:
+            OutOfMemoryError: see there.
+        """
+
+    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool]) -> Evaluation | None:
+        """Predictions with all tokens kept and nothing learned; None when `stop()` became true half-way."""
+
+    def save_weights(self, path: Path, accuracy: float | None) -> int:
+        """Write the model under timm's names with what is needed to use it; returns the bytes written."""
+
+    def save_base(self, path: Path) -> int:
+        """Write, once per run, what never trains; returns the bytes written."""
+
+    def save_state(self, path: Path, progress: dict[str, Any]) -> int:
+        """Write what trains, the optimizer's and the method's state and `progress`; returns the bytes written."""
+
+    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
+        """Take up a state written before; returns its `progress`."""
+
+    def device_peak_bytes(self) -> int | None:
+        """Most memory this process held on an accelerator, context excluded; None without one."""

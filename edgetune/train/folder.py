@@ -1,0 +1,78 @@
+"""The run folder: what lies where, and the log that a power cut can't spoil."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import InputError
+from edgetune.files import storage_errors, write_atomically
+
+
+class RunFolder:
+    """Paths of a run's artifacts; see the README for what each holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = path / "plan.json"
+        self.profile = path / "profile.json"
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
+        self.base = path / "state" / "base.safetensors"
+        self.state = path / "state" / "state.safetensors"
+        self.result = path / "result.json"
+        self.mistakes = path / "mistakes.json"
+        self.report = path / "report.html"
+
+    def create(self) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+            InputError: it exists and is not empty, or can't be made.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            hint = "add --resume to go on with it, or " if self.state.exists() else ""
+            raise InputError(f"--out {self.path} exists already; {hint}choose another folder.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {self.path} can't be made ({error.strerror}); choose another folder.") from None
+
+    def open(self) -> None:
+        """Check that there is a run to go on with.
+
+        Raises:
+            InputError: nothing here can be resumed.
+        """
+        if not (self.plan.exists() and self.state.exists() and self.base.exists()):
+            raise InputError(f"--out {self.path} holds no run that can be resumed; leave out --resume to start one.")
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, flushed line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run writes it again. Also drops a torn last line."""
+        if not self.path.exists():
+            return
+        lines = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["step"] <= step:
+                lines.append(line)
+        write_atomically(self.path, b"".join(lines))
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one record; a number that is not finite becomes null, as JSON has none."""
+        finite = {key: None if value != value else value for key, value in values.items()}
+        with storage_errors(self.path), self.path.open("a") as log:
+            log.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")

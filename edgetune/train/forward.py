@@ -1,0 +1,48 @@
+"""One training forward pass through a plain ViT, in which the caller decides what is kept for the backward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from edgetune.model.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from edgetune.alast import Controller
+
+
+def training_forward(
+    model: VisionTransformer,
+    images: Tensor,
+    *,
+    lowest_trained: int,
+    embeddings_trained: bool = False,
+    controller: Controller | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """Logits (B, classes) of images (B, 3, S, S), with autograd from `lowest_trained` upwards only.
+
+    Args:
+        model: the transformer; which of its parameters take gradients is the caller's doing.
+        images: normalised images.
+        lowest_trained: no block below this index keeps anything for the backward pass.
+        embeddings_trained: the embeddings take gradients, so every block keeps what passes them on.
+        controller: adaptive layer selection: observes the class token at every block and drops tokens.
+        recompute: keep only each block's input and run the block again in the backward pass.
+    """
+    with torch.set_grad_enabled(embeddings_trained):
+        x = model.embed(images)
+    for index, block in enumerate(model.blocks):
+        observe = controller is not None and controller.needs_attention(index)
+        # without a class token, tokens are ranked by the mean attention that all of them give (alast.md, open points)
+        queries = 1 if model.spec.class_token else x.shape[1]
+        with torch.set_grad_enabled(embeddings_trained or index >= lowest_trained):
+            if recompute and torch.is_grad_enabled():
+                after, received = checkpoint(block, x, with_received=observe, query_tokens=queries, use_reentrant=False)
+            else:
+                after, received = block(x, with_received=observe, query_tokens=queries)
+            x = after if controller is None else controller.after_block(index, x, after, received)
+    return model.classify(x)

@@ -1,0 +1,38 @@
+"""Keeps a run inside its caps: memory after every step, time and energy before every step."""
+
+from __future__ import annotations
+
+from edgetune.measure.memory import PeakMeter
+from edgetune.schema import Caps, StoppedBy
+
+
+class Governor:
+    """Compares what was spent with what may be spent. It decides; the loop acts and logs."""
+
+    def __init__(self, caps: Caps, memory: PeakMeter) -> None:
+        self.caps = caps
+        self._memory = memory
+
+    def excess_bytes(self) -> int:
+        """How far resident memory stands above the cap right now; 0 inside it, or where it can't be read."""
+        current = self._memory.current_bytes()
+        if self.caps.memory_bytes is None or current is None:
+            return 0
+        return max(0, current - self.caps.memory_bytes)
+
+    def spent_cap(self, seconds: float, joules: float | None, reserve_s: float) -> StoppedBy | None:
+        """The cap that another step would break, if any.
+
+        Args:
+            seconds: wall time spent so far.
+            joules: energy spent so far; None where it can't be known.
+            reserve_s: time that must be left for this step, an evaluation and a save; its energy is reckoned at the
+                mean power so far.
+        """
+        if self.caps.time_s is not None and seconds + reserve_s >= self.caps.time_s:
+            return "time"
+        if self.caps.energy_j is not None and joules is not None:
+            mean_w = joules / seconds if seconds > 0 else 0.0
+            if joules + reserve_s * mean_w >= self.caps.energy_j:
+                return "energy"
+        return None

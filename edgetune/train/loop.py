@@ -1,0 +1,330 @@
+"""The loop: epochs, evaluation, checkpoints, caps. It knows no torch; an `Engine` does the arithmetic."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edgetune import schema
+from edgetune.data.loader import Batch, Loader
+from edgetune.device.energy import EnergyMeter, Window
+from edgetune.errors import InputError
+from edgetune.measure.memory import PeakMeter
+from edgetune.schema import Plan, StoppedBy
+from edgetune.train.display import Display
+from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.folder import Metrics, RunFolder
+from edgetune.train.governor import Governor
+from edgetune.train.mistakes import class_accuracies, find_mistakes
+from edgetune.train.progress import Progress
+from edgetune.train.schedule import learning_rate
+
+_LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
+
+
+class Meters(msgspec.Struct):
+    """What watches the run."""
+
+    memory: PeakMeter
+    energy: EnergyMeter
+    sitting: Window  # of the energy meter, open as long as the process trains
+    started: float  # when the process started, on the clock
+    clock: Callable[[], float] = time.monotonic
+
+
+class Loop:
+    """One run, or the rest of one.
+
+    Args:
+        plan: what to do.
+        engine: does it.
+        train, val: the images.
+        folder: where the artifacts go.
+        meters: memory, energy and time.
+        display: what the person sees.
+        interrupted: whether somebody asked the run to end.
+        save_every_s: seconds between states within an epoch.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Engine,
+        train: Loader,
+        val: Loader,
+        folder: RunFolder,
+        meters: Meters,
+        display: Display,
+        interrupted: Callable[[], bool],
+        save_every_s: float,
+    ) -> None:
+        self.plan, self.engine, self.train, self.val = plan, engine, train, val
+        self.folder, self.meters, self.display = folder, meters, display
+        self.interrupted, self.save_every_s = interrupted, save_every_s
+        self.metrics = Metrics(folder.metrics)
+        self.progress = Progress(micro_batch_size=plan.micro_batch_size, kept_sum=[0.0] * len(plan.blocks))
+        self.governor = Governor(plan.caps, meters.memory)
+        self._log_every = max(1, plan.total_steps // _LOGGED_STEPS)
+        self._saved_at = meters.clock()
+        self._step_s = 0.0
+        self._last_eval_s: float | None = None
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Take up the last state, and forget what was logged after it."""
+        kept = self.engine.load_state(self.folder.base, self.folder.state)
+        try:
+            self.progress = msgspec.convert(kept, Progress)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{self.folder.state} is of another version ({error}); start anew.") from None
+        self.metrics.rewind(self.progress.step)
+        self._event("resumed", f"resumed after step {self.progress.step}")
+
+    def save(self) -> None:
+        """Write a state from which `resume` continues."""
+        with self._timed("save_s"):
+            self.progress.peak_bytes = max(self.progress.peak_bytes, self.meters.memory.peak_bytes() or 0)
+            kept = msgspec.to_builtins(self._progress_with_this_sitting())
+            self.progress.bytes_written += self.engine.save_state(self.folder.state, kept)
+        self._saved_at = self.meters.clock()
+
+    def _progress_with_this_sitting(self) -> Progress:
+        joules, net = self.joules()
+        return msgspec.structs.replace(
+            self.progress, spent_s=self.seconds(), spent_j=joules or 0.0, spent_net_j=net or 0.0
+        )
+
+    def seconds(self) -> float:
+        """Wall time spent on the run, over all sittings."""
+        return self.progress.spent_s + self.meters.clock() - self.meters.started
+
+    def joules(self) -> tuple[float | None, float | None]:
+        """Gross and net energy spent on the run, over all sittings; None where it can't be known."""
+        gross, net = self.meters.sitting.joules, self.meters.sitting.net_joules
+        return (
+            None if gross is None else self.progress.spent_j + gross,
+            None if net is None else self.progress.spent_net_j + net,
+        )
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> StoppedBy:
+        """Train until the plan, patience, a cap or the user ends it; artifacts are complete when this returns."""
+        if self.progress.step == 0 and not self.folder.base.exists():
+            with self._timed("save_s"):
+                self.progress.bytes_written += self.engine.save_base(self.folder.base)
+            self.save()
+        while self.progress.epoch < self.plan.epochs:
+            stopped = self._epoch()
+            if stopped in ("user", "nan"):
+                break
+            if self.progress.step_in_epoch and not self._evaluate():
+                stopped = "user"
+                break
+            self._next_epoch(whole=stopped is None)
+            if stopped:
+                break
+            patience = self.plan.recipe.patience
+            if patience is not None and self.progress.epochs_without_gain >= patience:
+                stopped = "patience"
+                break
+        else:
+            stopped = "epochs"
+        if stopped == "nan":
+            self._event("nan", f"the loss of step {self.progress.step + 1} is not a number; the step was not taken")
+        else:
+            self._save_last()
+            self.save()
+        return stopped
+
+    def _epoch(self) -> StoppedBy | None:
+        """The rest of the epoch in progress; None when it came to its end."""
+        progress = self.progress
+        clock = self.meters.clock
+        with self.meters.energy.window() as window:
+            mark, mark_j = clock(), 0.0
+            for batch in self.train.epoch(progress.epoch, progress.step_in_epoch):
+                while True:
+                    stopped = self._should_stop()
+                    if stopped:
+                        return stopped
+                    rate = learning_rate(self.plan.recipe, progress.step, self.plan.total_steps)
+                    try:
+                        report = self.engine.train_step(batch, rate, progress.micro_batch_size)
+                    except OutOfMemoryError as error:
+                        if not self._shrink(f"out of memory ({error})"):
+                            return "memory"
+                        continue
+                    break
+                if not math.isfinite(report.loss):
+                    return "nan"
+                now, joules = clock(), window.joules
+                self._step_s = now - mark
+                self._count(batch, report, self._step_s, None if joules is None else joules - mark_j)
+                mark, mark_j = now, joules or 0.0
+                self._log_step(batch, report, rate)
+                if clock() - self._saved_at > self.save_every_s:
+                    self.save()
+                    mark, mark_j = clock(), window.joules or 0.0  # saving is not part of the epoch's figures
+                excess = self.governor.excess_bytes()
+                if excess and not self._shrink(f"{excess} bytes above the memory cap"):
+                    return "memory"
+        return None
+
+    def _should_stop(self) -> StoppedBy | None:
+        if self.interrupted():
+            return "user"
+        # what must still be possible after this step: evaluating and saving
+        last_eval = self._last_eval_s
+        reserve_s = 2 * self._step_s + self._save_estimate_s()
+        reserve_s += last_eval if last_eval is not None else self._step_s * len(self.val) / self.plan.batch_size
+        return self.governor.spent_cap(self.seconds(), self.joules()[0], reserve_s)
+
+    def _save_estimate_s(self) -> float:
+        return 0.5 + self.progress.save_s / max(1, self.progress.evaluated + 1)
+
+    def _shrink(self, reason: str) -> bool:
+        """Halve the micro-batch; False when it can't be halved any more."""
+        smaller = self.progress.micro_batch_size // 2
+        if smaller < 1:
+            self._event("memory", f"{reason} with one image at a time; stopping")
+            return False
+        self.progress.micro_batch_size = smaller
+        self._event("micro_batch", f"{reason}: micro-batch is now {smaller}")
+        return True
+
+    def _count(self, batch: Batch, report: StepReport, seconds: float, joules: float | None) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.epoch_s += seconds
+        progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
+        progress.loss_sum += report.loss
+        progress.images += len(batch.labels)
+        progress.train_flops += report.flops
+        progress.trained_block_steps += len(report.trained)
+        progress.kept_sum = [total + kept for total, kept in zip(progress.kept_sum, report.kept, strict=True)]
+
+    def _log_step(self, batch: Batch, report: StepReport, rate: float) -> None:
+        progress = self.progress
+        images_per_s = len(batch.labels) / self._step_s
+        memory_bytes = self.meters.memory.current_bytes()
+        joules = self.joules()[0]
+        self.display.step(
+            epoch=progress.epoch,
+            step=progress.step,
+            loss=report.loss,
+            images_per_s=images_per_s,
+            memory_bytes=memory_bytes,
+            joules=joules,
+        )
+        if progress.step % self._log_every:
+            return
+        self.metrics.write(
+            "step",
+            progress.step,
+            epoch=progress.epoch,
+            loss=report.loss,
+            lr=rate,
+            images_per_s=round(images_per_s, 3),
+            memory_bytes=memory_bytes,
+            power_w=self.meters.energy.watts,
+            energy_j=joules,
+            k=len(report.trained),
+            trained_blocks=list(report.trained),
+            tokens_per_block=[round(kept, 2) for kept in report.kept],
+            budgets=report.budgets,
+        )
+
+    def _evaluate(self) -> bool:
+        """Validate the model as it stands and keep it if it is the best; False when interrupted."""
+        progress = self.progress
+        with self._timed("eval_s") as elapsed:
+            evaluation = self.engine.evaluate(self.val.epoch(0), self.interrupted)
+        if evaluation is None:
+            return False
+        self._last_eval_s = elapsed()
+        progress.accuracies.append(evaluation.accuracy)
+        progress.evaluated += 1
+        if progress.best_epoch == len(progress.accuracies) - 1:
+            self._keep_best(evaluation)
+        loss = progress.loss_sum / progress.step_in_epoch
+        memory_bytes = self.meters.memory.peak_bytes()
+        self.metrics.write(
+            "epoch",
+            progress.step,
+            epoch=progress.epoch,
+            train_loss=loss,
+            val_loss=evaluation.loss,
+            val_accuracy=evaluation.accuracy,
+            images=progress.images,
+            epoch_s=progress.epoch_s,
+            energy_j=progress.epoch_j,
+            memory_bytes=memory_bytes,
+            images_per_s=round(progress.step_in_epoch * self.plan.batch_size / progress.epoch_s, 3),
+        )
+        self.display.epoch(
+            epoch=progress.epoch,
+            loss=loss,
+            accuracy=evaluation.accuracy,
+            seconds=progress.epoch_s,
+            joules=progress.epoch_j,
+            memory_bytes=memory_bytes,
+        )
+        return True
+
+    def _next_epoch(self, whole: bool) -> None:
+        progress = self.progress
+        if progress.step_in_epoch:
+            progress.epochs_s.append(progress.epoch_s)
+            progress.epochs_j.append(progress.epoch_j)
+        if whole:
+            progress.epoch += 1
+            progress.step_in_epoch = 0
+            progress.epoch_s, progress.epoch_j, progress.loss_sum = 0.0, 0.0, 0.0
+            if progress.epoch < self.plan.epochs:
+                self.save()
+
+    # --- what is written ---------------------------------------------------------------------------------------------
+
+    def _keep_best(self, evaluation: Evaluation) -> None:
+        self.progress.best_classes = class_accuracies(evaluation, self.plan.data.classes)
+        with self._timed("save_s"):
+            self._save_weights(self.folder.best, evaluation.accuracy)
+            schema.save(find_mistakes(evaluation, self.plan.data.classes), self.folder.mistakes)
+
+    def _save_last(self) -> None:
+        with self._timed("save_s"):
+            accuracies = self.progress.accuracies
+            self._save_weights(self.folder.last, accuracies[-1] if accuracies else None)
+
+    def _save_weights(self, path: Path, accuracy: float | None) -> None:
+        self.progress.bytes_written += self.engine.save_weights(path, accuracy)
+
+    def _event(self, event: str, message: str) -> None:
+        self.metrics.write("event", self.progress.step, event=event, message=message)
+        self.display.say(message)
+
+    def _timed(self, field: str) -> _Timed:
+        return _Timed(self, field)
+
+
+class _Timed:
+    """Add the wall time of a block to one of the progress's counters."""
+
+    def __init__(self, loop: Loop, field: str) -> None:
+        self._loop, self._field = loop, field
+        self._seconds = 0.0
+
+    def __enter__(self) -> Callable[[], float]:
+        self._start = self._loop.meters.clock()
+        return lambda: self._seconds
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds = self._loop.meters.clock() - self._start
+        setattr(self._loop.progress, self._field, getattr(self._loop.progress, self._field) + self._seconds)

@@ -1,0 +1,230 @@
+"""The torch engine: eager autograd over a plain ViT, under the constraints of a plan."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgetune.alast import Controller
+from edgetune.data.loader import Batch
+from edgetune.errors import InputError
+from edgetune.model.header import WeightsMetadata
+from edgetune.model.lora import add_lora, lora_parameters
+from edgetune.model.vit import VisionTransformer
+from edgetune.model.weights import save_weights
+from edgetune.plan.cost import step_flops
+from edgetune.schema import Plan
+from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.forward import training_forward
+from edgetune.train.optimizer import build_optimizer
+
+_OPTIMIZER_PREFIX, _PARAMETER_PREFIX = "optimizer/", "parameter/"
+# how the C library, CUDA and Tegra's NvMap say that memory has run out
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "NvMapMem", "NVML_SUCCESS == r")
+
+
+class TorchEngine:
+    """A VisionTransformer in training; see `edgetune.train.engine.Engine` for what each call promises.
+
+    Args:
+        plan: the constraints.
+        model: the transformer with its weights loaded, on the CPU.
+    """
+
+    def __init__(self, plan: Plan, model: VisionTransformer) -> None:
+        self.plan = plan
+        self.spec = model.spec
+        self.device = torch.device(plan.device)
+        trainable_blocks = [block.index for block in plan.blocks if block.trainable]
+        if plan.lora is not None:
+            add_lora(model, plan.lora.rank, plan.lora.alpha, trainable_blocks, seed=plan.seed)
+        self.model = model.to(self.device)
+        # what of a block learns when it trains: all of it, or its adapters alone
+        self._by_block = [lora_parameters(block) if plan.lora else list(block.parameters()) for block in model.blocks]
+        always = {"norm", *model.spec.classifiers}
+        if plan.embeddings_trainable:
+            always |= {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed"}
+        adaptable = {id(parameter) for index in trainable_blocks for parameter in self._by_block[index]}
+        self._trainable = []
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in always)
+            if parameter.requires_grad or id(parameter) in adaptable:
+                self._trainable.append((name, parameter))
+        self.optimizer = build_optimizer(plan, self._trainable)
+        self.controller = (
+            Controller.from_plan(
+                plan.alast,
+                plan.blocks,
+                plan.k,
+                prefix_tokens=self.spec.prefix,
+                class_token=self.spec.class_token,
+                seed=plan.seed,
+            )
+            if plan.alast
+            else None
+        )
+        self._all_blocks = tuple(trainable_blocks)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=plan.device == "cuda" and plan.precision == "fp16")
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.plan.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.plan.device, torch.float16 if self.plan.precision == "fp16" else torch.bfloat16)
+
+    def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
+        """See `Engine.train_step`."""
+        before = self.controller.state_dict() if self.controller else None
+        trained = self.controller.draw() if self.controller else self._all_blocks
+        for index in self._all_blocks:
+            for parameter in self._by_block[index]:
+                parameter.requires_grad_(index in trained)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, kept = self._accumulate(batch, min(trained, default=self.spec.depth), micro_batch_size)
+        except (RuntimeError, MemoryError) as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.controller and before:
+                self.controller.load_state_dict(before)
+            if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error
+            raise
+        if math.isfinite(loss):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepReport(
+            loss=loss,
+            trained=trained,
+            kept=kept,
+            budgets=list(self.controller.budgets) if self.controller else None,
+            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept),
+        )
+
+    def _accumulate(self, batch: Batch, lowest: int, micro_batch_size: int) -> tuple[float, list[float]]:
+        """Gradients of the batch's mean loss, and the patch tokens that left each block (mean over images)."""
+        size = len(batch.labels)
+        total, kept = 0.0, [0.0] * self.spec.depth
+        for start in range(0, size, micro_batch_size):
+            part = Batch(*(array[start : start + micro_batch_size] for array in (batch.images, batch.labels)))
+            images, labels = self._images(part)
+            share = len(labels) / size
+            with self._autocast():
+                logits = training_forward(
+                    self.model,
+                    images,
+                    lowest_trained=lowest,
+                    embeddings_trained=self.plan.embeddings_trainable,
+                    controller=self.controller,
+                    recompute=self.plan.saved_activations == "recompute",
+                )
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.plan.recipe.label_smoothing) * share
+            self._scaler.scale(loss).backward()
+            total += loss.item()
+            tokens = self.controller.kept if self.controller else (self.spec.patches,) * self.spec.depth
+            kept = [sum_ + share * (count or 0) for sum_, count in zip(kept, tokens, strict=True)]
+        return total, kept
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+        """See `Engine.evaluate`."""
+        loss, labels, predictions, confidences = 0.0, [], [], []
+        for batch in batches:
+            if stop():
+                return None
+            images, expected = self._images(batch)
+            with self._autocast():
+                logits = self.model(images)
+            loss += float(F.cross_entropy(logits.float(), expected, reduction="sum"))
+            confidence, answer = logits.float().softmax(1).max(1)
+            labels += expected.tolist()
+            predictions += answer.tolist()
+            confidences += confidence.tolist()
+        return Evaluation(loss / max(1, len(labels)), labels, predictions, confidences)
+
+    def save_weights(self, path: Path, accuracy: float | None) -> int:
+        """See `Engine.save_weights`."""
+        metadata = WeightsMetadata.of(self.spec, self.plan.data.classes, val_accuracy=json.dumps(accuracy))
+        save_weights(path, self.model, metadata)
+        return path.stat().st_size
+
+    def save_base(self, path: Path) -> int:
+        """See `Engine.save_base`."""
+        trainable = {name for name, _ in self._trainable}
+        frozen = {name: value for name, value in self.model.state_dict().items() if name not in trainable}
+        save_weights(path, frozen, {})
+        return path.stat().st_size
+
+    def save_state(self, path: Path, progress: dict[str, Any]) -> int:
+        """See `Engine.save_state`."""
+        tensors = {_PARAMETER_PREFIX + name: parameter.detach() for name, parameter in self._trainable}
+        for name, parameter in self._trainable:
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{_OPTIMIZER_PREFIX}{key}/{name}"] = torch.as_tensor(value).clone()
+        kept = {
+            "progress": progress,
+            "controller": self.controller.state_dict() if self.controller else None,
+            "scaler": self._scaler.state_dict(),
+        }
+        save_weights(path, tensors, {"edgetune": kept})
+        return path.stat().st_size
+
+    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
+        """See `Engine.load_state`."""
+        try:
+            kept = self._take_up(base, path)
+        except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
+        if self.controller:
+            self.controller.load_state_dict(kept["controller"])
+        self._scaler.load_state_dict(kept["scaler"])
+        progress: dict[str, Any] = kept["progress"]
+        return progress
+
+    def _take_up(self, base: Path, path: Path) -> dict[str, Any]:
+        values = self.model.state_dict()
+        with safe_open(base, "pt") as stored, torch.no_grad():
+            for name in stored.keys():  # noqa: SIM118 - safe_open is no mapping
+                values[name].copy_(stored.get_tensor(name))
+        with safe_open(path, "pt") as stored, torch.no_grad():
+            names = set(stored.keys())
+            kept: dict[str, Any] = json.loads(stored.metadata()["edgetune"])
+            for name, parameter in self._trainable:
+                parameter.copy_(stored.get_tensor(_PARAMETER_PREFIX + name))
+                state = {
+                    key: stored.get_tensor(f"{_OPTIMIZER_PREFIX}{key}/{name}")
+                    for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+                    if f"{_OPTIMIZER_PREFIX}{key}/{name}" in names
+                }
+                if state:
+                    device = self.device
+                    self.optimizer.state[parameter] = {key: value.to(device) for key, value in state.items()}
+        return kept
+
+    def device_peak_bytes(self) -> int | None:
+        """See `Engine.device_peak_bytes`."""
+        return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
+
+
+def start(plan: Plan) -> None:
+    """Set torch up for a run: threads, and one matrix product, so that thread pools exist before memory is measured."""
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(plan.seed)
+    square = torch.ones(256, 256, device=plan.device)
+    (square @ square).sum().item()
