@@ -1,0 +1,208 @@
+"""The memory bill: the most bytes a training job can hold at once, term by term. Pure arithmetic, no torch.
+
+It describes the trainer of `edgetune.train`: eager autograd over `edgetune.model.vit` in fp32. What a block keeps for
+its backward pass, per token, in units of the model's width C (M is the MLP's hidden width, 4 C as a rule):
+
+    passes the gradient on   x 1 · q, k, v 3 · attention's output 1 · x after attention 1 · before GELU M/C
+    its weights train        + normalised inputs 1 + 1 · after GELU M/C · with LayerScale + 2
+    its adapters train       + normalised input 1 · two of the rank's width
+
+besides a mean and an inverse deviation per norm and attention's log-sum-exp per head. Below the lowest trained block
+nothing is kept. A peak is the largest of a few moments of a step, each the sum of what is alive then; since every term
+grows with batch, tokens, trained blocks and K, so does the peak, and the plan's worst case bounds every step inside it.
+Of the sets of K blocks that may be drawn, each moment takes the worst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import msgspec
+
+from edgetune.model.spec import Parameter, ViTSpec
+from edgetune.plan.job import Job, entering
+from edgetune.schema import MemoryBill
+
+FLOAT_BYTES = 4
+_INDEX_BYTES = 8
+
+# Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
+# autograd's own objects, allocator slack, the buffers of matrix kernels.
+STEP_BYTES = 16 << 20
+SLACK_SHARE = 0.02  # of what is allocated and freed within a step
+# One image file being decoded, cropped and resized, and the loader's own state.
+DECODE_BYTES = 6 << 20
+# An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.
+WORKER_BYTES = 48 << 20
+
+
+class Moment(NamedTuple):
+    """What is alive at one point of a step, above the weights, in bytes."""
+
+    name: str
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """Sum over the terms."""
+        return self.gradients + self.optimizer + self.activations + self.workspace
+
+
+def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
+    """The bill at the job's highest moment."""
+    peak = max(moments(job), key=lambda moment: moment.total)
+    return MemoryBill(
+        runtime=runtime_bytes,
+        weights=weight_bytes(job),
+        gradients=peak.gradients,
+        optimizer=peak.optimizer,
+        activations=peak.activations,
+        workspace=peak.workspace + STEP_BYTES + int(SLACK_SHARE * (peak.activations + peak.workspace)),
+        data=data_bytes(job),
+    )
+
+
+def moments(job: Job) -> list[Moment]:
+    """Every moment that can be the highest."""
+    spec, micro = job.spec, job.micro_batch_size
+    tokens = [round(count) for count in entering(spec, job.keep_max)]
+    passing = [_passing_bytes(job, count) for count in tokens]
+    training = [_training_bytes(job, count) for count in tokens]
+    unit = [FLOAT_BYTES * micro * count * spec.width for count in tokens]  # one (B, N, C) tensor
+    hidden = spec.hidden / spec.width
+    gradients = _Gradients(job)
+    state = optimizer_bytes(job)
+    held = gradients.all if job.accumulates else 0  # of the micro-batches before
+    low = job.lowest
+    first = 0 if job.embeddings_trainable else low  # the lowest block that keeps anything
+    # without autograd, a block's inside comes and goes; the caller holds its input
+    found = [
+        Moment("forward, nothing kept", held, state, 0, int(unit[index] * (5 + 2 * hidden)) + _classify_bytes(job))
+        for index in range(spec.depth)
+        if index < first or index == spec.depth - 1
+    ]
+    # evaluation: all tokens, nothing kept, no gradients; the highest block is the first that sees them all
+    found.append(Moment("evaluation", 0, state, 0, int(unit[0] * (5 + 2 * hidden)) + _classify_bytes(job)))
+    kept_below = 0
+    for index in range(first, spec.depth):
+        above = sum(job.trainable[index + 1 :])
+        extra_below = sorted((training[j] for j in range(low, index + 1)), reverse=True)
+        best_extra = [0, *accumulate(extra_below)]
+        kept_below += passing[index]
+        inside = int(unit[index] * (1 + (hidden if job.k and not job.lora_rank else 2 * hidden)))
+        inside += 2 * unit[-1]  # what flows down: the gradient of the block's output and of the final tokens
+        if job.saved_activations == "recompute":
+            inside += _recompute_bytes(job, tokens[index])
+        # the backward pass stands in block `index`; of the K drawn blocks, `j` lie above it and have their gradients
+        at_most = min(job.k, above)
+        at_least = max(0, job.k - len(extra_below))
+        activations, grads = 0, 0
+        for j in range(at_least, at_most + 1):
+            grown = gradients.head + j * gradients.block + (gradients.largest if j < job.k else 0)
+            alive = kept_below + best_extra[min(job.k - j, len(extra_below))]
+            grown = held + gradients.largest if job.accumulates else grown
+            if grown + alive >= grads + activations:
+                activations, grads = alive, grown
+        found.append(Moment(f"backward, block {index}", grads, state, activations, inside + _classify_bytes(job)))
+    embed = unit[0] * 2 if job.embeddings_trainable else 0
+    found.append(Moment("update", gradients.all, state, 0, embed))
+    return found
+
+
+def weight_bytes(job: Job) -> int:
+    """The model's parameters, adapters included."""
+    embeddings, block, head = _counts(job.spec)
+    adapters = sum(job.trainable) * _adapter_count(job.spec, job.lora_rank)
+    return FLOAT_BYTES * (embeddings + job.spec.depth * block + head + adapters)
+
+
+def trainable_count(job: Job) -> int:
+    """Weights that ever train."""
+    embeddings, _, head = _counts(job.spec)
+    return head + (embeddings if job.embeddings_trainable else 0) + sum(job.trainable) * _block_count(job)
+
+
+def optimizer_bytes(job: Job) -> int:
+    """Moments of every weight that may ever train: they stay while a block is frozen."""
+    return {"adamw": 2, "adam": 2, "sgd": 1}[job.optimizer] * FLOAT_BYTES * trainable_count(job)
+
+
+def data_bytes(job: Job) -> int:
+    """The batch in use and the one being fetched, what decoding needs, and the workers."""
+    images = FLOAT_BYTES * job.batch_size * 3 * job.spec.image_size**2
+    return (2 + job.workers) * images + DECODE_BYTES + job.workers * WORKER_BYTES
+
+
+@lru_cache(maxsize=64)
+def _counts(spec: ViTSpec) -> tuple[int, int, int]:
+    """Weights of the embeddings, of one block, and of final norm and classifier."""
+    return _count(spec.embedding_parameters()), _count(spec.block_parameters(0)), _count(spec.head_parameters())
+
+
+class _Gradients:
+    """Sizes of gradients, in bytes."""
+
+    def __init__(self, job: Job) -> None:
+        spec = job.spec
+        embeddings, _, head = _counts(spec)
+        self.head = FLOAT_BYTES * head
+        self.block = FLOAT_BYTES * _block_count(job) if job.k else 0
+        self.all = self.head + job.k * self.block + (FLOAT_BYTES * embeddings if job.embeddings_trainable else 0)
+        whole = FLOAT_BYTES * spec.width * spec.hidden
+        # the largest single gradient, alive beside the sum it is added to
+        self.largest = 0 if not job.k else FLOAT_BYTES * 3 * spec.width * job.lora_rank if job.lora_rank else whole
+
+
+def _passing_bytes(job: Job, tokens: int) -> int:
+    """What a block keeps so that the gradient can pass."""
+    spec = job.spec
+    if job.saved_activations == "recompute":
+        return FLOAT_BYTES * job.micro_batch_size * tokens * spec.width
+    per_token = 6 * spec.width + spec.hidden + 4 + spec.heads
+    dropped = _INDEX_BYTES * tokens if job.drops_tokens else 0
+    return job.micro_batch_size * (FLOAT_BYTES * tokens * per_token + dropped)
+
+
+def _training_bytes(job: Job, tokens: int) -> int:
+    """What a block keeps on top, so that its weights can train."""
+    spec = job.spec
+    if job.saved_activations == "recompute":
+        return 0
+    if job.lora_rank:
+        per_token = spec.width + 2 * job.lora_rank
+    else:
+        per_token = 2 * spec.width + spec.hidden + (2 * spec.width if spec.layer_scale else 0)
+    return FLOAT_BYTES * job.micro_batch_size * tokens * per_token
+
+
+def _recompute_bytes(job: Job, tokens: int) -> int:
+    """What one block keeps when it is run again in the backward pass."""
+    again = msgspec.structs.replace(job, saved_activations="full")
+    return _passing_bytes(again, tokens) + _training_bytes(again, tokens)
+
+
+def _classify_bytes(job: Job) -> int:
+    """Logits, their softmax and its gradient."""
+    return 4 * FLOAT_BYTES * job.micro_batch_size * job.spec.classes
+
+
+def _block_count(job: Job) -> int:
+    """Weights of one block that train when it is drawn."""
+    if job.lora_rank:
+        return _adapter_count(job.spec, job.lora_rank)
+    return _counts(job.spec)[1]
+
+
+def _adapter_count(spec: ViTSpec, rank: int) -> int:
+    """Weights of a block's adapters: in → rank → out, on the joint q, k, v projection and on the output projection."""
+    return rank * (spec.width + 3 * spec.width) + rank * (spec.width + spec.width)
+
+
+def _count(parameters: Iterable[Parameter]) -> int:
+    return sum(parameter.count for parameter in parameters)

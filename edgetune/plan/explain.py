@@ -1,0 +1,224 @@
+"""A plan in words: one sentence per decision, the sentence for a plan that can't be, and a page for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgetune.plan.methods import BAND
+from edgetune.plan.search import Choice, Limits, Problem
+from edgetune.schema import NearestFeasible, Plan
+from edgetune.units import format_duration, format_energy, format_power, format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Decisions(NamedTuple):
+    """Everything a sentence may need to refer to."""
+
+    problem: Problem
+    limits: Limits
+    choice: Choice
+    wanted_batch: int
+    cap_source: str | None
+    runtime_measured: bool
+    watts_source: str | None
+
+
+def why(decisions: Decisions) -> list[str]:
+    """One sentence per decision."""
+    problem, limits, choice = decisions.problem, decisions.limits, decisions.choice
+    return [
+        _memory_sentence(decisions),
+        _blocks_sentence(problem, choice),
+        *_tokens_sentence(problem, choice),
+        _batch_sentence(decisions),
+        _epochs_sentence(problem, limits, choice),
+        _runtime_sentence(decisions),
+        *_power_sentence(decisions),
+    ]
+
+
+def infeasible_sentence(problem: Problem, limits: Limits, nearest: NearestFeasible) -> str:
+    """Why nothing fits, and what would."""
+    asked = [
+        text
+        for text, value in (
+            (f"{format_size(limits.memory_bytes)} of memory", limits.memory_bytes),
+            (format_energy(limits.energy_j), limits.energy_j),
+            (format_duration(limits.time_s), limits.time_s),
+        )
+        if value is not None
+    ]
+    ways = [
+        f"--memory {math.ceil(nearest.memory_bytes / 1e6)}MB" if nearest.memory_bytes is not None else None,
+        f"--energy {_up(nearest.energy_j)}J" if limits.energy_j is not None and nearest.energy_j is not None else None,
+        f"--time {_up(nearest.time_s)}s" if limits.time_s is not None and nearest.time_s is not None else None,
+    ]
+    listed = " or ".join(way for way in ways if way)
+    hint = (
+        f"the least that would do is {listed}, the other caps held" if listed else "no single cap raised alone would do"
+    )
+    model = f"{problem.spec.name} at {problem.spec.image_size} px"
+    return f"No plan of method {problem.method.name} for {model} fits {' and '.join(asked)}: {hint}."
+
+
+def _up(value: float) -> float:
+    """A readable number that is not below `value`."""
+    return math.ceil(value) if value >= 10 else math.ceil(value * 1000) / 1000
+
+
+def _memory_sentence(decisions: Decisions) -> str:
+    cap = decisions.limits.memory_bytes
+    if cap is None:
+        return "Memory is not capped: how much may be used could not be read, and --memory was not given."
+    return f"Memory is capped at {format_size(cap)} ({decisions.cap_source}), the bare process included."
+
+
+def _blocks_sentence(problem: Problem, choice: Choice) -> str:
+    depth, trained, method = problem.spec.depth, choice.trained, problem.method
+    if not trained:
+        reason = " (the caps leave no room for a whole block)" if method.searched else ""
+        return f"Only the final norm and the classifier train{reason}; no block keeps anything for a backward pass."
+    if method.lora:
+        what = f"Rank-{method.lora.rank} adapters of {'all' if trained == depth else 'the last'} {trained} blocks train"
+    elif trained == depth:
+        what = f"All {depth} blocks train" + (", and the embeddings" if method.embeddings_trainable else "")
+    else:
+        what = f"Blocks {depth - trained} to {depth - 1} of {depth} train; nothing below them is kept in memory"
+    if method.searched:
+        what += (
+            " — method edgetune's usual half"
+            if trained == method.trained
+            else f" — {method.trained} did not fit the caps"
+        )
+    if choice.job.k < trained:
+        what += f"; {choice.job.k} of them are drawn at each step"
+    return what + "."
+
+
+def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
+    alast, patches = problem.method.alast, problem.spec.patches
+    if alast is None or not choice.trained:
+        return []
+    low, high = choice.job.keep_min[-1], choice.job.keep_max[-1]
+    if alast.mode == "random":
+        return [
+            f"Every block lets {alast.initial_budget:.0%} of the patches it gets pass, whatever they show: the control."
+        ]
+    if alast.mode == "reference":
+        note = ""
+        if choice.job.accumulates:
+            note = "; the batch is split to fit, and each part then counts as a step of the budget rule"
+        return [
+            f"Budgets between {alast.budget_min} and {alast.budget_max} decide how many patches leave a block{note}."
+        ]
+    reason = "" if choice.band_max == BAND[1] else f", the upper end lowered from {patches} to fit the caps"
+    return [f"Between {low} and {high} of {patches} patches leave each block of the trained part{reason}."]
+
+
+def _batch_sentence(decisions: Decisions) -> str:
+    job = decisions.choice.job
+    text = f"Batches hold {job.batch_size} images"
+    if job.batch_size < decisions.wanted_batch:
+        text += f" (all there are; {decisions.wanted_batch} were wanted)"
+    if not job.accumulates:
+        return text + ", which fit in one piece."
+    return text + f", passed {job.micro_batch_size} at a time to fit the memory cap; the gradient is the same."
+
+
+def _epochs_sentence(problem: Problem, limits: Limits, choice: Choice) -> str:
+    steps = choice.epochs * math.ceil(problem.train_images / problem.batch_size)
+    text = (
+        f"{choice.epochs} epoch{'s' if choice.epochs != 1 else ''} of {problem.train_images} images are {steps} steps"
+    )
+    capped = limits.energy_j is not None or limits.time_s is not None
+    if choice.epochs < problem.epochs:
+        return (
+            text + f"; {problem.epochs} would exceed the {'energy' if _energy_binds(problem, limits) else 'time'} cap."
+        )
+    if capped and choice.cost is None:
+        return text + "; without probes nobody knows how long they take, so the caps are enforced while running."
+    return text + (", which the caps allow." if capped else ".")
+
+
+def _energy_binds(problem: Problem, limits: Limits) -> bool:
+    if limits.energy_j is None or problem.watts is None:
+        return False
+    return limits.time_s is None or limits.energy_j / problem.watts < limits.time_s
+
+
+def _runtime_sentence(decisions: Decisions) -> str:
+    how = "as the profile measured it" if decisions.runtime_measured else "a guess, since no profile measured it"
+    return f"{format_size(decisions.problem.runtime_bytes)} of the peak are the bare process, {how}."
+
+
+def _power_sentence(decisions: Decisions) -> list[str]:
+    watts = decisions.problem.watts
+    if watts is None or decisions.choice.cost is None:
+        return []
+    return [f"Joules are predicted seconds times {format_power(watts)} ({decisions.watts_source})."]
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """The plan as a page for a terminal of 80 columns or more."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or RichConsole(highlight=False)
+    predicted, bill, caps = plan.predicted, plan.predicted.memory, plan.caps
+    console.print()
+    console.print(
+        Text.assemble(("Plan  ", "bold"), f"{plan.method} · {plan.model} · {plan.image_size} px · {plan.device}")
+    )
+    facts = plan.data
+    data = f"{len(facts.classes)} classes, {facts.train_images} training and {facts.val_images} validation images"
+    console.print(Text(f"      {data}", style="dim"))
+    console.print()
+
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+    table.add_column("", style="bold", no_wrap=True)
+    table.add_column("predicted", justify="right")
+    table.add_column("cap", justify="right")
+    table.add_row("peak memory", format_size(predicted.peak_memory_bytes), format_size(caps.memory_bytes))
+    table.add_row("time", format_duration(predicted.total_s), format_duration(caps.time_s))
+    table.add_row("energy", format_energy(predicted.total_energy_j), format_energy(caps.energy_j))
+    table.add_row("per epoch", format_duration(predicted.epoch_s), "")
+    table.add_row("per image", f"{predicted.train_flops_per_image / 1e9:.3g} GFLOP", "")
+    console.print(table)
+    console.print()
+
+    bars = Table(box=None, pad_edge=False, show_header=False)
+    bars.add_column(no_wrap=True, style="dim")
+    bars.add_column(justify="right", no_wrap=True)
+    bars.add_column(no_wrap=True)
+    width = 30
+    for name in bill.__struct_fields__:
+        value = getattr(bill, name)
+        share = value / bill.total
+        bars.add_row(name, format_size(value), Text("█" * round(width * share), style="cyan"))
+    console.print(Text("Where the memory goes", style="bold"))
+    console.print(bars)
+    console.print()
+
+    console.print(Text("Blocks", style="bold"), Text(" " + _blocks_line(plan)))
+    console.print(
+        Text(
+            f"       trained where ■; {plan.k} at a time; batch {plan.batch_size}"
+            f" in parts of {plan.micro_batch_size}; {plan.epochs} epochs, {plan.total_steps} steps",
+            style="dim",
+        )
+    )
+    console.print()
+    console.print(Text("Why", style="bold"))
+    for sentence in plan.why:
+        console.print(Text(f"  · {sentence}"))
+    for warning in plan.warnings:
+        console.print(Text(f"  ! {warning}", style="yellow"))
+    console.print()
+
+
+def _blocks_line(plan: Plan) -> str:
+    return "".join("■" if block.trainable else "·" for block in plan.blocks)

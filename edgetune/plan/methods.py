@@ -1,0 +1,146 @@
+"""The methods: which blocks train, with which optimizer, and with which default recipe.
+
+One table, so that a comparison is a comparison of rows. The defaults are where a fine-tuning run should start without
+being told; `--lr` and the other options overrule them.
+
+- `alast`, `random-k` and `alast-lora` keep the settings of the re-implementation of ALaST (arXiv 2408.08670) that its
+  authors' group published: Adam, 1e-4, constant rate, no weight decay, no smoothing, K = three quarters of the depth.
+- `full`, `checkpoint`, `last-K`, `head` and `edgetune` use AdamW with linear warm-up and a half cosine, as is usual for
+  fine-tuning a ViT (arXiv 2012.12877 fine-tunes with 5e-5 at batch 512 … 1e-4; fewer trained weights bear a higher
+  rate). Their rates are for a batch of 32 and move with the square root of the batch, as Adam's noise does
+  (arXiv 2205.10287).
+- LoRA (arXiv 2106.09685) trains adapters of rank 8 on the attention weights, without weight decay.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal, NamedTuple
+
+from edgetune.errors import InputError
+from edgetune.schema import AlastPlan, LoraPlan
+
+REFERENCE_BATCH = 32
+WARM_UP_SHARE = 0.05
+DEFAULT_EPOCHS = 10
+
+# The recipe of `edgetune` without pressure from any cap: the trailing half of the blocks, all of them every step, and a
+# token band from half of the patches to all of them. Field results that led here: a block above the lowest trained one
+# is paid for whether it trains or not, and trailing blocks carry most of what a new task needs.
+TRAINED_SHARE = 0.5
+BAND = (0.5, 1.0)
+BAND_STEPS = (1.0, 0.85, 0.7, 0.6, 0.5)  # what the planner may lower the band's upper end to
+
+
+class Method(NamedTuple):
+    """One way of fine-tuning, resolved for a depth. `trained` counts trailing blocks that may train."""
+
+    name: str
+    summary: str
+    trained: int
+    k: int
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: float = 0.1
+    embeddings_trainable: bool = False
+    saved_activations: Literal["full", "recompute"] = "full"
+    alast: AlastPlan | None = None
+    lora: LoraPlan | None = None
+    searched: bool = False  # the planner may train fewer blocks, fewer of them at a time, and on fewer tokens
+
+    def rate_for(self, batch_size: int) -> float:
+        """The default learning rate at a batch size."""
+        if self.schedule == "constant":  # the reference keeps its rate at any batch
+            return self.learning_rate
+        return self.learning_rate * math.sqrt(batch_size / REFERENCE_BATCH)
+
+    def warm_up(self, total_steps: int) -> int:
+        """Steps of linear warm-up."""
+        return 0 if self.schedule == "constant" else min(total_steps, max(1, round(WARM_UP_SHARE * total_steps)))
+
+
+METHOD_NAMES = ("edgetune", "alast", "full", "checkpoint", "head", "last-K", "lora", "alast-lora", "random-k")
+
+
+def find_method(name: str, depth: int) -> Method:
+    """The method of a name for a model of `depth` blocks.
+
+    Raises:
+        InputError: no such method, or `last-K` with a K the model does not have.
+    """
+    three_quarters = max(1, int(0.75 * depth + 0.5))
+    reference = AlastPlan(mode="reference", initial_budget=0.9, budget_min=0.5, budget_max=1.0, alpha=1e-4)
+    as_published = Method(
+        name=name,
+        summary="ALaST as published: three quarters of the blocks, drawn anew every step, on the tokens that matter",
+        trained=depth,
+        k=three_quarters,
+        optimizer="adam",
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        schedule="constant",
+        label_smoothing=0.0,
+        embeddings_trainable=True,
+        alast=reference,
+    )
+    last = re.fullmatch(r"last-(\d{1,3})", name)
+    if last:
+        trained = int(last[1])
+        if not 1 <= trained <= depth:
+            raise InputError(
+                f"--method {name} asks for more or fewer blocks than there are; use last-1 to last-{depth}."
+            )
+        summary = f"the last {trained} of {depth} blocks"
+        return Method(name=name, summary=summary, trained=trained, k=trained, learning_rate=2e-4)
+    if name == "edgetune":
+        trained = max(1, round(TRAINED_SHARE * depth))
+        return Method(
+            name=name,
+            summary="constrained ALaST: as many trailing blocks and tokens as the caps allow",
+            trained=trained,
+            k=trained,
+            learning_rate=2e-4,
+            # the mean over images instead of the sum, with a step that makes the two agree at the reference batch
+            alast=AlastPlan(mode="constrained", alpha=1e-4 * REFERENCE_BATCH, reduction="mean"),
+            searched=True,
+        )
+    if name in ("full", "checkpoint"):
+        return Method(
+            name=name,
+            summary="every weight" if name == "full" else "every weight; blocks run again instead of being remembered",
+            trained=depth,
+            k=depth,
+            embeddings_trainable=True,
+            saved_activations="full" if name == "full" else "recompute",
+        )
+    if name == "head":
+        return Method(name=name, summary="final norm and classifier only", trained=0, k=0, learning_rate=1e-3)
+    if name == "lora":
+        return Method(
+            name=name,
+            summary="rank-8 adapters on the attention of every block",
+            trained=depth,
+            k=depth,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            lora=LoraPlan(),
+        )
+    if name == "alast":
+        return as_published
+    if name == "random-k":
+        return as_published._replace(
+            summary="the control of ALaST: random blocks, a fixed share of the tokens",
+            alast=AlastPlan(
+                mode="random", initial_budget=0.9, budget_min=0.9, budget_max=0.9, alpha=0.0, draw="uniform"
+            ),
+        )
+    if name == "alast-lora":
+        return as_published._replace(
+            summary="ALaST over rank-8 adapters: a block that is not drawn keeps its adapters",
+            embeddings_trainable=False,
+            lora=LoraPlan(),
+        )
+    raise InputError(f"--method {name} is unknown; use one of {', '.join(METHOD_NAMES)} (last-4, for instance).")

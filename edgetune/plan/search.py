@@ -1,0 +1,207 @@
+"""The search: the plan that should learn most under the caps, among every setting of the levers.
+
+Levers: how many trailing blocks may train, how many of them at a time (K), the upper end of the token band, micro-batch
+and number of epochs. The set is small (some hundreds), so it is enumerated, best first by a bound on the objective, and
+cut off once nothing better can follow; memory is monotone in the micro-batch, so the largest that fits is bisected.
+
+The objective stands for what a run can learn. It is a product of powers, so that halving any one term costs the same
+share wherever the others stand:
+
+    learning = ((1 + trained) / (1 + most trained))^0.5 · (K / trained)^0.25 · (mean share of tokens)^0.35
+               · (epochs / wanted epochs)^0.5
+
+It grows with each of its terms. Its exponents are modelled, not measured: depth and epochs weigh most because head-only
+training and stopping early lose most, K least because blocks take turns. Ties go to fewer joules, then to less work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from edgetune.model.spec import ViTSpec
+from edgetune.plan.bill import memory_bill
+from edgetune.plan.cost import Cost, Rates, time_of, work_per_image
+from edgetune.plan.job import Job, job_for
+from edgetune.plan.methods import BAND_STEPS, Method
+from edgetune.schema import NearestFeasible
+
+_ROUNDING = 1 + 1e-9  # so that a cap named as feasible is feasible when it is asked for
+
+
+class Limits(NamedTuple):
+    """The caps as numbers; None where there is none."""
+
+    memory_bytes: int | None = None
+    energy_j: float | None = None
+    time_s: float | None = None
+
+
+class Choice(NamedTuple):
+    """A setting of the levers, with what decides between settings."""
+
+    job: Job
+    trained: int
+    band_max: float
+    epochs: int
+    cost: Cost | None
+    learning: float
+    price: float  # joules or, where they are unknown, seconds or FLOPs of an epoch
+
+
+class Problem(NamedTuple):
+    """All that is fixed while searching."""
+
+    method: Method
+    spec: ViTSpec
+    batch_size: int
+    workers: int
+    epochs: int
+    train_images: int
+    val_images: int
+    runtime_bytes: int
+    rates: Rates | None
+    watts: float | None
+
+    def settings(self) -> Iterator[tuple[int, int, float]]:
+        """(trained blocks, K, upper end of the band) that may be chosen, the method's own setting first."""
+        most = self.method.trained
+        if not self.method.searched:
+            yield most, self.method.k, BAND_STEPS[0]
+            return
+        for trained in range(most, -1, -1):
+            for k in range(trained, 0, -1):
+                for band_max in BAND_STEPS:
+                    yield trained, k, band_max
+        yield 0, 0, BAND_STEPS[0]
+
+    def job(self, trained: int, k: int, band_max: float, micro_batch_size: int) -> Job:
+        """The job of a setting."""
+        return job_for(
+            self.method,
+            self.spec,
+            batch_size=self.batch_size,
+            micro_batch_size=micro_batch_size,
+            workers=self.workers,
+            trained=trained,
+            k=k,
+            band_max=band_max,
+        )
+
+    def peak_bytes(self, job: Job) -> int:
+        """Predicted peak of the process tree."""
+        return memory_bill(job, self.runtime_bytes).total
+
+    def cost(self, job: Job) -> Cost | None:
+        """Predicted seconds."""
+        return None if self.rates is None else time_of(job, self.train_images, self.val_images, self.rates)
+
+    def learning(self, job: Job, trained: int, epochs: int) -> float:
+        """The objective; see the module."""
+        depth_term = ((1 + trained) / (1 + self.method.trained)) ** 0.5
+        k_term = (job.k / trained) ** 0.25 if trained else 1.0
+        tokens = sum(job.keep_expected) / (len(job.keep_expected) * self.spec.patches)
+        return float(depth_term * k_term * tokens**0.35 * (epochs / self.epochs) ** 0.5)
+
+
+def search(problem: Problem, limits: Limits) -> Choice | None:
+    """The best choice inside the limits, or None."""
+    ranked = []
+    for order, setting in enumerate(problem.settings()):
+        job = problem.job(*setting, 1)
+        ranked.append((-problem.learning(job, setting[0], problem.epochs), order, setting, job))
+    ranked.sort(key=lambda entry: entry[:2])
+    best: Choice | None = None
+    for bound, _, setting, smallest in ranked:
+        if best is not None and -bound < best.learning:
+            break
+        if limits.memory_bytes is not None and problem.peak_bytes(smallest) > limits.memory_bytes:
+            continue
+        cost = problem.cost(smallest)
+        epochs = _epochs_within(problem, cost, limits)
+        if epochs < 1:
+            continue
+        micro = _largest_micro_batch(problem, setting, limits.memory_bytes)
+        job = problem.job(*setting, micro)
+        found = Choice(
+            job=job,
+            trained=setting[0],
+            band_max=setting[2],
+            epochs=epochs,
+            cost=cost,
+            learning=problem.learning(job, setting[0], epochs),
+            price=_price(problem, job, cost),
+        )
+        if best is None or (found.learning, -found.price) > (best.learning, -best.price):
+            best = found
+    return best
+
+
+def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
+    """The smallest value of each cap that admits a plan, the other caps held; None where no value does."""
+    memory: int | None = None
+    energy: float | None = None
+    seconds: float | None = None
+    for setting in problem.settings():
+        job = problem.job(*setting, 1)
+        peak = problem.peak_bytes(job)
+        cost = problem.cost(job)
+        one_epoch_s = cost.total_s(1) if cost else None
+        one_epoch_j = None if one_epoch_s is None or problem.watts is None else one_epoch_s * problem.watts
+        fits = limits.memory_bytes is None or peak <= limits.memory_bytes
+        quick = limits.time_s is None or one_epoch_s is None or one_epoch_s <= limits.time_s
+        frugal = limits.energy_j is None or one_epoch_j is None or one_epoch_j <= limits.energy_j
+        if quick and frugal:
+            memory = peak if memory is None else min(memory, peak)
+        if fits and quick and one_epoch_j is not None:
+            energy = one_epoch_j * _ROUNDING if energy is None else min(energy, one_epoch_j * _ROUNDING)
+        if fits and frugal and one_epoch_s is not None:
+            seconds = one_epoch_s * _ROUNDING if seconds is None else min(seconds, one_epoch_s * _ROUNDING)
+    return NearestFeasible(memory_bytes=memory, energy_j=energy, time_s=seconds)
+
+
+def micro_batches(batch_size: int) -> list[int]:
+    """Sizes that split a batch into equal parts, as nearly as it goes, ascending."""
+    return sorted({math.ceil(batch_size / parts) for parts in range(1, batch_size + 1)})
+
+
+def _largest_micro_batch(problem: Problem, setting: tuple[int, int, float], cap_bytes: int | None) -> int:
+    """The largest micro-batch that fits, given that one image does."""
+    sizes = micro_batches(problem.batch_size)
+    if cap_bytes is None:
+        return sizes[-1]
+    low, high = 0, len(sizes) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if problem.peak_bytes(problem.job(*setting, sizes[middle])) <= cap_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return sizes[low]
+
+
+def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> int:
+    """Whole epochs that time and energy allow, at most the wanted number."""
+    if cost is None:
+        return problem.epochs
+    seconds = math.inf if limits.time_s is None else limits.time_s
+    if limits.energy_j is not None and problem.watts is not None:
+        seconds = min(seconds, limits.energy_j / problem.watts)
+    if seconds == math.inf:
+        return problem.epochs
+    epochs = problem.epochs
+    if cost.total_s(epochs) > seconds:
+        epochs = max(0, math.floor((seconds - cost.start_s) / (cost.epoch_s + cost.eval_s)))
+        while epochs and cost.total_s(epochs) > seconds:  # what rounding may have added
+            epochs -= 1
+    return epochs
+
+
+def _price(problem: Problem, job: Job, cost: Cost | None) -> float:
+    if cost is None:
+        return float(work_per_image(job).total)
+    return cost.epoch_s * (problem.watts or 1.0)
+
+
+__all__ = ["Choice", "Limits", "Problem", "micro_batches", "nearest_feasible", "search"]
