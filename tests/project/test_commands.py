@@ -1,0 +1,156 @@
+"""Every command the documents show is one the command line takes, and every script is sound."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from edgetune.cli import app
+from tests.project.facts import ROOT
+
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
+
+
+def commands_in(path: Path) -> Iterator[str]:
+    """The `edgetune …` lines of a document's code blocks, continuation lines joined."""
+    for block in re.findall(r"^ *```[a-z]*\n(.*?)^ *```", path.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            line = line.strip().removeprefix("$ ")
+            if line.startswith("edgetune "):
+                yield line
+
+
+def parse(line: str) -> None:
+    """Let the command line read a command without running it."""
+    words = shlex.split(line, comments=True)[1:]
+    for stop in ("|", ">", "&&", "||", ";", "&"):
+        words = words[: words.index(stop)] if stop in words else words
+    words = [word for word in words if word != "--debug"]  # read by main, wherever it stands
+    command: Any = typer.main.get_command(app)
+    context = None
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        context = command.make_context(words[0], [words[0]], parent=context, resilient_parsing=True)
+        name, *words = words
+        assert name in command.commands, f"{line!r}: there is no command {name!r}"
+        command = command.commands[name]
+    if words not in (["--help"], ["--version"]):
+        command.make_context(command.name, list(words))
+
+
+DOCUMENTED = [(path, line) for path in DOCUMENTS for line in commands_in(path)]
+
+
+@pytest.mark.parametrize(("path", "line"), DOCUMENTED, ids=[f"{p.name}: {line}"[:90] for p, line in DOCUMENTED])
+def test_documented_commands_are_understood(path: Path, line: str) -> None:
+    parse(line)
+
+
+def test_the_readme_shows_the_whole_loop() -> None:
+    shown = {shlex.split(line)[1] for line in commands_in(ROOT / "README.md")}
+    assert {"profile", "plan", "fit", "evaluate", "export"} <= shown
+
+
+def test_a_command_that_does_not_exist_is_found_out() -> None:
+    with pytest.raises(AssertionError, match="trian"):
+        parse("edgetune trian data")
+    for wrong in ("edgetune fit data --no-such-option 3", "edgetune plan data --epochs many"):
+        with pytest.raises(Exception, match=r"No such option|valid integer"):
+            parse(wrong)
+
+
+def test_the_demo_runs_commands_that_exist() -> None:
+    text = (ROOT / "scripts" / "demo.sh").read_text()
+    steps = [f"edgetune {line[5:]}" for line in text.splitlines() if line.startswith("step ")]
+    assert len(steps) >= 5
+    for line in steps:
+        parse(line)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=[path.name for path in SCRIPTS])
+def test_scripts_stop_at_the_first_error(path: Path) -> None:
+    assert "set -euo pipefail" in path.read_text()
+    assert os.access(path, os.X_OK)
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_bare_make_lists_every_target() -> None:
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = set(re.findall(r"^ +make ([a-z-]+)", done.stdout, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert listed == set(phony[1].split())
+
+
+def test_ci_runs_make_test_and_names_no_registry() -> None:
+    text = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^make test\b", text, re.MULTILINE)
+    assert "http" not in text
+
+
+def test_the_jetson_image_is_built_as_promised() -> None:
+    text = (ROOT / "Dockerfile.jetson").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines[0].startswith("ARG BASE_IMAGE=")
+    assert "FROM ${BASE_IMAGE}" in lines
+    users = [line for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] not in ("USER root", "USER 0")
+    assert "<<" not in text  # older builders do not know heredocs
+    assert 'ENTRYPOINT ["edgetune"]' in lines
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("hadolint is not installed: make test installs it on x86_64")
+    done = subprocess.run([hadolint, "Dockerfile.jetson"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_installing_in_an_image_keeps_its_torch(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="hatchling is not installed: make test installs it")
+    # A stand-in base: a Python that sees this environment's packages behind a torch of its own, as a Jetson's would be.
+    base = tmp_path / "base"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(base)], check=True)
+    (site,) = (base / "lib").glob("python*/site-packages")
+    version = "2.5.0a0+872d972e41.nv24.8"
+    for folder, name, content in (
+        ("torch", "__init__.py", f"__version__ = {version!r}\n"),
+        (f"torch-{version}.dist-info", "METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"),
+        (f"torch-{version}.dist-info", "RECORD", "torch/__init__.py,,\n"),
+        (f"torch-{version}.dist-info", "INSTALLER", "pip\n"),
+    ):
+        (site / folder).mkdir(exist_ok=True)
+        (site / folder / name).write_text(content)
+    (site / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    before = sorted(str(path) for path in site.rglob("*") if "__pycache__" not in path.parts)
+
+    target = tmp_path / "edgetune"
+    script = ROOT / "scripts" / "install_beside.sh"
+    # --no-index: everything edgetune needs is in the base already, so nothing may be fetched.
+    command = ["bash", str(script), str(ROOT), str(target), "--no-index", "--no-build-isolation", "--quiet"]
+    environment = os.environ | {"PYTHON": str(base / "bin" / "python")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert f"kept from the base image: torch {version}" in done.stdout
+    assert sorted(str(path) for path in site.rglob("*") if "__pycache__" not in path.parts) == before
+    code = "import torch, edgetune; print(torch.__version__, edgetune.__file__)"
+    asked = subprocess.run([target / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
+    seen, where = asked.stdout.split()
+    assert seen == version
+    assert where.startswith(str(target))
+    assert (target / "bin" / "edgetune").exists()
