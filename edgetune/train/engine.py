@@ -26,9 +26,10 @@ class StepReport(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Predictions on a sequence of labelled images: mean loss, and per image its label, the answer, the confidence."""
+    """Predictions on labelled images: mean loss; per image its place among the samples, label, answer, confidence."""
 
     loss: float
+    indices: list[int]
     labels: list[int]
     predictions: list[int]
     confidences: list[float]
@@ -36,7 +37,7 @@ class Evaluation(NamedTuple):
     @property
     def accuracy(self) -> float:
         """Top-1, 0 to 1."""
-        return sum(map(int.__eq__, self.labels, self.predictions)) / len(self.labels)
+        return sum(map(int.__eq__, self.labels, self.predictions)) / max(1, len(self.labels))
 
 
 class OutOfMemoryError(Exception):

@@ -82,11 +82,12 @@ def _run(
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
     keep_malloc_lean()
     try:
+        from edgetune.model.vit import VisionTransformer
         from edgetune.model.weights import build_model
         from edgetune.train import torch_engine
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "torch", "torch", "fit") from None
-    memory = PeakMeter.start(lambda: torch_engine.start(plan))
+    memory = PeakMeter.start(lambda: torch_engine.start(plan), children=plan.workers > 0, shared_folders=[folder.path])
     spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
     images = scan(Path(plan.data.path), plan.seed)
     if images.classes != plan.data.classes:
@@ -95,8 +96,12 @@ def _run(
     train = Loader(
         images.train, batch_size=plan.batch_size, augment=plan.recipe.augment, workers=plan.workers, **common
     )
-    val = Loader(images.val, batch_size=plan.micro_batch_size, augment=False, workers=0, **common)
-    model, _ = build_model(spec, Path(plan.weights) if plan.weights else None, seed=plan.seed)
+    val = Loader(images.val, batch_size=plan.micro_batch_size, augment=False, shuffle=False, **common)
+    if resume:  # the state holds every weight
+        model = VisionTransformer(spec)
+    else:
+        weights = Path(plan.weights) if plan.weights else None
+        model, _ = build_model(spec, weights, class_names=plan.data.classes, seed=plan.seed)
     engine = torch_engine.TorchEngine(plan, model)
 
     system = System()
@@ -105,12 +110,13 @@ def _run(
     throttle_before = read_throttle(system)
     with (
         EnergyMeter(source) as energy,
-        Display(plan, quiet) as display,
         _interruptible() as interrupted,
+        Display(plan, quiet) as display,
     ):
-        loop = Loop(
-            plan, engine, train, val, folder, Meters(memory, energy, started), display, interrupted, save_every_s
-        )
+        if source is not None:
+            energy.idle_w = _profiled_idle_w(folder) or energy.idle(_IDLE_S)
+        meters = Meters(memory, energy, started)
+        loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, save_every_s)
         if resume:
             loop.resume()
         stopped_by = loop.run()
@@ -123,6 +129,10 @@ def _run(
         kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
         raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
     return result
+
+
+def _profiled_idle_w(folder: RunFolder) -> float | None:
+    return schema.load(folder.profile, Profile).power.idle_w if folder.profile.exists() else None
 
 
 def _report(folder: RunFolder) -> None:
@@ -174,7 +184,13 @@ def _result(loop: Loop, stopped_by: schema.StoppedBy, source: Any, throttled_: b
             bytes_written=progress.bytes_written,
         ),
         throttled=throttled_,
-        warnings=[*plan.warnings, *loop.meters.memory.warnings, *loop.train.warnings, *loop.val.warnings],
+        warnings=[
+            *plan.warnings,
+            *loop.meters.memory.warnings,
+            *loop.meters.energy.warnings,
+            *loop.train.warnings,
+            *loop.val.warnings,
+        ],
         edgetune_version=__version__,
         created=schema.now(),
     )

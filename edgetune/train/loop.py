@@ -11,7 +11,7 @@ import msgspec
 
 from edgetune import schema
 from edgetune.data.loader import Batch, Loader
-from edgetune.device.energy import EnergyMeter, Window
+from edgetune.device.energy import EnergyMeter
 from edgetune.errors import InputError
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Plan, StoppedBy
@@ -31,7 +31,6 @@ class Meters(msgspec.Struct):
 
     memory: PeakMeter
     energy: EnergyMeter
-    sitting: Window  # of the energy meter, open as long as the process trains
     started: float  # when the process started, on the clock
     clock: Callable[[], float] = time.monotonic
 
@@ -69,6 +68,7 @@ class Loop:
         self.progress = Progress(micro_batch_size=plan.micro_batch_size, kept_sum=[0.0] * len(plan.blocks))
         self.governor = Governor(plan.caps, meters.memory)
         self._log_every = max(1, plan.total_steps // _LOGGED_STEPS)
+        self._sitting = meters.energy.window()
         self._saved_at = meters.clock()
         self._step_s = 0.0
         self._last_eval_s: float | None = None
@@ -105,7 +105,7 @@ class Loop:
 
     def joules(self) -> tuple[float | None, float | None]:
         """Gross and net energy spent on the run, over all sittings; None where it can't be known."""
-        gross, net = self.meters.sitting.joules, self.meters.sitting.net_joules
+        gross, net = self._sitting.joules, self._sitting.net_joules
         return (
             None if gross is None else self.progress.spent_j + gross,
             None if net is None else self.progress.spent_net_j + net,
@@ -114,7 +114,11 @@ class Loop:
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> StoppedBy:
-        """Train until the plan, patience, a cap or the user ends it; artifacts are complete when this returns."""
+        """Train until the plan, patience, a cap or the user ends it; checkpoints and state are complete then."""
+        with self._sitting:
+            return self._run()
+
+    def _run(self) -> StoppedBy:
         if self.progress.step == 0 and not self.folder.base.exists():
             with self._timed("save_s"):
                 self.progress.bytes_written += self.engine.save_base(self.folder.base)
@@ -201,7 +205,7 @@ class Loop:
     def _count(self, batch: Batch, report: StepReport, seconds: float, joules: float | None) -> None:
         progress = self.progress
         progress.step += 1
-        progress.step_in_epoch += 1
+        progress.step_in_epoch = batch.number + 1
         progress.epoch_s += seconds
         progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
         progress.loss_sum += report.loss
@@ -296,7 +300,7 @@ class Loop:
         self.progress.best_classes = class_accuracies(evaluation, self.plan.data.classes)
         with self._timed("save_s"):
             self._save_weights(self.folder.best, evaluation.accuracy)
-            schema.save(find_mistakes(evaluation, self.plan.data.classes), self.folder.mistakes)
+            schema.save(find_mistakes(evaluation, self.val.samples, self.plan.data.classes), self.folder.mistakes)
 
     def _save_last(self) -> None:
         with self._timed("save_s"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image
 
+from edgetune.data.folder import Sample
 from edgetune.schema import Confusion, Mistakes, WrongImage, now
 from edgetune.train.engine import Evaluation
 
@@ -16,23 +16,23 @@ _MOST_SHOWN = 10
 _THUMBNAIL_PX = 128
 
 
-def find_mistakes(evaluation: Evaluation, paths: Sequence[Path], classes: Sequence[str]) -> Mistakes:
+def find_mistakes(evaluation: Evaluation, samples: Sequence[Sample], classes: Sequence[str]) -> Mistakes:
     """The record of an evaluation's mistakes.
 
     Args:
         evaluation: answers on labelled images.
-        paths: the images, in the evaluation's order.
+        samples: the images its indices stand for.
         classes: names by label.
     """
     cells = Counter(zip(evaluation.labels, evaluation.predictions, strict=True))
     wrong = [
-        (confidence, path, label, prediction)
-        for label, prediction, confidence, path in zip(
-            evaluation.labels, evaluation.predictions, evaluation.confidences, paths, strict=True
+        (confidence, samples[index].path, label, prediction)
+        for index, label, prediction, confidence in zip(
+            evaluation.indices, evaluation.labels, evaluation.predictions, evaluation.confidences, strict=True
         )
         if label != prediction
     ]
-    wrong.sort(key=lambda mistake: (-mistake[0], str(mistake[1])))
+    wrong.sort(key=lambda mistake: (-mistake[0], mistake[1]))
     return Mistakes(
         images=len(evaluation.labels),
         classes=list(classes),
@@ -42,7 +42,7 @@ def find_mistakes(evaluation: Evaluation, paths: Sequence[Path], classes: Sequen
         ],
         most_confident=[
             WrongImage(
-                path=str(path),
+                path=path,
                 true=label,
                 predicted=prediction,
                 confidence=confidence,
@@ -63,7 +63,7 @@ def class_accuracies(evaluation: Evaluation, classes: Sequence[str]) -> dict[str
     return {name: right[label] / total[label] if total[label] else None for label, name in enumerate(classes)}
 
 
-def thumbnail(path: Path) -> bytes | None:
+def thumbnail(path: str) -> bytes | None:
     """A small JPEG of an image, or None where it can't be read any more."""
     try:
         with Image.open(path) as image:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,9 +81,8 @@ class TorchEngine:
             return nullcontext()
         return torch.autocast(self.plan.device, torch.float16 if self.plan.precision == "fp16" else torch.bfloat16)
 
-    def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+    def _tensors(self, *arrays: NDArray[Any]) -> Iterator[Tensor]:
+        return (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
 
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
         """See `Engine.train_step`."""
@@ -122,8 +122,8 @@ class TorchEngine:
         size = len(batch.labels)
         total, kept = 0.0, [0.0] * self.spec.depth
         for start in range(0, size, micro_batch_size):
-            part = Batch(*(array[start : start + micro_batch_size] for array in (batch.images, batch.labels)))
-            images, labels = self._images(part)
+            part = slice(start, start + micro_batch_size)
+            images, labels = self._tensors(batch.images[part], batch.labels[part])
             share = len(labels) / size
             with self._autocast():
                 logits = training_forward(
@@ -144,19 +144,24 @@ class TorchEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
         """See `Engine.evaluate`."""
-        loss, labels, predictions, confidences = 0.0, [], [], []
+        loss = 0.0
+        indices: list[int] = []
+        labels: list[int] = []
+        predictions: list[int] = []
+        confidences: list[float] = []
         for batch in batches:
             if stop():
                 return None
-            images, expected = self._images(batch)
+            images, expected = self._tensors(batch.images, batch.labels)
             with self._autocast():
                 logits = self.model(images)
             loss += float(F.cross_entropy(logits.float(), expected, reduction="sum"))
             confidence, answer = logits.float().softmax(1).max(1)
+            indices += batch.indices.tolist()
             labels += expected.tolist()
             predictions += answer.tolist()
             confidences += confidence.tolist()
-        return Evaluation(loss / max(1, len(labels)), labels, predictions, confidences)
+        return Evaluation(loss / max(1, len(labels)), indices, labels, predictions, confidences)
 
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """See `Engine.save_weights`."""

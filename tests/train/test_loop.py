@@ -1,0 +1,250 @@
+"""The loop with a scripted engine: what it does about memory, time, energy, patience, bad losses and interruptions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgetune.data.folder import scan
+from edgetune.data.loader import Batch, Loader
+from edgetune.device.energy import EnergyMeter
+from edgetune.device.power.constant import UserConstant
+from edgetune.measure.memory import PeakMeter
+from edgetune.schema import Plan
+from edgetune.train.display import Display
+from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.folder import RunFolder
+from edgetune.train.loop import Loop, Meters
+
+
+class Clock:
+    """Seconds that pass only when somebody works."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ScriptedEngine:
+    """Takes a second a step and two an evaluation; its accuracies, losses and memory errors are scripted."""
+
+    def __init__(self, clock: Clock, depth: int) -> None:
+        self.clock, self.depth = clock, depth
+        self.accuracies: list[float] = []
+        self.losses: dict[int, float] = {}
+        self.most_images: int | None = None
+        self.steps: list[tuple[int, int]] = []  # images, micro-batch
+        self.on_step: Callable[[int], None] = lambda step: None
+
+    def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
+        if self.most_images is not None and micro_batch_size > self.most_images:
+            raise OutOfMemoryError("scripted")
+        self.clock.now += 1.0
+        self.on_step(len(self.steps))
+        self.steps.append((len(batch.labels), micro_batch_size))
+        loss = self.losses.get(len(self.steps), 1.0)
+        return StepReport(loss, (self.depth - 1,), [9.0] * self.depth, None, 100 * len(batch.labels))
+
+    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+        if stop():
+            return None
+        self.clock.now += 2.0
+        accuracy = self.accuracies.pop(0) if self.accuracies else 0.5
+        labels = [int(label) for batch in batches for label in batch.labels]
+        right = round(accuracy * len(labels))
+        predictions = [label if place < right else (label + 1) % 3 for place, label in enumerate(labels)]
+        return Evaluation(0.7, list(range(len(labels))), labels, predictions, [0.9] * len(labels))
+
+    def save_weights(self, path: Path, accuracy: float | None) -> int:
+        path.write_text(json.dumps(accuracy))
+        return 7
+
+    def save_base(self, path: Path) -> int:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("base")
+        return 4
+
+    def save_state(self, path: Path, progress: dict[str, Any]) -> int:
+        path.write_text(json.dumps(progress))
+        return 5
+
+    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
+        assert base.read_text() == "base"
+        loaded: dict[str, Any] = json.loads(path.read_text())
+        return loaded
+
+    def device_peak_bytes(self) -> int | None:
+        return None
+
+
+class Stage:
+    """A loop on the photos with a scripted engine."""
+
+    def __init__(self, plan: Plan, out: Path, power_w: float | None = None) -> None:
+        self.plan, self.out = plan, out
+        self.clock = Clock()
+        self.engine = ScriptedEngine(self.clock, len(plan.blocks))
+        self.interrupted = False
+        self.energy = EnergyMeter(
+            UserConstant(power_w) if power_w else None, clock=self.clock, thread=False
+        )
+
+    def loop(self) -> Loop:
+        images = scan(Path(self.plan.data.path), 0)
+        common: dict[str, Any] = {"image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "seed": 0}
+        train = Loader(images.train, batch_size=self.plan.batch_size, augment=True, **common)
+        val = Loader(images.val, batch_size=4, augment=False, shuffle=False, **common)
+        self.out.mkdir(exist_ok=True)
+        return Loop(
+            self.plan,
+            self.engine,
+            train,
+            val,
+            RunFolder(self.out),
+            Meters(PeakMeter.start(), self.energy, self.clock.now, self.clock),
+            Display(self.plan, quiet=True),
+            lambda: self.interrupted,
+            save_every_s=1e9,
+        )
+
+    def events(self) -> list[str]:
+        lines = (self.out / "metrics.jsonl").read_text().splitlines()
+        return [record["event"] for record in map(json.loads, lines) if record["kind"] == "event"]
+
+
+@pytest.fixture
+def stage(plan_for: Any, tmp_path: Path) -> Callable[..., Stage]:
+    def make(power_w: float | None = None, patience: int | None = None, **caps: float) -> Stage:
+        plan = plan_for(epochs=5, patience=patience)
+        free = {"memory_bytes": None, "energy_j": None, "time_s": None}
+        plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, **(free | caps)))
+        return Stage(plan, tmp_path / "run", power_w)
+
+    return make
+
+
+def test_runs_every_epoch_and_counts_what_was_done(stage: Any) -> None:
+    made = stage()
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert loop.progress.step == 5 * 4
+    assert loop.progress.images == 5 * 24
+    assert loop.progress.train_flops == 100 * 5 * 24
+    assert loop.progress.epochs_s == [4.0] * 5  # four steps of a second; evaluation and saving are not in it
+    assert loop.progress.eval_s == 10.0
+    assert {path.name for path in made.out.iterdir()} == {
+        "best.safetensors", "last.safetensors", "metrics.jsonl", "mistakes.json", "state",
+    }  # fmt: skip
+
+
+def test_patience_ends_a_run_and_the_best_is_kept(stage: Any) -> None:
+    made = stage(patience=2)
+    made.engine.accuracies = [0.25, 0.75, 0.5, 0.75]
+    loop = made.loop()
+    assert loop.run() == "patience"
+    assert loop.progress.best_epoch == 1
+    assert loop.progress.evaluated == 4
+    assert json.loads((made.out / "best.safetensors").read_text()) == 0.75
+    assert json.loads((made.out / "last.safetensors").read_text()) == 0.75
+
+
+def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(stage: Any) -> None:
+    made = stage()
+    made.engine.most_images = 2
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert [micro for _, micro in made.engine.steps] == [1] * 20  # 6, 3, then 1
+    assert sum(images for images, _ in made.engine.steps) == 5 * 24
+    assert made.events() == ["micro_batch", "micro_batch"]
+
+
+def test_out_of_memory_with_one_image_ends_with_a_checkpoint(stage: Any) -> None:
+    made = stage()
+    made.engine.on_step = lambda step: setattr(made.engine, "most_images", 0) if step == 4 else None
+    loop = made.loop()
+    assert loop.run() == "memory"
+    assert made.events()[-1] == "memory"
+    assert (made.out / "best.safetensors").exists()
+    assert (made.out / "last.safetensors").exists()
+
+
+def test_memory_above_the_cap_tightens_and_then_ends_the_run(stage: Any) -> None:
+    made = stage(memory_bytes=1)
+    loop = made.loop()
+    assert loop.run() == "memory"
+    assert made.events() == ["micro_batch", "micro_batch", "memory"]
+
+
+def test_a_time_cap_is_kept_with_evaluation_inside(stage: Any) -> None:
+    made = stage(time_s=16.0)
+    loop = made.loop()
+    started = made.clock.now
+    assert loop.run() == "time"
+    assert made.clock.now - started <= 16.0
+    assert loop.progress.accuracies
+    assert (made.out / "best.safetensors").exists()
+
+
+def test_an_energy_cap_is_kept(stage: Any) -> None:
+    made = stage(power_w=10.0, energy_j=160.0)
+    with made.energy:
+        loop = made.loop()
+        assert loop.run() == "energy"
+        joules, _ = loop.joules()
+    assert joules is not None
+    assert 100.0 <= joules <= 160.0
+
+
+def test_a_loss_that_is_not_a_number_stops_before_it_spoils_anything(stage: Any) -> None:
+    made = stage()
+    made.engine.losses = {7: float("nan")}
+    loop = made.loop()
+    assert loop.run() == "nan"
+    assert loop.progress.step == 6
+    assert json.loads((made.out / "best.safetensors").read_text()) == 0.5
+    assert not (made.out / "last.safetensors").exists()
+    assert made.events() == ["nan"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(stage: Any) -> None:
+    made = stage(power_w=10.0)
+    made.engine.on_step = lambda step: setattr(made, "interrupted", step == 5)
+    with made.energy:
+        first = made.loop()
+        assert first.run() == "user"
+    assert first.progress.step == 6
+    made.interrupted, made.engine.on_step = False, lambda step: None
+    made.energy = EnergyMeter(UserConstant(10.0), clock=made.clock, thread=False)
+    with made.energy:
+        second = made.loop()
+        second.resume()
+        assert second.run() == "epochs"
+        joules, _ = second.joules()
+    assert second.progress.step == 20
+    assert second.progress.images == 5 * 24
+    assert len(second.progress.epochs_s) == 5
+    assert joules == pytest.approx(10.0 * (20 + 5 * 2), rel=0.05)
+    steps = [json.loads(line)["step"] for line in (made.out / "metrics.jsonl").read_text().splitlines()
+             if json.loads(line)["kind"] == "step"]  # fmt: skip
+    assert steps == list(range(1, 21))
+
+
+def test_what_was_logged_after_the_last_state_is_forgotten(tmp_path: Path) -> None:
+    from edgetune.train.folder import Metrics
+
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for step in range(1, 5):
+        metrics.write("step", step, loss=float("nan") if step == 2 else 0.5)
+    with metrics.path.open("a") as log:
+        log.write('{"kind": "step", "st')  # a torn line
+    metrics.rewind(3)
+    records = [json.loads(line) for line in metrics.path.read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert records[1]["loss"] is None
