@@ -1,0 +1,128 @@
+"""A file to pixels, within a bound.
+
+Headers are read before pixels. A baseline JPEG is decoded at an eighth, a quarter or half its size where that is enough
+(libjpeg does it in the transform, at no cost in memory), so a 400-megapixel scan is no problem; formats that only
+decode whole are refused above a bound. Every failure is one exception that says what is wrong with the file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgetune.errors import EdgetuneError, MissingDependencyError
+
+try:
+    from PIL import Image, UnidentifiedImageError
+    from PIL.JpegImagePlugin import JpegImageFile
+except ModuleNotFoundError:
+    raise MissingDependencyError("pillow", "torch", "reading images") from None
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+MOST_PIXELS = 1 << 25  # 33.5 megapixels: 96 MiB of RGB, and as much again while a palette or an alpha channel goes
+
+_JPEG = b"\xff\xd8\xff"
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(EdgetuneError):
+    """A file that can't be decoded. The message is the reason alone; who reads the file adds its name."""
+
+    exit_code = 2
+
+
+def decode(path: str, enough_px: int, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """The image in a file: 8-bit RGB, upright.
+
+    Args:
+        path: any format Pillow reads; of several frames, the first.
+        enough_px: sides of this many pixels suffice; a JPEG is decoded at the smallest scale that has them.
+        most_pixels: the most that are ever decoded.
+
+    Raises:
+        UnreadableImageError: no image, a truncated one, or one above `most_pixels` that can't be decoded scaled.
+    """
+    try:
+        with open(path, "rb") as handle:
+            image = _open(handle)
+            if isinstance(image, JpegImageFile) and not image.info.get("progressive"):
+                image.draft("RGB", (enough_px, enough_px))
+            # a progressive JPEG is held whole, as coefficients, whatever the scale it is decoded at
+            width, height = image.size
+            if width * height > most_pixels:
+                raise UnreadableImageError(f"{width} × {height} pixels, too large to decode; make it smaller")
+            orientation = _orientation(image)
+            image.load()
+            image = to_rgb(image)
+    except (UnreadableImageError, MemoryError):
+        raise
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error).split(" <_io")[0]) from None
+    except Exception as error:  # what a decoder makes of a damaged file is any exception at all
+        raise UnreadableImageError(f"damaged: {error}") from None
+    return image.transpose(orientation) if orientation is not None else image
+
+
+def _open(handle: BinaryIO) -> Image.Image:
+    """Read the header. Pillow's own limit would refuse large JPEGs before they could be scaled."""
+    is_jpeg = handle.read(len(_JPEG)) == _JPEG
+    handle.seek(0)
+    if is_jpeg:
+        return JpegImageFile(handle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about sizes and odd metadata; the bound here is lower
+        try:
+            return Image.open(handle)
+        except UnidentifiedImageError:
+            raise UnreadableImageError("not an image") from None
+        except Image.DecompressionBombError:
+            raise UnreadableImageError("too many pixels to decode; make it smaller") from None
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the image upright, as the camera noted it; damaged metadata is no reason to lose an image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB from any mode: transparency over white, and deep grey scales brought to 8 bits and not clipped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _from_deep_grey(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floats: 16 bits by their full range, others by the one their largest value shows."""
+    values = np.asarray(image).astype(np.float32)
+    top = float(values.max(initial=0.0))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        full = 65535.0
+    else:
+        ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        full = next((bound for bound in ranges if top <= bound), top)
+    return Image.fromarray((values * (255.0 / full)).clip(0, 255).round().astype(np.uint8)).convert("RGB")

@@ -1,0 +1,209 @@
+"""Batches of images, the same ones whatever the number of workers and wherever a run was resumed.
+
+The order of an epoch is a permutation drawn from (seed, epoch); what augmentation does to an image is drawn from (seed,
+epoch, index of the image). A batch is therefore a function of its place alone.
+
+An image that can't be decoded is named in `warnings` once, left out of its batch, and counted. Whether there is any
+shows when an epoch reaches it: a pass that reads every file first would cost what an epoch of a head costs. A batch left
+with no image is not handed out; `Batch.number` tells which ones were.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.data.decode import MOST_PIXELS
+from edgetune.data.folder import Sample
+from edgetune.data.preprocess import normalise
+from edgetune.data.workers import Job, Workers, read_job
+from edgetune.errors import InputError
+
+_MOST_NAMED = 20  # unreadable images named one by one in the warnings
+WORKER_BYTES = 48 << 20  # private memory of one worker: the interpreter, numpy, Pillow, a decoded photo
+
+
+class Batch(NamedTuple):
+    """What a training step takes: images (B, 3, S, S) float32 and their labels (B,) int64.
+
+    `indices` are positions in the loader's samples, `number` is the batch's place in its epoch.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64] | None = None
+    number: int = 0
+
+
+def default_workers(memory_left_bytes: int | None, cores: int, image_bytes: int) -> int:
+    """Decoding processes worth having beside a training process.
+
+    None on one or two cores, where they would only take turns with the training threads; else a third of the cores,
+    four at most, as far as a quarter of the memory left holds them.
+
+    Args:
+        memory_left_bytes: what the plan leaves free; None is unknown, and gives none.
+        cores: that this process may use.
+        image_bytes: of the decoded batch a worker holds, 3 · S² bytes an image.
+    """
+    if memory_left_bytes is None or cores <= 2:
+        return 0
+    return max(0, min(4, cores // 3, memory_left_bytes // 4 // (WORKER_BYTES + 2 * image_bytes)))
+
+
+class Loader:
+    """Batches of one part of a data set.
+
+    Args:
+        samples: the images.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
+        image_size: side in pixels of what the model takes.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        augment: random crop and, with `flip`, mirroring; otherwise the centre.
+        flip: mirror half of the augmented images; wrong for text and digits.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes here, with nothing prefetched. They start with the first epoch, are
+            kept until `close`, and hand pixels over through sockets, since a board's or a container's /dev/shm is often
+            smaller than a batch.
+        drop_last: leave out a smaller last batch.
+        shuffle: permute the images every epoch, and insist that no class becomes empty by unreadable images. Without
+            it they come in the order given, and such a class is only warned of.
+        most_pixels: largest image that is decoded whole, see `decode`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        batch_size: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: bool,
+        seed: int,
+        workers: int = 0,
+        drop_last: bool = False,
+        shuffle: bool = True,
+        flip: bool = True,
+        most_pixels: int = MOST_PIXELS,
+    ) -> None:
+        self.samples = samples
+        self.batch_size, self.drop_last, self.shuffle = batch_size, drop_last, shuffle
+        self._mean, self._std = mean, std
+        self._seed, self._augment, self._flip = seed, augment, flip
+        self._image_size, self._most_pixels = image_size, most_pixels
+        self._workers = Workers(workers) if workers else None
+        self._bad: dict[int, str] = {}
+        self._left = Counter(sample.label for sample in samples)
+        self._lost_classes: list[str] = []
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.samples)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch in which every image can be read."""
+        whole, rest = divmod(len(self.samples), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    @property
+    def skipped(self) -> int:
+        """Images found unreadable so far."""
+        return len(self._bad)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each unreadable image, and for each class lost through them."""
+        named = [
+            f"{self.samples[index].path} was skipped: {reason}."
+            for index, reason in list(self._bad.items())[:_MOST_NAMED]
+        ]
+        if len(self._bad) > _MOST_NAMED:
+            named.append(
+                f"{len(self._bad)} unreadable images were skipped, of which the first {_MOST_NAMED} are named."
+            )
+        lost = [
+            f"No image in {folder} could be read; the accuracy of that class is unknown."
+            for folder in self._lost_classes
+        ]
+        return named + lost + (self._workers.warnings if self._workers else [])
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Positions of the samples in the order an epoch shows them."""
+        if not self.shuffle:
+            return np.arange(len(self.samples))
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self.samples))
+
+    def paths(self, epoch: int = 0) -> list[str]:
+        """Files of the images that `epoch` handed out, in that order."""
+        return [self.samples[index].path for index in self.order(epoch) if index not in self._bad]
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Args:
+            epoch: its number, from 0.
+            start_batch: leave out as many batches at the start, without reading them.
+
+        Raises:
+            InputError: no image of a class can be read (with `shuffle`), or none at all.
+        """
+        order = self.order(epoch)
+        numbers = range(start_batch, self.batches)
+        jobs = (self._job(epoch, order[number * self.batch_size :][: self.batch_size].tolist()) for number in numbers)
+        results = self._workers.map(jobs) if self._workers else ((job, *read_job(job)) for job in jobs)
+        for number, (job, pixels, bad) in zip(numbers, results, strict=True):
+            self._note(bad)
+            indices = [index for index in job.indices if index not in bad]
+            if indices:
+                labels = [self.samples[index].label for index in indices]
+                images = normalise(pixels, self._mean, self._std)
+                yield Batch(images, np.array(labels, np.int64), np.array(indices, np.int64), number)
+
+    def _job(self, epoch: int, indices: list[int]) -> Job:
+        indices = [index for index in indices if index not in self._bad]
+        return Job(
+            indices=indices,
+            paths=[self.samples[index].path for index in indices],
+            image_size=self._image_size,
+            draw=f"{self._seed}/{epoch}" if self._augment else None,
+            flip=self._flip,
+            most_pixels=self._most_pixels,
+        )
+
+    def _note(self, bad: Mapping[int, str]) -> None:
+        """Count unreadable images, and see what is left of their classes."""
+        for index, reason in bad.items():
+            if index in self._bad:
+                continue
+            self._bad[index] = reason
+            path, label = self.samples[index]
+            self._left[label] -= 1
+            folder = os.path.dirname(path)
+            if not any(self._left.values()):
+                raise InputError(f"No image of {os.path.dirname(folder)} can be read ({path}: {reason}); replace them.")
+            if not self._left[label]:
+                if self.shuffle:
+                    raise InputError(
+                        f"No image in {folder} can be read ({os.path.basename(path)}: {reason}); replace them or remove"
+                        " the class."
+                    )
+                self._lost_classes.append(folder)
+
+    def close(self) -> None:
+        """End the workers; the next epoch would start them again."""
+        if self._workers:
+            self._workers.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
