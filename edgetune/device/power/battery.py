@@ -1,0 +1,65 @@
+"""Batteries of laptops and UPS boards that the kernel knows (`/sys/class/power_supply`).
+
+What a discharging battery delivers is what the whole machine draws; while it charges or rests, the machine's draw is
+unknown. The direction comes from `status`: the kernel's documentation says a negative current discharges, and many drivers
+do not keep to it. USB, mains and UCSI entries hold *negotiated* values, not measurements, and are passed over.
+"""
+
+from __future__ import annotations
+
+from edgetune.device.power.base import Facts, Judge, Reading, sum_known
+from edgetune.device.reading import read_number
+from edgetune.device.system import System
+
+_FOLDERS = "/sys/class/power_supply/*"
+
+
+class Batteries:
+    """The batteries that feed this machine."""
+
+    name = "battery"
+    scope = "battery"
+    measured = True
+
+    def __init__(self, system: System, folders: list[str]) -> None:
+        self.system = system
+        self.folders = folders
+        self._judge = Judge(system)
+
+    def read(self) -> Reading:
+        """Watts out of each battery; unknown in total unless one discharges and none charges."""
+        status = {folder: (self.system.text(f"{folder}/status") or "").lower() for folder in self.folders}
+        rails = {
+            folder.rsplit("/", 1)[1]: self._watts(folder) if status[folder] == "discharging" else None
+            for folder in self.folders
+        }
+        if "charging" in status.values() or "discharging" not in status.values():
+            return Reading(None, rails)
+        draining = [rails[folder.rsplit("/", 1)[1]] for folder in self.folders if status[folder] == "discharging"]
+        return Reading(sum_known(draining), rails)
+
+    def facts(self) -> Facts:
+        """When it knows."""
+        return Facts(notes=("what the battery delivers: known only while it discharges",))
+
+    def _watts(self, folder: str) -> float | None:
+        path = f"{folder}/power_now"
+        if self.system.exists(path):
+            microwatts = read_number(self.system, path)
+            return None if microwatts is None else self._judge.believable(path, abs(microwatts) / 1e6)
+        microvolts = read_number(self.system, f"{folder}/voltage_now")
+        microamperes = read_number(self.system, f"{folder}/current_now")
+        if microvolts is None or microamperes is None:
+            return None
+        return self._judge.believable(f"{folder}/current_now", microvolts * abs(microamperes) / 1e12)
+
+
+def find_batteries(system: System) -> Batteries | None:
+    """The batteries present, or None."""
+    folders = []
+    for folder in system.glob(_FOLDERS):
+        kind = (system.text(f"{folder}/type") or "").lower()
+        own = (system.text(f"{folder}/scope") or "").lower() != "device"  # a mouse has a battery too
+        if kind in {"battery", "ups"} and own and system.integer(f"{folder}/present") != 0:
+            folders.append(folder)
+    return Batteries(system, folders) if folders else None
