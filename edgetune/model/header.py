@@ -23,7 +23,8 @@ FLOATS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}  # bytes of one weight, by sa
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".tar"})
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
-    "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s.get('model', s)); "
+    "s = torch.load(open(sys.argv[1], 'rb'), map_location='cpu', weights_only=True); "
+    "s = s.get('state_dict', s.get('model', s)); "
     "save_file({k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
 _TRIPLE = tuple[float, float, float]
@@ -103,7 +104,7 @@ def read_header(path: Path) -> Header:
         raise InputError(f"{path} can't be read ({error.strerror or error}); check its permissions.") from None
     except (SafetensorError, ValueError) as error:
         if _is_pickle(path):
-            new = path.with_suffix(".safetensors").name
+            new = f"{path.stem}.converted.safetensors"
             line = f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(new)}'
             raise InputError(
                 f"{path} is a pickled checkpoint, which could run code when opened, so edgetune won't open it:"
