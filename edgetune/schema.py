@@ -38,17 +38,19 @@ class Board(Record, frozen=True):
     module: str | None = None  # part number, e.g. p3767-0005
     soc: str | None = None
     jetpack: str | None = None
+    l4t: str | None = None  # the release of Linux for Tegra, e.g. 36.4.4
     os: str | None = None
     arch: str | None = None
 
 
 class Memory(Record, frozen=True):
-    """What may really be used. `limit_bytes` is what an enforced cgroup leaves this process, if any."""
+    """What may really be used. `limit_bytes` is the lowest cgroup limit along this process's ancestors, if any."""
 
     total_bytes: int | None = None
     available_bytes: int | None = None
     limit_bytes: int | None = None
     limit_source: str | None = None  # the file the limit was read from
+    limit_room_bytes: int | None = None  # the least that any limit along the ancestors leaves after what is used
     limit_enforced: bool | None = None
     swap_bytes: int | None = None
     unified: bool | None = None  # CPU and GPU share one memory
@@ -81,8 +83,11 @@ class Modes(Record, frozen=True):
     current: str | None = None
     available: list[str] = []
     governor: str | None = None
-    cpu_hz: list[int] = []
+    cpu_hz: list[int] = []  # of each processor, at this moment
+    cpu_max_hz: list[int] = []  # what the mode or governor allows
     gpu_hz: int | None = None
+    gpu_max_hz: int | None = None
+    clocks_locked: bool | None = None  # the GPU's lowest and highest clock are one, as after jetson_clocks
     fan: str | None = None
 
 

@@ -44,7 +44,11 @@ class FaultySystem(System):
         return super().read_bytes(path)
 
     def glob(self, pattern: str) -> list[str]:
-        return [path for path in super().glob(pattern) if not path.endswith(".errno") and not self._closed(path)]
+        found = {path.removesuffix(".errno") for name in (pattern, pattern + ".errno") for path in super().glob(name)}
+        return sorted((path for path in found if not self._closed(path)), key=lambda path: (len(path), path))
+
+    def exists(self, path: str) -> bool:
+        return super().exists(path) or super().exists(path + ".errno")
 
     def _errno(self, path: str) -> str | None:
         for suffix, name in self.errnos.items():
