@@ -1,8 +1,8 @@
 """Joules of a stretch of time, from a source of watts or from a counter of joules.
 
-Watts are read on the monotonic clock and summed as trapezoids; a counter's readings are subtracted. Both give one growing
-curve of joules, and a window is the difference between two points of it, so windows may nest and overlap at no cost. A
-border that falls between two readings is interpolated; it is settled by the reading after it.
+Watts are read on the monotonic clock and summed as trapezoids; a counter's readings are subtracted. Both give one
+growing curve of joules, and a window is the difference between two points of it, so windows may nest and overlap at no
+cost. A border that falls between two readings is interpolated; it is settled by the reading after it.
 
 What a meter can't know it says: windows report their largest gap, the reads that failed and the share of time that
 readings cover, and a window that is mostly holes has no joules. Accuracy on known traces: docs/energy.md.
@@ -294,7 +294,13 @@ class EnergyMeter:
         self._last_s, self._last_w = now_s, watts
 
     def _between(
-        self, at_s: float, before_s: float | None, before: _Point, before_w: float | None, now_s: float, watts: float | None
+        self,
+        at_s: float,
+        before_s: float | None,
+        before: _Point,
+        before_w: float | None,
+        now_s: float,
+        watts: float | None,
     ) -> _Point:
         """The curve at a moment between two good readings, or before the first."""
         if before_s is None:  # nothing is known of the time before the first reading but what followed
@@ -339,16 +345,17 @@ class EnergyMeter:
         self._pending.remove(window)
 
     def _border_sample(self) -> None:
-        """A reading at a border is better than interpolating it; not when one has just been made or the sensor is ill."""
+        """Read at a border rather than interpolate it, unless that has just been done or the sensor is ill."""
         last_s = self._last_s
         if self.source is None or self._failing_since is not None:
             return
-        if last_s is None or self.clock() - last_s > self.interval_s / 5:
-            if self._reading.acquire(blocking=False):  # the sampling thread is at it
-                try:
-                    self._sample()
-                finally:
-                    self._reading.release()
+        if last_s is not None and self.clock() - last_s <= self.interval_s / 5:
+            return
+        if self._reading.acquire(blocking=False):  # else the sampling thread is at it
+            try:
+                self._sample()
+            finally:
+                self._reading.release()
 
     def _difference(self, window: Window) -> _Point | None:
         """What lies between a window's borders, or None before the first good reading."""
@@ -395,7 +402,9 @@ class EnergyMeter:
         elif now_s - self._same[1] >= FROZEN_AFTER_S:
             for window in self._open_windows:
                 window.frozen = True
-            return f"the power source {self._name} has repeated one reading for {FROZEN_AFTER_S:.0f} s; it may be frozen."
+            return (
+                f"the power source {self._name} has repeated one reading for {FROZEN_AFTER_S:.0f} s; it may be frozen."
+            )
         return None
 
     def _tell(self, sentence: str) -> None:

@@ -1,7 +1,7 @@
-"""Boards for tests: fixture trees, read in place or copied with every kernel-given number shuffled, and with read errors.
+"""Boards for tests: fixture trees, read in place or copied with every kernel-given number shuffled, with read errors.
 
-hwmon, iio, thermal-zone, cooling-device and i2c-bus numbers move between kernel releases; `open_board(name, seed=1)` gives
-the same board with other numbers, consistently in folder names and in links.
+hwmon, iio, thermal-zone, cooling-device and i2c-bus numbers move between kernel releases; `open_board(name, seed=1)`
+gives the same board with other numbers, consistently in folder names and in links.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class FaultySystem(System):
         return super().read_bytes(path)
 
     def glob(self, pattern: str) -> list[str]:
-        found = {path.removesuffix(".errno") for name in (pattern, pattern + ".errno") for path in super().glob(name)}
+        found = {
+            path.removesuffix(".errno") for name in (pattern, pattern + ".errno") for path in System.glob(self, name)
+        }
         return sorted((path for path in found if not self._closed(path)), key=lambda path: (len(path), path))
 
     def exists(self, path: str) -> bool:

@@ -1,9 +1,9 @@
 """A board that does not exist, kept alive by a small process, so that a laptop tests what reads a Jetson.
 
 `with virtual_board(folder) as board:` gives a file-system root, `board.root`, that looks like an Orin Nano. Its rail
-monitor shows watts that follow the real CPU use of chosen processes (by default the caller and its children), taken from
-the scheduler's nanoseconds. The same process integrates the true joules 200 times a second from the nanoseconds, never
-from its sensor files; `board.true_joules(t0, t1)` returns them for two moments of `time.monotonic()`.
+monitor shows watts that follow the real CPU use of chosen processes (by default the caller and its children), taken
+from the scheduler's nanoseconds. The same process integrates the true joules 200 times a second from the nanoseconds,
+never from its sensor files; `board.true_joules(t0, t1)` returns them for two moments of `time.monotonic()`.
 
 The sensor behaves like the chip: a mean over its averaging window, 8 mV and 8 mA steps. `board.sensor("frozen")` and
 `board.sensor("gone")` break it; the truth goes on.
@@ -30,7 +30,8 @@ _FILES = {
     "DATE: Mon Jun 16 16:07:13 UTC 2025\n",
     "proc/version": "Linux version 5.15.148-tegra\n",
     "proc/meminfo": "MemTotal:        7802880 kB\nMemFree:         4120044 kB\nMemAvailable:    6250112 kB\n"
-    "SwapTotal:       3901440 kB\nSwapFree:        3901440 kB\nNvMapMemFree:      94784 kB\nNvMapMemUsed:     805068 kB\n"
+    "SwapTotal:       3901440 kB\nSwapFree:        3901440 kB\n"
+    "NvMapMemFree:      94784 kB\nNvMapMemUsed:     805068 kB\n"
     "CmaTotal:         262144 kB\nCmaFree:          250000 kB\n",
     "proc/self/cgroup": "0::/user.slice\n",
     "proc/device-tree/model": _MODEL + "\0",

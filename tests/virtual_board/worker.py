@@ -1,4 +1,4 @@
-"""The process behind a virtual board: CPU nanoseconds in, sensor files and the true integral out. Standard library only.
+"""The process behind a virtual board: CPU nanoseconds in, sensor files and the true integral out.
 
 Arguments: root, truth file, control file, idle watts, watts a core, averaging window in seconds, process ids.
 """

@@ -1,4 +1,4 @@
-"""What every power source answers, and the judgement all of them share: which figures are believable, which rails add up.
+"""What every power source answers, and what all share: which figures are believable, which rails add up.
 
 A source reads watts; what they stand for is its `scope`, because no two boards meter the same wire. Unknown is None: a
 disabled channel, a gated rail and a vanished chip are never 0 W.

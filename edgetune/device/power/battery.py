@@ -1,8 +1,8 @@
 """Batteries of laptops and UPS boards that the kernel knows (`/sys/class/power_supply`).
 
 What a discharging battery delivers is what the whole machine draws; while it charges or rests, the machine's draw is
-unknown. The direction comes from `status`: the kernel's documentation says a negative current discharges, and many drivers
-do not keep to it. USB, mains and UCSI entries hold *negotiated* values, not measurements, and are passed over.
+unknown. The direction comes from `status`: the kernel's documentation says a negative current discharges, and many
+drivers do not keep to it. USB, mains and UCSI entries hold *negotiated* values, not measurements, and are passed over.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Watts that are not measured: a figure the user gives, and models that others fitted and published.
 
-Source of the linear models: PowerJoular (`W = slope * CPU utilisation + idle`, measured at the supply of each board); the
-coefficients are facts of the board catalogue, their names say whose they are. The models see the CPU only: no clock
-change, no USB load.
+Source of the linear models: PowerJoular (`W = slope * CPU utilisation + idle`, measured at the supply of each board);
+the coefficients are facts of the board catalogue, their names say whose they are. The models see the CPU only: no
+clock change, no USB load.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class LinearModel:
 
     def facts(self) -> Facts:
         """Whose model it is."""
-        return Facts(model=self.model, notes=("no sensor: a published model of CPU utilisation, USB and clocks unseen",))
+        return Facts(
+            model=self.model, notes=("no sensor: a published model of CPU utilisation, USB and clocks unseen",)
+        )
 
     def _look(self) -> float | None:
         """CPU utilisation, 0 to 1; kept where no tick passed since the last look."""

@@ -1,8 +1,8 @@
 """Which source speaks for this board, and what the profile says of it.
 
 What the user says comes first, then sensors from the widest and surest view to the narrowest, then what is modelled:
-rail monitors with a rule for the total, the Raspberry Pi's power chip, processor counters (and graphics cards beside them),
-a battery that is discharging, tegrastats, published models. A sensor is chosen only after it has answered.
+rail monitors with a rule for the total, the Raspberry Pi's power chip, processor counters (and graphics cards beside
+them), a battery that is discharging, tegrastats, published models. A sensor is chosen only after it has answered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgetune.device.catalogue import BoardEntry
 from edgetune.device.power.base import EnergyCounter, Facts, PowerSource, Reading, sum_known
 from edgetune.device.power.battery import find_batteries
 from edgetune.device.power.constant import LinearModel, UserConstant
-from edgetune.device.power.ina3221 import Meter, Rail, RailMonitors, find_rails
+from edgetune.device.power.ina3221 import Rail, RailMonitors, SupplyMeter, find_rails
 from edgetune.device.power.nvml import Gpus, find_gpus
 from edgetune.device.power.pmic import Pmic
 from edgetune.device.power.rapl import PERMISSION_HINT, Rapl, find_rapl
@@ -72,8 +72,8 @@ def find_power(
     """
     rails = find_rails(system)
     if meter is not None:
-        return Meter(system, _named(rails, meter))
-    sensor = _find_sensor(system, board, entry, rails)
+        return SupplyMeter(system, _named(rails, meter))
+    sensor = _find_sensor(system, entry, rails)
     if user_w is not None:
         if sensor is not None:
             system.warn(f"--power is used instead of the sensor {sensor.name}; leave it out to measure.")
@@ -81,7 +81,7 @@ def find_power(
         return UserConstant(user_w)
     if sensor is not None:
         return sensor
-    if (tool := find_tegrastats(system, entry) if board.family.startswith("jetson") or _is_jetson(entry) else None) is not None:
+    if entry is not None and entry.kind == "jetson" and (tool := find_tegrastats(system, entry)) is not None:
         if tool.read().total_w is not None:
             return tool
         tool.close()
@@ -103,6 +103,7 @@ def describe_power(system: System, source: PowerSource | None, entry: BoardEntry
         return schema.Power(note=_join([_reason(system, entry), *_unused(system, None)]))
     reading = _settled(source)
     facts: Facts = source.facts() if hasattr(source, "facts") else Facts()
+    stands = "its counter did not move between two looks" if reading.total_w is None and source.name == "rapl" else ""
     return schema.Power(
         source=source.name,
         scope=source.scope,
@@ -112,23 +113,20 @@ def describe_power(system: System, source: PowerSource | None, entry: BoardEntry
         measured=source.measured,
         model=facts.model,
         interval_s=facts.interval_s,
-        note=_join([*facts.notes, *_unused(system, source)]),
+        note=_join([*facts.notes, stands, *_unused(system, source)]),
     )
 
 
-def _find_sensor(
-    system: System, board: schema.Board, entry: BoardEntry | None, rails: list[Rail]
-) -> PowerSource | None:
+def _find_sensor(system: System, entry: BoardEntry | None, rails: list[Rail]) -> PowerSource | None:
     """The first sensor that has answered."""
     monitors = RailMonitors(system, [rail for rail in rails if rail.labelled], entry)
     if monitors.rule is not None:
         return monitors
     if entry is not None and entry.power.sensor == "rpi-pmic":
-        pmic = Pmic(system, entry.power.correction)
+        pmic = Pmic(system, entry)
         if pmic.read().total_w is not None:
             return pmic
-    rapl = find_rapl(system) if not board.family.startswith(("jetson", "raspberry")) else None
-    gpus = find_gpus(system)
+    rapl, gpus = find_rapl(system), find_gpus(system)
     if rapl is not None and rapl.read_j() is None:
         rapl = None
     if rapl is not None and gpus is not None:
@@ -195,23 +193,15 @@ def _reason(system: System, entry: BoardEntry | None) -> str:
 
 
 def _unused(system: System, source: PowerSource | None) -> list[str]:
-    """Chips that are there and not read, with what they say now."""
-    if isinstance(source, Meter):
+    """Chips that are there and not read."""
+    if isinstance(source, SupplyMeter):
         return []
     found = []
     for rail in find_rails(system):
         if not rail.labelled:
-            watts = rail.read_w()
-            said = "unknown" if watts is None else f"{watts:.3g} W"
-            found.append(
-                f"{rail.name} at {rail.chip.rsplit('/', 1)[1]} ({said}) is not used: nobody says what it measures,"
-                " and it may be a battery"
-            )
+            place = rail.chip.rsplit("/", 1)[1]
+            found.append(f"{rail.name} at {place} is not used: nothing says what it measures, it may be a battery")
     return found
-
-
-def _is_jetson(entry: BoardEntry | None) -> bool:
-    return entry is not None and entry.kind == "jetson"
 
 
 def _join(notes: list[str]) -> str | None:

@@ -2,11 +2,11 @@
 
 * JetPack 4, driver `ina3221x` (IIO): `rail_name_N`, `in_voltageN_input` mV, `in_currentN_input` mA, `in_powerN_input`
   **mW**, channels from 0.
-* JetPack 5 and later, mainline `ina3221` (hwmon): `inN_label`, `inN_input` mV, `currN_input` mA, channels 1 to 3, no power
-  file (a clone's `powerN_input` is in mW against every hwmon rule: volts times amperes is preferred). Channels 4 to 6 are
-  shunt voltages and 7 is their sum: not rails. Reads of a disabled channel fail with ENODATA.
-* INA219, 226, 238 and kin (hwmon): one channel, `power1_input` **microwatt**, named by the chip's `label`. Its power stays
-  positive while its current is negative (Network UPS Tools #2960), so the sign comes from the current.
+* JetPack 5 and later, mainline `ina3221` (hwmon): `inN_label`, `inN_input` mV, `currN_input` mA, channels 1 to 3, no
+  power file (a clone's `powerN_input` is in mW against every hwmon rule: volts times amperes is preferred). Channels 4
+  to 6 are shunt voltages and 7 is their sum: not rails. Reads of a disabled channel fail with ENODATA.
+* INA219, 226, 238 and kin (hwmon): one channel, `power1_input` **microwatt**, named by the chip's `label`. Its power
+  stays positive while its current is negative (Network UPS Tools #2960), so the sign comes from the current.
 
 Chips and channels are found by what they say, never by number: hwmon and IIO numbers change with every release.
 Kernel: drivers/hwmon/ina3221.c, ina2xx.c, ina238.c; L4T's ina3221x.
@@ -31,11 +31,12 @@ _JETPACK_4 = ("/sys/bus/i2c/drivers/ina3221x/*/iio?device*", "/sys/bus/iio/devic
 
 @dataclass(frozen=True)
 class Rail:
-    """One metered wire. `chip` is the folder it was found in, `labelled` whether the device tree names it."""
+    """One metered wire. `chip` is the folder it was found in; `labelled` says whether the device tree names it."""
 
     name: str
     chip: str
     read_w: Callable[[], float | None]
+    kind: str = "ina3221"
     labelled: bool = True
 
 
@@ -66,7 +67,8 @@ class RailMonitors:
             self.rails.setdefault(rail.name, rail)
         labelled = {rail.name for rail in self.rails.values() if rail.labelled} - doubtful
         self.rule = entry.total_rule(labelled) if entry else None
-        self.name = "ina3221"
+        counted = self.rule.rails if self.rule else self.rails
+        self.name = "+".join(sorted({self.rails[name].kind for name in counted}))
         self.scope = self.rule.scope if self.rule else "unknown"
 
     def read(self) -> Reading:
@@ -82,7 +84,7 @@ class RailMonitors:
         return Facts(interval_s=max(windows, default=None), notes=total_facts(self.rule, self.rails))
 
 
-class Meter:
+class SupplyMeter:
     """One chip that the user says measures the supply."""
 
     measured = True
@@ -122,8 +124,10 @@ def _chips(system: System) -> list[tuple[str, str]]:
 
 
 def _unique(system: System, patterns: tuple[str, ...]) -> list[str]:
-    """Folders matching any pattern; a device reached through several paths (symbolic links, or a copy of the tree that
-    names the same rails) is listed once, by its first path."""
+    """Folders matching any pattern, each device once, by the first path that leads to it.
+
+    Two paths may be links to one folder, or folders that name the same rails (a tree copied without its links).
+    """
     folders: list[str] = []
     seen: set[object] = set()
     for pattern in patterns:
@@ -136,7 +140,12 @@ def _unique(system: System, patterns: tuple[str, ...]) -> list[str]:
                 continue
             labels = tuple(
                 text
-                for stem in ("name", "label", *(f"in{n}_label" for n in (1, 2, 3)), *(f"rail_name_{n}" for n in (0, 1, 2)))
+                for stem in (
+                    "name",
+                    "label",
+                    *(f"in{n}_label" for n in (1, 2, 3)),
+                    *(f"rail_name_{n}" for n in (0, 1, 2)),
+                )
                 if (text := system.text(f"{folder}/{stem}")) is not None
             )
             if real in seen or (labels and labels in seen):
@@ -192,7 +201,7 @@ def _single_rail(judge: Judge, folder: str, chip: str) -> Rail:
         sign = -1 if milliamperes is not None and milliamperes < 0 else 1
         return judge.believable(power, sign * abs(microwatts) / 1e6)
 
-    return Rail(label if labelled and label else chip, folder, read_w, labelled=labelled)
+    return Rail(label if labelled and label else chip, folder, read_w, chip, labelled)
 
 
 def _volts_times_amperes(judge: Judge, volts: str, amperes: str) -> Callable[[], float | None]:

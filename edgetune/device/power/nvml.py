@@ -1,8 +1,8 @@
 """Discrete NVIDIA GPUs through the driver's own library, and only where it really answers.
 
-On Jetson the library initialises, lists one device and then refuses every figure (HazyResearch/intelligence-per-watt #40):
-a tool that takes the first two for a sensor reports 0 W. Here a GPU counts only after it has read out watts. Function
-names and units (milliwatt, millijoule) are those of NVIDIA's NVML reference.
+On Jetson the library initialises, lists one device and then refuses every figure (HazyResearch/intelligence-per-watt
+#40): a tool that takes the first two for a sensor reports 0 W. Here a GPU counts only after it has read out watts.
+Function names and units (milliwatt, millijoule) are those of NVIDIA's NVML reference.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def find_gpus(system: System, library: Any = None) -> Gpus | None:
     handles: dict[str, Any] = {}
     for index in range(min(count.value, 64)):
         handle = c_void_p()
-        if library.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(handle)) == _SUCCESS:
-            if _unsigned(library, "nvmlDeviceGetPowerUsage", handle) is not None:
-                handles[f"gpu{index}"] = handle
+        found = library.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(handle)) == _SUCCESS
+        if found and _unsigned(library, "nvmlDeviceGetPowerUsage", handle) is not None:
+            handles[f"gpu{index}"] = handle
     return Gpus(system, library, handles) if handles else None
 
 

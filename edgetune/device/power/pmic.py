@@ -1,9 +1,10 @@
 """Raspberry Pi 5, CM5 and 500: the power management chip's own converter readings, through the firmware.
 
-`vcgencmd pmic_read_adc` lists currents and voltages; they are paired by the stem of their name (their numbers differ) and
-the products add up to what the chip's outputs deliver. That is *not* the board's input: nothing on the 5 V rail (USB,
-HATs, fan, NVMe) is metered, nor are converter losses. A published straight-line fit against a USB-C meter corrects for the
-losses of a bare board (jfikar, RPi5-power README); it is an estimate and reported beside the raw sum, never instead.
+`vcgencmd pmic_read_adc` lists currents and voltages; they are paired by the stem of their name (their numbers differ)
+and the products add up to what the chip's outputs deliver. That is *not* the board's input: nothing on the 5 V rail
+(USB, HATs, fan, NVMe) is metered, nor are converter losses. A published straight-line fit against a USB-C meter
+corrects for the losses of a bare board (jfikar, RPi5-power README); it is an estimate and reported beside the raw sum,
+never instead.
 
 The firmware's mailbox is asked directly where the device may be opened (message layout: raspberrypi/utils
 vcgencmd/vcgencmd.c), which saves a fork per sample; otherwise the tool is run.
@@ -16,7 +17,7 @@ import re
 import struct
 from collections.abc import Callable
 
-from edgetune.device.catalogue import Correction
+from edgetune.device.catalogue import BoardEntry
 from edgetune.device.power.base import Facts, Judge, Reading, sum_known
 from edgetune.device.system import System
 
@@ -69,9 +70,11 @@ class Pmic:
     scope = "pmic-sum"
     measured = True
 
-    def __init__(self, system: System, correction: Correction | None = None, ioctl: Ioctl | None = None) -> None:
+    def __init__(self, system: System, entry: BoardEntry | None = None, ioctl: Ioctl | None = None) -> None:
         self.system = system
-        self.correction = correction
+        self.entry = entry
+        self.correction = entry.power.correction if entry else None
+        self._known = {name for rule in entry.power.totals for name in rule.rails} if entry else set()
         self._judge = Judge(system)
         self._ioctl = ioctl
         self._device: str | None = None
@@ -85,7 +88,7 @@ class Pmic:
             text = self.system.command("vcgencmd", _COMMAND, timeout_s=2.0)
         rails = parse_pmic(text or "")
         watts = {name: self._judge.believable(f"pmic_read_adc {name}", value) for name, value in rails.items()}
-        total = self._judge.believable("pmic_read_adc", sum_known(watts.values())) if _MAIN_RAIL in watts else None
+        total = self._judge.believable("pmic_read_adc", self._total_w(watts))
         fit = self.correction
         return Reading(total, watts, None if total is None or fit is None else fit.slope * total + fit.offset_w)
 
@@ -95,6 +98,14 @@ class Pmic:
             model=self.correction.model if self.correction else None,
             notes=("sum of the power chip's outputs: USB devices, HATs, fan and converter losses are not in it",),
         )
+
+    def _total_w(self, watts: dict[str, float | None]) -> float | None:
+        """The catalogue's outputs; firmware that lists fewer is summed as far as it goes, new names are left out."""
+        if _MAIN_RAIL not in watts:
+            return None
+        rule = self.entry.total_rule(set(watts)) if self.entry else None
+        names = rule.rails if rule else [name for name in watts if name in self._known or not self._known]
+        return sum_known(watts[name] for name in names)
 
     def _ask(self, device: str) -> str | None:
         """One question to the firmware, or None where the device is missing, forbidden or says no."""

@@ -1,9 +1,9 @@
 """x86 processors' energy counters (RAPL: Intel since 2011, AMD Zen under the same names since Linux 5.8).
 
-`/sys/class/powercap/intel-rapl:N/energy_uj` counts microjoules and wraps at `max_energy_range_uj`. The total is the sum of
-the packages, plus memory where it is metered apart. `core` and `uncore` lie inside their package, `psys` (the platform)
-around it, and `intel-rapl-mmio` shows the same package again: none of them is added. Since CVE-2020-8694 the counters
-belong to root.
+`/sys/class/powercap/intel-rapl:N/energy_uj` counts microjoules and wraps at `max_energy_range_uj`. The total is the
+sum of the packages, plus memory where it is metered apart. `core` and `uncore` lie inside their package, `psys` (the
+platform) around it, and `intel-rapl-mmio` shows the same package again: none of them is added. Since CVE-2020-8694 the
+counters belong to root.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def find_rapl(system: System) -> Rapl | None:
             key = folder.rsplit("/", 1)[1]
             if (name.startswith("package") or name == "dram") and key not in names:
                 names[key] = (name, folder)
-    zones = []
+    zones: list[Zone] = []
     for key in sorted(names, key=lambda key: [int(part) for part in key.split(":")[1:] if part.isdigit()]):
         name, folder = names[key]
         path = f"{folder}/energy_uj"

@@ -1,8 +1,9 @@
 """NVIDIA's tegrastats, the last resort on a Jetson whose sensor files can't be read.
 
-Its lines changed with every JetPack: a date or none, `mW` or none, two figures or three (current/average/peak), negative
-figures, `NC` channels, and `GPU` and `CPU` as name of a temperature, a list and a rail in one line. Only the first figure
-of each rail is used: the average runs since the tool was started. Grammar: public lines of JetPack 4 to 7.
+Its lines changed with every JetPack: a date or none, `mW` or none, two figures or three (current/average/peak),
+negative figures, `NC` channels, and `GPU` and `CPU` as name of a temperature, a list and a rail in one line. Only the
+first figure of each rail is used: the average runs since the tool was started. Grammar: public lines of JetPack 4 to
+7.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Tegrastats:
     measured = True
     interval_s = 0.1
 
-    def __init__(self, system: System, entry: BoardEntry | None, spawn: Callable[[], IO[str] | None] | None = None) -> None:
+    def __init__(
+        self, system: System, entry: BoardEntry | None, spawn: Callable[[], IO[str] | None] | None = None
+    ) -> None:
         self.system = system
         self._judge = Judge(system)
         self._process: subprocess.Popen[str] | None = None
@@ -65,7 +68,10 @@ class Tegrastats:
             return Reading(None)
         if self._spawn and self.system.clock() - line[0] > _STALE_INTERVALS * self.interval_s + 1.0:
             return Reading(None)
-        rails = {name: self._judge.believable(f"tegrastats {name}", watts) for name, watts in parse_tegrastats(line[1]).items()}
+        rails = {
+            name: self._judge.believable(f"tegrastats {name}", watts)
+            for name, watts in parse_tegrastats(line[1]).items()
+        }
         return Reading(total_w(self.rule, rails), rails)
 
     def facts(self) -> Facts:
