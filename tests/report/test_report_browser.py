@@ -1,0 +1,220 @@
+"""The page in a real browser: no console errors, no request, no sideways scroll, charts that are really drawn.
+
+Chromium is driven over its debugging pipe, so nothing beyond the browser itself is needed. Without one the tests skip.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.report import write_report
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
+)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
+)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+class Browser:
+    """One Chromium over `--remote-debugging-pipe`: commands to descriptor 3, answers and events from descriptor 4."""
+
+    def __init__(self, profile: Path) -> None:
+        commands, self._to = os.pipe()
+        self._from, answers = os.pipe()
+
+        def place() -> None:
+            spare = [os.dup(commands), os.dup(answers)]  # neither may be 3 or 4 while those are being overwritten
+            while min(spare) < 5:
+                spare = [os.dup(descriptor) for descriptor in spare]
+            os.dup2(spare[0], 3)
+            os.dup2(spare[1], 4)
+
+        assert CHROMIUM is not None
+        self._process = subprocess.Popen(
+            [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=place,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+        self._left, self._number, self._tab = b"", 0, ""
+        self.events: list[dict[str, Any]] = []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._tab = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._tab:
+            message["sessionId"] = self._tab
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+            self.events.append(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._left:
+            read = os.read(self._from, 65536)
+            assert read, "Chromium ended"
+            self._left += read
+        message, self._left = self._left.split(b"\0", 1)
+        return dict(json.loads(message))
+
+    def evaluate(self, expression: str) -> Any:
+        return self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
+            "result"
+        ].get("value")
+
+    def open(self, page: Path, width: int, scheme: str = "light") -> None:
+        """Load a page and wait until it is drawn."""
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events.clear()
+        self.send("Page.navigate", url=page.as_uri())
+        deadline = time.monotonic() + 20
+        while self.evaluate("document.readyState") != "complete" or self.evaluate("location.protocol") != "file:":
+            assert time.monotonic() < deadline, "the page did not load"
+        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console, and every request that was not the page itself."""
+        found = []
+        for event in self.events:
+            method, parameters = event.get("method"), event.get("params", {})
+            if method == "Runtime.exceptionThrown" or (
+                method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert")
+            ):
+                found.append(json.dumps(parameters))
+            elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+                found.append(parameters["entry"]["text"])
+            elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith(
+                ("file:", "data:")
+            ):
+                found.append("request for " + parameters["request"]["url"])
+        return found
+
+    def screenshot(self, path: Path, full: bool = True) -> None:
+        height = self.evaluate("document.documentElement.scrollHeight") if full else 900
+        width = self.evaluate("innerWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self) -> None:
+        os.close(self._to)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._from)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+# How many differently coloured pixels each chart has: an empty canvas has one.
+COLORS = """
+[...document.querySelectorAll(".plot canvas")].map((canvas) => {
+  const pixels = new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+  return new Set(pixels).size;
+})
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_whole_at_desktop_and_phone_width(
+    browser: Browser, make_run: Callable[..., Path], width: int, scheme: str
+) -> None:
+    browser.open(write_report(make_run()), width, scheme)
+    assert browser.complaints() == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    colors = browser.evaluate(COLORS)
+    assert len(colors) == 9  # six curves, three heat maps
+    assert min(colors) > 5
+    dark = browser.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((part) => part < 64)")
+    assert dark is (scheme == "dark")
+
+
+def test_charts_follow_a_change_of_scheme_and_width(browser: Browser, make_run: Callable[..., Path]) -> None:
+    browser.open(write_report(make_run()), 1280)
+    wide = browser.evaluate("document.querySelector('.plot canvas').clientWidth")
+    browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.send("Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True)
+    browser.evaluate("new Promise((done) => setTimeout(done, 200))")
+    assert browser.complaints() == []
+    assert browser.evaluate("document.querySelector('.plot canvas').clientWidth") < wide
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    assert len(browser.evaluate(COLORS)) == 9
+
+
+def test_hostile_names_are_shown_and_run_nothing(browser: Browser, make_run: Callable[..., Path]) -> None:
+    classes = ["</script><script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", "x" * 300, "日本語 ñ"]
+    browser.open(write_report(make_run(classes=classes)), 390)
+    assert browser.complaints() == []
+    assert browser.evaluate("window.pwned") is None
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    assert classes[1] in browser.evaluate("document.body.innerText")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 1, "steps_per_epoch": 1, "power": False},
+        {"result": False, "profile": False, "mistakes": False, "steps": 100},
+        {"metrics": False, "result": False, "profile": False, "mistakes": False},
+        {"blocks": 1, "epochs": 2},
+    ],
+    ids=["one step", "cut off", "only a plan", "one block"],
+)
+def test_scant_runs_still_make_a_page(browser: Browser, make_run: Callable[..., Path], options: dict[str, Any]) -> None:
+    browser.open(write_report(make_run(**options)), 390)
+    assert browser.complaints() == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    described = browser.evaluate("JSON.parse(document.getElementById('charts').textContent).length")
+    assert browser.evaluate("document.documentElement.dataset.charts") == str(described)
+
+
+def test_pointing_at_a_heat_map_tells_the_value(browser: Browser, make_run: Callable[..., Path]) -> None:
+    browser.open(write_report(make_run()), 1280)
+    browser.evaluate("document.querySelector('[data-chart=tokens]').scrollIntoView({block: 'center'})")
+    box = browser.evaluate(
+        "JSON.parse(JSON.stringify(document.querySelector('[data-chart=tokens] .u-over').getBoundingClientRect()))"
+    )
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] - 2
+    browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    browser.evaluate("new Promise((done) => setTimeout(done, 100))")
+    told = browser.evaluate(
+        "document.querySelector('[data-chart=tokens]').parentElement.querySelector('.readout').textContent"
+    )
+    assert "block 0:" in told
+    assert "tokens" in told
