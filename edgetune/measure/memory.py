@@ -61,9 +61,7 @@ class PeakMeter:
         meter = cls(proc=proc, children=children, shared_folders=shared_folders)
         meter.baseline_bytes = meter.current_bytes()
         if meter.baseline_bytes is None:
-            meter.warnings.append(
-                f"{meter._self / 'status'} can't be read, so memory is not measured on this system."
-            )
+            meter.warnings.append(f"{meter._self / 'status'} can't be read, so memory is not measured on this system.")
         else:
             meter._reset()
         if children or meter._folders:
@@ -137,9 +135,7 @@ class PeakMeter:
         if own is None:
             return None
         # a child that has just ended has no PSS any more
-        return own + sum(
-            _status_bytes(self._proc / process / "smaps_rollup", "Pss") or 0 for process in descendants
-        )
+        return own + sum(_status_bytes(self._proc / process / "smaps_rollup", "Pss") or 0 for process in descendants)
 
     def _files_bytes(self) -> int:
         return sum(_folder_bytes(folder) for folder in self._folders)

@@ -225,12 +225,10 @@ def _memory_now(profile: Profile, system: System) -> Memory:
 
 
 def _live_power(system: System) -> Power | None:
-    from edgetune.device.board import identify
-    from edgetune.device.catalogue import find_entry
+    from edgetune.device.board import identify_entry
     from edgetune.device.power import describe_power, find_power
 
-    board = identify(system)
-    source = find_power(system, board, find_entry(board.family), None)
+    source = find_power(system, *identify_entry(system))
     return describe_power(system, source) if source is not None else None
 
 

@@ -1,0 +1,85 @@
+"""One transformer block, timed in the three parts of a training step; run in the child only.
+
+Forward is timed with autograd recording, as training runs it. Passing the gradient on is a forward and backward pass
+with frozen weights, less the forward; the weight gradients are the same with trained weights, less that. Bytes are what
+autograd asks to keep, counted once per storage, weights excluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import torch
+from torch import Tensor
+
+from edgetune.model.spec import ViTSpec
+from edgetune.model.vit import Block
+from edgetune.profile.probes import Bench, Line, Timing
+from edgetune.schema import BlockCost
+
+
+def block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> Iterator[Line]:
+    """The three parts of a block, as lines for the parent."""
+    torch.manual_seed(0)
+    block = Block(spec).to(bench.device)
+    x = torch.randn(batch, tokens, spec.width, device=bench.device, requires_grad=True)
+    gradient = torch.randn_like(x)
+
+    def forward() -> Tensor:
+        y: Tensor = block(x)[0]
+        return y
+
+    def both() -> None:
+        forward().backward(gradient)
+        x.grad = None
+        for parameter in block.parameters():
+            parameter.grad = None
+
+    block.requires_grad_(False)
+    passing_bytes = saved_bytes(forward, block)
+    first, frozen = bench.time(forward), bench.time(both)
+    block.requires_grad_(True)
+    all_bytes = saved_bytes(forward, block)
+    trained = bench.time(both)
+    for part, timing, kept in (
+        ("forward", first, 0),
+        ("pass_gradient", _less(frozen, first), passing_bytes),
+        ("weight_gradient", _less(trained, frozen), all_bytes - passing_bytes),
+    ):
+        cost = BlockCost(
+            width=spec.width,
+            heads=spec.heads,
+            tokens=tokens,
+            batch_size=batch,
+            lever="eager",
+            part=part,  # type: ignore[arg-type]
+            seconds=timing.seconds,
+            saved_bytes=kept,
+            energy_j=timing.joules,
+        )
+        yield {"block": msgspec.to_builtins(cost)}
+
+
+def saved_bytes(forward: object, module: torch.nn.Module) -> int:
+    """Bytes autograd keeps for the backward pass of `forward`, each storage once, the module's weights excluded."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        # handing back the tensor itself would tie the graph into a cycle that outlives it
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()  # type: ignore[operator]
+    del output
+    return sum(kept.values())
+
+
+def _less(whole: Timing, part: Timing) -> Timing:
+    """A difference of two timings; noise may not make it negative."""
+    joules = None if whole.joules is None or part.joules is None else max(0.0, whole.joules - part.joules)
+    return Timing(max(whole.seconds - part.seconds, 0.02 * whole.seconds), joules)

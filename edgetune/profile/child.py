@@ -1,0 +1,95 @@
+"""The probes' own process: `python -m edgetune.profile.child ORDER`, one JSON line per finding on standard output.
+
+Whatever a broken build does (an illegal instruction, a missing kernel, a runaway product), it does here and not to the
+profiler.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from edgetune.measure.baseline import warm_up_torch
+from edgetune.measure.memory import PeakMeter
+from edgetune.profile.probes import PROBES, Bench
+from edgetune.profile.run import ProbeOrder
+
+
+def main(argument: str) -> None:
+    """Run every registered probe there is time for."""
+    deadline_s = time.monotonic()
+    order = msgspec.json.decode(argument, type=ProbeOrder)
+    deadline_s += order.budget_s
+    try:
+        import torch
+    except ImportError as error:
+        reason = "torch is not installed: run `pip install 'edgetune[torch]'`"
+        say({"compute": {"probe_error": reason if error.name == "torch" else f"torch can't be imported ({error})"}})
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = _working_device()
+    meter = PeakMeter.start(lambda: warm_up_torch(cores, device))
+    for sentence in meter.warnings:
+        say({"warning": sentence})
+    say(
+        {
+            "compute": {
+                "engine": "torch",
+                "engine_version": str(torch.__version__),
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "cores": cores,
+                "runtime_bytes": meter.baseline_bytes,
+            }
+        }
+    )
+    from edgetune.device.energy import EnergyMeter
+
+    source = _power_source(order) if order.with_energy else None
+    with EnergyMeter(source) as energy:
+        bench = Bench(device, order.quick, deadline_s, energy if source is not None else None)
+        for (operation, lever), probe in PROBES.items():
+            if bench.late():
+                say({"warning": f"no time was left to probe {operation} ({lever})."})
+                continue
+            for line in probe(bench):
+                say(line)
+
+
+def say(line: dict[str, Any]) -> None:
+    """Tell the parent, at once: a later probe may crash."""
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _working_device() -> str:
+    """CUDA where a kernel really runs, else the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    try:
+        square = torch.ones(64, 64, device="cuda")
+        (square @ square).sum().item()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        say({"warning": f"CUDA is there but runs no kernel of the installed torch ({reason}): probed on the CPU."})
+        return "cpu"
+    return "cuda"
+
+
+def _power_source(order: ProbeOrder) -> Any:
+    from edgetune.device.board import identify_entry
+    from edgetune.device.power import find_power
+    from edgetune.device.system import System
+
+    system = System()
+    return find_power(system, *identify_entry(system), order.power_w)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

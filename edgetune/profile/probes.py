@@ -1,0 +1,164 @@
+"""The probes, in a registry keyed by (operation, lever): what one operation costs when it is run one way.
+
+A later lever (8-bit saved tensors, recomputation, …) registers its own way of running a block and is timed beside the
+others. Probes take a `Bench` and yield lines for the parent; torch is imported by the child before any of them runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from edgetune.device.energy import EnergyMeter
+from edgetune.model.spec import ViTSpec
+
+Line = dict[str, Any]
+Probe = Callable[["Bench"], Iterator[Line]]
+
+PROBES: dict[tuple[str, str], Probe] = {}
+
+# Two widths (nano and Ti, then S) and three token counts (98 px to 224 px) that bracket the plain ViTs.
+WIDTHS = ((192, 3), (384, 6))
+TOKENS = (50, 101, 197)
+_GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
+_SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
+_COPY_BYTES = 64 << 20
+
+
+class Timing(NamedTuple):
+    """Median wall time of a call, and its joules where they could be measured."""
+
+    seconds: float
+    joules: float | None
+
+
+class Bench:
+    """What a probe works with: a device, a stopwatch that bounds itself, and an energy meter.
+
+    Args:
+        device: "cpu" or "cuda".
+        quick: shorter and fewer.
+        deadline_s: on the monotonic clock; probes not started by then are left out.
+        meter: running; None where no sensor exists.
+    """
+
+    def __init__(self, device: str, quick: bool, deadline_s: float, meter: EnergyMeter | None) -> None:
+        self.device, self.quick, self.deadline_s, self.meter = device, quick, deadline_s, meter
+        self.fp32_flops: float | None = None  # set by the first product, sizes everything after it
+
+    def late(self) -> bool:
+        """Whether there is no time for another probe."""
+        return time.monotonic() > self.deadline_s
+
+    def time(self, call: Callable[[], object], least_s: float | None = None) -> Timing:
+        """Time a call: once to warm up, then until `least_s` has passed and at least three times (once when slow)."""
+        if least_s is None:
+            # a sensor at 10 Hz needs a second to say anything
+            least_s = 1.0 if self.meter is not None and not self.quick else 0.1 if self.quick else 0.3
+        call()
+        self._wait()
+        seconds: list[float] = []
+        with self._window() as window:
+            began = time.monotonic()
+            while True:
+                start = time.perf_counter()
+                call()
+                self._wait()
+                seconds.append(time.perf_counter() - start)
+                spent = time.monotonic() - began
+                if (spent >= least_s and len(seconds) >= 3) or spent > 4 * max(least_s, 0.25) or self.late():
+                    break
+        joules = window.joules if window is not None else None
+        middle = sorted(seconds)[len(seconds) // 2]
+        return Timing(middle, None if joules is None else joules / len(seconds))
+
+    def _window(self) -> AbstractContextManager[Any]:
+        return self.meter.window() if self.meter is not None else nullcontext()
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def probe(operation: str, lever: str) -> Callable[[Probe], Probe]:
+    """Register a probe; a second one of the same key is a mistake."""
+
+    def register(function: Probe) -> Probe:
+        if (operation, lever) in PROBES:
+            raise ValueError(f"there is a probe of {operation} with {lever} already")
+        PROBES[operation, lever] = function
+        return function
+
+    return register
+
+
+@probe("matmul", "fp32")
+def _matmul_fp32(bench: Bench) -> Iterator[Line]:
+    bench.fp32_flops = _gemm_flops(bench, "float32")
+    yield {"gemm": {"fp32": bench.fp32_flops}}
+
+
+@probe("matmul", "bf16")
+def _matmul_bf16(bench: Bench) -> Iterator[Line]:
+    yield {"gemm": {"bf16": _gemm_flops(bench, "bfloat16")}}
+
+
+@probe("matmul", "fp16")
+def _matmul_fp16(bench: Bench) -> Iterator[Line]:
+    yield {"gemm": {"fp16": _gemm_flops(bench, "float16")}}
+
+
+def _gemm_flops(bench: Bench, dtype: str) -> float | None:
+    """FLOPs per second of a square product, the best size reached; small ones first, as it may be 100 times slower."""
+    import torch
+
+    best: float | None = None
+    for side in _GEMM_SIDES[:-1] if bench.quick else _GEMM_SIDES:
+        try:
+            left = torch.ones(side, side, dtype=getattr(torch, dtype), device=bench.device)
+            timing = bench.time(lambda square=left: square @ square, 0.05 if bench.quick else 0.15)  # type: ignore[misc]
+        except RuntimeError:  # this precision has no kernel here
+            return best
+        rate = 2 * side**3 / timing.seconds
+        best = rate if best is None else max(best, rate)
+        if timing.seconds > _SLOWEST_GEMM_S / 8 or bench.late():  # the next one has eight times the work
+            return best
+    return best
+
+
+@probe("copy", "plain")
+def _copy(bench: Bench) -> Iterator[Line]:
+    import torch
+
+    source = torch.ones(_COPY_BYTES // 4, device=bench.device)
+    target = torch.empty_like(source)
+    timing = bench.time(lambda: target.copy_(source))
+    yield {"compute": {"copy_bytes_per_s": _COPY_BYTES / timing.seconds}}
+
+
+@probe("block", "eager")
+def _block_eager(bench: Bench) -> Iterator[Line]:
+    """One transformer block under plain autograd, at every width and token count there is time for."""
+    from edgetune.profile.block import block_lines
+
+    # corners first, so that what is left out for want of time lies between what was measured
+    shapes = [(width, tokens) for tokens in (TOKENS[2], TOKENS[0], TOKENS[1]) for width in WIDTHS]
+    for (width, heads), tokens in shapes[:4] if bench.quick else shapes:
+        if bench.late():
+            yield {"warning": "the time for probes was up before every block shape was timed; estimates are coarser."}
+            return
+        spec = ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
+        yield from block_lines(bench, spec, tokens, _batch_for(bench, spec, tokens))
+
+
+def _batch_for(bench: Bench, spec: ViTSpec, tokens: int) -> int:
+    """Images that keep a forward and backward pass near 0.2 s, and at least one."""
+    flops = spec.block_flops(tokens)
+    wanted_s = 0.1 if bench.quick else 0.2
+    each_s = (flops.forward + flops.pass_gradient + flops.weight_gradient) / (0.6 * (bench.fp32_flops or 1e9))
+    return max(1, min(16, math.floor(wanted_s / each_s)))
