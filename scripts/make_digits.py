@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("edgetune/bundled/digits.zip"))
     arguments = parser.parse_args()
 
-    from sklearn.datasets import load_digits  # type: ignore[import-not-found]
+    from sklearn.datasets import load_digits  # type: ignore[import-not-found, unused-ignore]
 
     digits = load_digits()
     entries = {}

@@ -80,12 +80,10 @@ def _open(handle: BinaryIO) -> Image.Image:
     """Read the header. Pillow's own limit would refuse large JPEGs before they could be scaled."""
     is_jpeg = handle.read(len(_JPEG)) == _JPEG
     handle.seek(0)
-    if is_jpeg:
-        return JpegImageFile(handle)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sizes and odd metadata; the bound here is lower
         try:
-            return Image.open(handle)
+            return JpegImageFile(handle) if is_jpeg else Image.open(handle)
         except UnidentifiedImageError:
             raise UnreadableImageError("not an image") from None
         except Image.DecompressionBombError:

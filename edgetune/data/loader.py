@@ -4,8 +4,8 @@ The order of an epoch is a permutation drawn from (seed, epoch); what augmentati
 epoch, index of the image). A batch is therefore a function of its place alone.
 
 An image that can't be decoded is named in `warnings` once, left out of its batch, and counted. Whether there is any
-shows when an epoch reaches it: a pass that reads every file first would cost what an epoch of a head costs. A batch left
-with no image is not handed out; `Batch.number` tells which ones were.
+shows when an epoch reaches it: a pass that reads every file first would cost what an epoch of a head costs. A batch
+left with no image is not handed out; `Batch.number` tells which ones were.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def default_workers(memory_left_bytes: int | None, cores: int, image_bytes: int)
     """Decoding processes worth having beside a training process.
 
     None on one or two cores, where they would only take turns with the training threads; else a third of the cores,
-    four at most, as far as a quarter of the memory left holds them.
+    four at most, as far as a quarter of the memory left holds them. (Where training itself keeps every core busy,
+    as on a CPU, they gain little; where a GPU trains, they are what keeps it fed.)
 
     Args:
         memory_left_bytes: what the plan leaves free; None is unknown, and gives none.

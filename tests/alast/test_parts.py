@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -130,7 +130,7 @@ def test_gradient_reaches_kept_tokens_only():
 
 def successive(weights, k):
     """Exact probability of each set under successive draws without replacement."""
-    total: Counter = Counter()
+    total: dict[tuple[int, ...], float] = defaultdict(float)
     for order in itertools.permutations(range(len(weights)), k):
         left, p = sum(weights), 1.0
         for block in order:

@@ -98,7 +98,9 @@ def test_every_step_is_the_re_statements(initial, alpha, monkeypatch):
         return select_tokens(x, received, kept, prefix_tokens)
 
     monkeypatch.setattr(controller_module, "select_tokens", record)
-    distinct_draws, moved, dropped = set(), set(), False
+    distinct_draws: set[tuple[int, ...]] = set()
+    moved: set[float] = set()
+    dropped = False
     for step, (images, labels) in enumerate(batches(SIZES)):
         images = images.double()
         naive_chosen, naive_kept, naive_loss, naive_gradients = naive.step(
