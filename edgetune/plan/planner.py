@@ -257,8 +257,8 @@ def _memory_cap(asked_bytes: int | None, memory: Memory) -> tuple[int | None, st
     usable = usable_bytes(memory)
     if usable is None:
         return None, None
-    room = memory.limit_bytes if memory.limit_enforced else None
-    reason = f"the room {memory.limit_source} leaves" if room is not None and room <= usable else "available memory"
+    by_group = memory.limit_room_bytes is not None and memory.limit_room_bytes == usable
+    reason = f"the room that {memory.limit_source} leaves" if by_group else "available memory"
     return int(DEFAULT_SHARE * usable), f"{DEFAULT_SHARE:g} of {reason}"
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from edgetune import schema
 from edgetune.__about__ import __version__
+from edgetune.device.advice import advice
 from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.memory import read_memory
@@ -52,14 +53,17 @@ def profile_device(*, root: Path | str | None = None, quick: bool = False, power
         throttle = after
     elif root is not None:
         compute = Compute(probe_error="another root was read (--root), so nothing was timed on this machine")
+    memory, modes = read_memory(system, entry), read_modes(system)
+    suggestions = advice(system, board, entry, memory, modes, throttle)
     return Profile(
         board=board,
-        memory=read_memory(system, entry),
+        memory=memory,
         power=power,
-        modes=read_modes(system),
+        modes=modes,
         throttle=throttle,
         compute=compute,
         warnings=[*system.warnings, *warnings],
+        advice=suggestions,
         edgetune_version=__version__,
         created=schema.now(),
     )
