@@ -130,9 +130,9 @@ class Profile(Record, frozen=True, tag_field="schema", tag="edgetune/profile/1")
     throttle: dict[str, int | None]
     compute: Compute
     warnings: list[str]
-    advice: list[str] = []  # what the user could change about the machine
     edgetune_version: str
     created: str
+    advice: list[str] = []  # what the user could change about the machine
 
 
 # ---------------------------------------------------------------------------------------------------------------------
