@@ -1,8 +1,8 @@
 """How exact are the joules? Known traces through the real `EnergyMeter`, on a simulated clock, and what a sample costs.
 
-The table of docs/energy.md: `python benchmarks/energy_accuracy.py`. Nothing waits: the clock is simulated, so that hundreds of
-windows of 30 s take seconds, and the true integral is exact. Each row is the worst of many windows that differ in the
-phase of the wave, the phase of the sampling, the jitter and the reads that fail.
+The table of docs/energy.md: `python benchmarks/energy_accuracy.py`. Nothing waits: the clock is simulated, so that
+hundreds of windows of 30 s take seconds, and the true integral is exact. Each row is the worst of many windows that
+differ in the phase of the wave, the phase of the sampling, the jitter and the reads that fail.
 
 The last figures are processor time (not wall time, so that other work on the machine doesn't matter) of one second of
 sampling the fixture of an Orin Nano at 10 Hz. What the i2c bus of a board adds is not in them.
@@ -105,7 +105,9 @@ class TraceSource:
         return Reading(round(watts / 0.0394) * 0.0394)  # 8 mA at 4.93 V
 
 
-def window_error(trace: Trace, seconds: float, hz: float, window_s: float, jitter: float, drop: float, seed: int) -> float:
+def window_error(
+    trace: Trace, seconds: float, hz: float, window_s: float, jitter: float, drop: float, seed: int
+) -> float:
     """Relative error of one window of `seconds`."""
     moment = 0.0
     dice = random.Random(seed)
@@ -143,7 +145,15 @@ def rows(seconds: float, repeats: int) -> list[dict[str, object]]:
         ("ramp", 0.0, lambda dice: ramp(seconds + 20)),
         *(
             (f"{kind.__name__} {hz:g} Hz", hz, lambda dice, kind=kind, hz=hz: kind(hz, dice.uniform(0, 2 * math.pi)))
-            for kind, hz in ((sine, 0.5), (sine, 1), (sine, 1.9), (square, 0.1), (square, 1), (square, 1.9), (square, 10))
+            for kind, hz in (
+                (sine, 0.5),
+                (sine, 1),
+                (sine, 1.9),
+                (square, 0.1),
+                (square, 1),
+                (square, 1.9),
+                (square, 10),
+            )
         ),
     ):
         for sensor, window_s in (("instantaneous", 0.0), ("mean over 0.1 s", 0.1)):
@@ -185,7 +195,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200, help="windows for each row")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/energy_accuracy.json")
     options = parser.parse_args()
-    table, cost = rows(options.seconds, options.repeats), dict(hz=1, share_of_one_core=0,read_s=0)
+    table, cost = rows(options.seconds, options.repeats), dict(hz=1, share_of_one_core=0, read_s=0)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(to_json({"created": now(), "rows": table, "sampling": cost}))
     print("| trace | sensor | sampling | typical error | worst error |\n|---|---|---|---|---|")
@@ -194,7 +204,9 @@ def main() -> None:
             f"| {row['trace']} | {row['sensor']} | {row['sampling']} "
             f"| {row['median_error']:.3%} | {row['worst_error']:.2%} |"
         )
-    print(f"\nSampling at {cost['hz']:g} Hz: {cost['share_of_one_core']:.2%} of one core; one read {cost['read_s'] * 1e6:.0f} µs.")
+    print(
+        f"\nSampling at {cost['hz']:g} Hz: {cost['share_of_one_core']:.2%} of one core; one read {cost['read_s'] * 1e6:.0f} µs."
+    )
     slow = [row for row in table if float(str(row["hz"])) < 2]
     if (worst := max(float(str(row["worst_error"])) for row in slow)) >= 0.01 or cost["share_of_one_core"] >= 0.01:
         raise SystemExit(f"A gate is missed: worst error below 2 Hz {worst:.2%}.")
