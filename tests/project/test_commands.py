@@ -142,14 +142,16 @@ def test_installing_in_an_image_keeps_its_torch(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "install_beside.sh"
     # --no-index: everything edgetune needs is in the base already, so nothing may be fetched.
     command = ["bash", str(script), str(ROOT), str(target), "--no-index", "--no-build-isolation", "--quiet"]
-    environment = os.environ | {"PYTHON": str(base / "bin" / "python")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PYTHON"] = str(base / "bin" / "python")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     assert f"kept from the base image: torch {version}" in done.stdout
     assert sorted(str(path) for path in site.rglob("*") if "__pycache__" not in path.parts) == before
     code = "import torch, edgetune; print(torch.__version__, edgetune.__file__)"
-    asked = subprocess.run([target / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
+    command = [str(target / "bin" / "python"), "-c", code]
+    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     seen, where = asked.stdout.split()
     assert seen == version
     assert where.startswith(str(target))
