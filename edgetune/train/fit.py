@@ -16,12 +16,11 @@ from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.data.folder import scan
 from edgetune.data.loader import Loader
-from edgetune.device.board import identify
-from edgetune.device.catalogue import find_entry
+from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import find_power
 from edgetune.device.system import System
-from edgetune.device.throttle import read_throttle, throttled
+from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import DivergedError, InputError, MissingDependencyError
 from edgetune.measure.memory import PeakMeter
 from edgetune.model.registry import find_spec
@@ -105,8 +104,8 @@ def _run(
     engine = torch_engine.TorchEngine(plan, model)
 
     system = System()
-    board = identify(system)
-    source = find_power(system, board, find_entry(board.family), power_w)
+    board, entry = identify_entry(system)
+    source = find_power(system, board, entry, power_w)
     throttle_before = read_throttle(system)
     with (
         EnergyMeter(source) as energy,
@@ -120,7 +119,7 @@ def _run(
         if resume:
             loop.resume()
         stopped_by = loop.run()
-        result = _result(loop, stopped_by, source, throttled(throttle_before, read_throttle(system)))
+        result = _result(loop, stopped_by, source, throttled(delta(throttle_before, read_throttle(system))))
     train.close()
     memory.stop()
     schema.save(result, folder.result)
