@@ -57,6 +57,36 @@ def test_documented_commands_are_understood(path: Path, line: str) -> None:
     parse(line)
 
 
+def options_of(command: Any) -> dict[str, set[str]]:
+    """Every command's options, by the command's name."""
+    found = {}
+    for name, sub in command.commands.items():
+        if hasattr(sub, "commands"):
+            found |= {f"{name} {inner}": options for inner, options in options_of(sub).items()}
+        else:
+            found[name] = {option for parameter in sub.params for option in parameter.opts if option[:2] == "--"}
+    return found
+
+
+def test_options_in_running_text_exist() -> None:
+    known = options_of(typer.main.get_command(app))
+    checked = 0
+    for path in DOCUMENTS:
+        for code in re.findall(r"`(edgetune [a-z][^`]*)`", path.read_text()):
+            names = [name for name in known if code.startswith(f"edgetune {name}")]
+            assert names or code.startswith("edgetune devices"), f"{path.name}: {code}"
+            for option in re.findall(r"--[a-z][a-z-]*", code):
+                assert option in {"--help", *known[max(names, key=len)]}, f"{path.name}: {code} has no {option}"
+                checked += 1
+    assert checked > 10
+
+
+def test_the_reference_names_every_option() -> None:
+    text = (ROOT / "docs" / "artifacts.md").read_text()
+    wanted = set().union(*options_of(typer.main.get_command(app)).values())
+    assert not {option for option in wanted if not re.search(rf"{option}\b", text)}
+
+
 def test_the_readme_shows_the_whole_loop() -> None:
     shown = {shlex.split(line)[1] for line in commands_in(ROOT / "README.md")}
     assert {"profile", "plan", "fit", "evaluate", "export"} <= shown
