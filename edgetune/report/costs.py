@@ -147,7 +147,12 @@ def where_memory_went(run: Run) -> Html:
         ]
         for place, (name, (title, about)) in enumerate(_BILL.items())
     ]
-    source = f" The cap comes from {run.plan.caps.memory_source}." if run.plan.caps.memory_source else ""
+    source = run.plan.caps.memory_source
+    origin = (
+        join([" The cap comes from ", element("span", source, class_="nobreak" if len(source) < 20 else None), "."])
+        if source
+        else None
+    )
     off = (
         f" The cap, {format_size(cap)}, is far off to the right of the bars."
         if cap is not None and shown_cap is None
@@ -157,7 +162,7 @@ def where_memory_went(run: Run) -> Html:
         "Where the memory goes",
         element("div", *bars, class_="bars"),
         table(["part of the bill", "predicted", "share"], rows),
-        note("The parts are the plan's, for its worst step; only their sum can be measured." + source + off),
+        note("The parts are the plan's, for its worst step; only their sum can be measured.", origin, off),
         id="memory-bill",
     )
 

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 FINE_BINS = 600  # points of a curve: more than the pixels of a chart would show
 COARSE_BINS = 96  # columns of a heat map
 _MOST_EVENTS = 200
+_LARGEST = 1e300  # larger figures are no measurements, and their sums would overflow
 
 _Row = dict[str, Any]
 
@@ -30,15 +33,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.count, self.total = 0, 0.0
-        self.low, self.high = math.inf, -math.inf
+        self.low: float = math.inf
+        self.high: float = -math.inf
 
     def add(self, value: object) -> None:
         """Take a number in; anything else is passed over."""
-        number = finite(value)
-        if number is not None:
+        if (type(value) is float or type(value) is int) and -_LARGEST < value < _LARGEST:  # NaN is not between anything
             self.count += 1
-            self.total += number
-            self.low, self.high = min(self.low, number), max(self.high, number)
+            self.total += value
+            if value < self.low:
+                self.low = value
+            if value > self.high:
+                self.high = value
 
     @property
     def mean(self) -> float | None:
@@ -157,16 +163,25 @@ def _rows(path: Path, metrics: Metrics | None) -> Iterator[_Row]:
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
+                row = _decoded(line)
                 if isinstance(row, dict):
                     yield row
                 elif metrics is not None and line.strip():
                     metrics.unreadable_lines += 1
     except FileNotFoundError:
         return
+
+
+def _decoded(line: str) -> Any:
+    """A line's value, None where it is not JSON. NaN, which JSON does not have but Python writes, is taken."""
+    try:
+        return msgspec.json.decode(line)  # ten times as fast as json
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _step(row: _Row) -> int | None:

@@ -96,6 +96,7 @@
     ctx.save();
     ctx.font = 12 * devicePixelRatio + "px system-ui, sans-serif";
     ctx.textAlign = "right";
+    ctx.textBaseline = "alphabetic";
     ctx.lineWidth = 1.2 * devicePixelRatio;
     ctx.setLineDash([6 * devicePixelRatio, 4 * devicePixelRatio]);
     let above = -Infinity;
