@@ -1,5 +1,7 @@
 """The same weights, the same images, the same logits as torchvision and transformers."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,15 @@ DINO_IMAGES = IMAGES[:, :, :56, :56]
 
 
 def spec(**other):
-    settings = {"name": "small", "width": 64, "depth": 2, "heads": 2, "patch_size": 16, "image_size": 64, "classes": 7}
+    settings: dict[str, Any] = {
+        "name": "small",
+        "width": 64,
+        "depth": 2,
+        "heads": 2,
+        "patch_size": 16,
+        "image_size": 64,
+        "classes": 7,
+    }
     return ViTSpec(**(settings | other))
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from edgetune.model.registry import find_spec, list_models
 
 
 def header(shapes, **metadata):
-    return Header("weights.safetensors", dict(shapes), dict.fromkeys(shapes, "F32"), metadata)
+    return Header(Path("weights.safetensors"), dict(shapes), dict.fromkeys(shapes, "F32"), metadata)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.", "backbone.vit."])
@@ -84,7 +86,7 @@ def test_one_wrong_tensor_is_one_sentence_or_a_fresh_classifier(tensor, shape, k
     else:
         shapes[tensor.name] = shape
     try:
-        found = match(Header("weights.safetensors", shapes, types, {}), spec)
+        found = match(Header(Path("weights.safetensors"), shapes, types, {}), spec)
     except InputError:
         pass  # anything else would be a defect
     else:

@@ -126,7 +126,7 @@ def test_saved_weights_carry_their_metadata(spec, make_model, tmp_path):
 
 def test_metadata_of_other_tools_is_kept_aside():
     metadata = WeightsMetadata.parse({"classes": "10", "mean": "[0.5]", "image_size": "big", "format": "pt"})
-    assert metadata.classes is metadata.mean is metadata.image_size is None
+    assert (metadata.classes, metadata.mean, metadata.image_size) == (None, None, None)
     assert metadata.extra == {"classes": "10", "mean": "[0.5]", "image_size": "big", "format": "pt"}
 
 
