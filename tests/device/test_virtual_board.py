@@ -30,15 +30,18 @@ def open_source(board):
 
 
 def test_the_meter_agrees_with_the_truth(tmp_path):
-    with virtual_board(tmp_path) as board:
+    # load before the window and a slow sensor, as on the board: it is not the sensor's own lag that is measured here
+    with virtual_board(tmp_path, window_s=0.4) as board:
         _, source, _ = open_source(board)
         with EnergyMeter(source) as meter:
-            burn(0.5)  # load before and after, so that the sensor's own lag is not what is measured
-            with meter.window() as window:
-                began = time.monotonic()
-                burn(3.0)
-                ended = time.monotonic()
-            burn(0.2)
+            burn(0.8)
+            for _ in range(3):
+                with meter.window() as window:
+                    began = time.monotonic()
+                    burn(3.0)
+                    ended = time.monotonic()
+                if window.largest_gap_s < 0.3:  # else other programs kept the sampling thread waiting: once more
+                    break
         truth = board.true_joules(began, ended)
         assert board.true_rate_hz() >= 100
         assert truth > board.idle_w * 3.0 * 1.05  # the load shows

@@ -75,8 +75,8 @@ def show(folder: Path, watts: float) -> None:
 
 
 def main(root: str, truth: str, control: str, idle: str, core: str, window: str, *processes: str) -> None:
-    try:
-        os.nice(-15)  # hardware does not wait for software; without the right to, a busy machine slows the ticks
+    try:  # hardware does not wait for software; without the right to this, a very busy machine slows the ticks
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except OSError:
         pass
     idle_w, core_w, window_s = float(idle), float(core), float(window)
