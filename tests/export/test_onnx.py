@@ -98,7 +98,7 @@ def test_a_wrong_graph_leaves_no_file(trained, photos, tmp_path, monkeypatch):
 
     build = module.build_graph
     monkeypatch.setattr(module, "build_graph", wrong)
-    with pytest.raises(AssertionError, match="differs from torch by 0.01"):
+    with pytest.raises(AssertionError, match=r"differs from torch by 0\.01"):
         export(weights, "onnx", tmp_path / "model.onnx", images=photos)
     assert (tmp_path / "model.onnx").read_bytes() == b"the former one"
     assert not list(tmp_path.glob(".*"))

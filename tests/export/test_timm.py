@@ -64,7 +64,7 @@ def test_nothing_of_edgetune_is_needed(trained, tmp_path):
     weights, model = trained("vit_nano_patch8_64", 64, depth=6)
     export(weights, "timm", tmp_path / "out")
     torch.save(model(torch.ones(1, 3, 64, 64)).detach(), tmp_path / "expected.pt")
-    code = f"""
+    code = """
 import sys
 sys.modules["edgetune"] = None
 import timm, torch
