@@ -82,4 +82,8 @@ def saved_bytes(forward: object, module: torch.nn.Module) -> int:
 def _less(whole: Timing, part: Timing) -> Timing:
     """A difference of two timings; noise may not make it negative."""
     joules = None if whole.joules is None or part.joules is None else max(0.0, whole.joules - part.joules)
-    return Timing(max(whole.seconds - part.seconds, 0.02 * whole.seconds), joules)
+    seconds, best_s = (
+        max(of_whole - of_part, 0.02 * of_whole)
+        for of_whole, of_part in ((whole.seconds, part.seconds), (whole.best_s, part.best_s))
+    )
+    return Timing(seconds, joules, best_s)

@@ -21,9 +21,7 @@ from edgetune.profile.run import ProbeOrder
 
 def main(argument: str) -> None:
     """Run every registered probe there is time for."""
-    deadline_s = time.monotonic()
     order = msgspec.json.decode(argument, type=ProbeOrder)
-    deadline_s += order.budget_s
     try:
         import torch
     except ImportError as error:
@@ -51,6 +49,7 @@ def main(argument: str) -> None:
 
     source = _power_source(order) if order.with_energy else None
     with EnergyMeter(source) as energy:
+        deadline_s = time.monotonic() + order.budget_s
         bench = Bench(device, order.quick, deadline_s, energy if source is not None else None)
         for (operation, lever), probe in PROBES.items():
             if bench.late():

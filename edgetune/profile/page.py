@@ -106,7 +106,7 @@ def measured_rows(profile: Profile) -> list[Row]:
     where = f"{compute.device}, {compute.threads} threads" if compute.device else ""
     for name, rate in compute.gemm_flops.items():
         if rate is not None:
-            rows.append((f"matrix product {name}"[:16].strip(), format_rate(rate, "FLOP"), f"{name}, {where}"))
+            rows.append((f"matmul {name}", format_rate(rate, "FLOP"), where))
     if compute.copy_bytes_per_s is not None:
         rows.append(("copying", format_rate(compute.copy_bytes_per_s, "B"), "read and written once each"))
     rows += list(_block_rows(compute.block_costs))

@@ -11,8 +11,8 @@ import msgspec
 
 from edgetune.schema import BlockCost, Compute
 
-QUICK_S, FULL_S = 18.0, 110.0
-_GRACE_S = 20.0  # beyond its own deadline, for a child that imports from a slow card
+QUICK_S, FULL_S = 9.0, 75.0  # for the probes themselves
+_GRACE_S = 90.0  # for importing torch from a slow card, and for the probe under way when the time is up
 _LAST_LINES = 400  # characters of the child's complaint that fit a sentence
 
 

@@ -1,0 +1,100 @@
+"""Work against the sanity bands of the method's own arithmetic, and seconds against the probes they come from."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from edgetune.model.registry import find_spec
+from edgetune.plan.cost import Rates, time_of, watts_of, work_of, work_per_image
+from edgetune.plan.job import job_for
+from edgetune.plan.methods import find_method
+from edgetune.schema import Compute, Power
+from tests.plan.conftest import make_profile
+
+BASE, TINY = find_spec("vit_base_patch16_224"), find_spec("deit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("spec", "k", "budget", "expected"),
+    [
+        (BASE, 12, 1.0, 0.99), (BASE, 9, 1.0, 0.90), (BASE, 6, 1.0, 0.81),
+        (BASE, 12, 0.95, 0.76), (BASE, 9, 0.95, 0.69), (BASE, 6, 0.95, 0.61),
+        (BASE, 12, 0.90, 0.59), (BASE, 9, 0.90, 0.53), (BASE, 6, 0.90, 0.47),
+        (TINY, 12, 1.0, 0.99), (TINY, 9, 1.0, 0.91), (TINY, 6, 1.0, 0.82),
+        (TINY, 12, 0.85, 0.45), (TINY, 9, 0.85, 0.40), (TINY, 6, 0.85, 0.36),
+    ],
+)  # fmt: skip
+def test_adaptive_layer_selection_costs_what_its_arithmetic_says(spec, k, budget, expected) -> None:  # type: ignore[no-untyped-def]
+    """Blocks only, relative to full fine-tuning; random draws, backward stopping at the lowest drawn block."""
+    from edgetune.alast import kept_through
+
+    tokens = (spec.tokens, *(1 + kept for kept in kept_through([budget] * 11, spec.patches)))
+    rest = spec.embed_flops() + 3 * spec.head_flops()
+    rng = random.Random(0)
+    draws = [tuple(sorted(rng.sample(range(12), k))) for _ in range(400)]
+    mean = sum(work_of(spec, tokens, draw, False, 0).total - rest for draw in draws) / len(draws)
+    full = work_of(spec, (spec.tokens,) * 12, tuple(range(12)), True, 0).total - rest - spec.embed_flops()
+    assert mean / full == pytest.approx(expected, abs=0.012)
+
+
+def test_the_expected_work_is_the_mean_over_draws() -> None:
+    job = job_for(find_method("edgetune", 12), TINY, batch_size=8, micro_batch_size=8, trained=6, k=2)
+    tokens = tuple(round(count) for count in (TINY.tokens, *(1 + kept for kept in job.keep_expected[:-1])))
+    rng = random.Random(0)
+    draws = [tuple(sorted(rng.sample(range(6, 12), 2))) for _ in range(3000)]
+    mean = sum(work_of(TINY, tokens, draw, False, 0).total for draw in draws) / len(draws)
+    assert work_per_image(job).total == pytest.approx(mean, rel=0.005)
+
+
+def test_full_training_costs_three_forwards() -> None:
+    job = job_for(find_method("full", 12), TINY, batch_size=8, micro_batch_size=8)
+    work = work_per_image(job)
+    assert 2.9 < work.total / work.forward < 3.1
+
+
+def test_head_training_costs_hardly_more_than_a_forward() -> None:
+    work = work_per_image(job_for(find_method("head", 12), TINY, batch_size=8, micro_batch_size=8))
+    assert work.total < 1.01 * work.forward
+
+
+def test_seconds_follow_the_probed_rate() -> None:
+    job = job_for(find_method("full", 12), TINY, batch_size=8, micro_batch_size=8)
+    fast, slow = (time_of(job, 80, 8, Rates(make_profile(gflops=rate).compute)) for rate in (100.0, 10.0))
+    assert fast is not None
+    assert slow is not None
+    assert slow.epoch_s > 3 * fast.epoch_s
+    arithmetic_s = 80 * work_per_image(job).total / 10e9
+    assert arithmetic_s < slow.epoch_s < 1.2 * arithmetic_s
+
+
+def test_without_probes_nothing_is_timed() -> None:
+    job = job_for(find_method("full", 12), TINY, batch_size=8, micro_batch_size=8)
+    assert time_of(job, 80, 8, Rates(Compute())) is None
+
+
+def test_rates_lie_between_the_probes_around_them() -> None:
+    compute = make_profile().compute
+    uneven = [
+        msgspec.structs.replace(cost, seconds=cost.seconds * (3 if cost.tokens == 50 else 1))
+        for cost in compute.block_costs
+    ]
+    rates = Rates(msgspec.structs.replace(compute, block_costs=uneven))
+    few, some, many = (rates.of("forward", 256, tokens) for tokens in (50, 100, 197))
+    assert few is not None
+    assert some is not None
+    assert many is not None
+    assert few < some < many
+
+
+def test_the_users_watts_win_over_what_was_measured() -> None:
+    compute = make_profile().compute
+    measured = [msgspec.structs.replace(cost, energy_j=7.0 * cost.seconds) for cost in compute.block_costs]
+    compute = msgspec.structs.replace(compute, block_costs=measured)
+    power = Power(total_w=3.0)
+    assert watts_of(power, compute, 5.0) == 5.0
+    assert watts_of(power, compute, None) == pytest.approx(7.0)
+    assert watts_of(power, None, None) == 3.0
+    assert watts_of(None, None, None) is None

@@ -1,0 +1,52 @@
+"""The table of methods: what trains, and with which defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgetune.errors import InputError
+from edgetune.plan.methods import METHOD_NAMES, find_method
+
+
+def test_reference_alast_is_as_published() -> None:
+    method = find_method("alast", 12)
+    assert method.alast is not None
+    assert (method.k, method.trained, method.embeddings_trainable) == (9, 12, True)
+    assert (method.optimizer, method.learning_rate, method.weight_decay) == ("adam", 1e-4, 0.0)
+    assert (method.schedule, method.label_smoothing, method.warm_up(1000)) == ("constant", 0.0, 0)
+    alast = method.alast
+    assert (alast.mode, alast.initial_budget, alast.budget_min, alast.budget_max) == ("reference", 0.9, 0.5, 1.0)
+    assert (alast.alpha, alast.draw, alast.reduction) == (1e-4, "softmax", "sum")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 6, 12, 24])
+@pytest.mark.parametrize("name", [*METHOD_NAMES[:5], "last-1", *METHOD_NAMES[6:]])
+def test_every_method_fits_every_depth(name: str, depth: int) -> None:
+    method = find_method(name, depth)
+    assert 0 <= method.k <= method.trained <= depth
+    assert method.name == name
+    assert method.summary
+
+
+def test_controls_differ_from_alast_in_what_they_control_for() -> None:
+    alast, control = find_method("alast", 12), find_method("random-k", 12)
+    assert control.alast is not None
+    assert (control.alast.mode, control.alast.draw, control.alast.alpha) == ("random", "uniform", 0.0)
+    assert control._replace(alast=alast.alast, summary=alast.summary, name="alast") == alast
+
+
+@pytest.mark.parametrize("name", ["last-0", "last-13", "last-", "last-4x", "Edgetune", "", "mezo"])
+def test_unknown_methods_are_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(InputError, match=r"--method .*(use|use one of) "):
+        find_method(name, 12)
+
+
+def test_rates_follow_the_batch_where_they_should() -> None:
+    assert find_method("full", 12).rate_for(32) == 1e-4
+    assert find_method("full", 12).rate_for(8) == pytest.approx(5e-5)
+    assert find_method("alast", 12).rate_for(8) == 1e-4
+
+
+def test_warm_up_is_a_twentieth_and_never_longer_than_the_run() -> None:
+    assert find_method("full", 12).warm_up(1000) == 50
+    assert find_method("full", 12).warm_up(3) == 1

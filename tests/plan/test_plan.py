@@ -1,0 +1,238 @@
+"""`make_plan`: inside its caps, or the nearest caps that would do."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgetune import schema
+from edgetune.errors import InfeasibleError, InputError
+from edgetune.plan import make_plan
+from edgetune.plan.bill import memory_bill
+from edgetune.plan.explain import print_plan
+from edgetune.plan.job import job_of
+from edgetune.plan.methods import find_method
+from edgetune.plan.search import Limits, Problem, micro_batches, nearest_feasible, search
+from edgetune.schema import Plan
+from tests.plan.conftest import make_profile
+
+MIB = 1 << 20
+MODEL = "vit_nano_patch8_64"
+
+
+def test_without_pressure_the_default_recipe_stands(photos: Path) -> None:
+    plan = make_plan(photos, model=MODEL, profile=make_profile())
+    assert plan.method == "edgetune"
+    assert [block.trainable for block in plan.blocks] == [False] * 3 + [True] * 3
+    assert (plan.k, plan.lowest_trainable_block, plan.embeddings_trainable) == (3, 3, False)
+    assert [block.keep_max_tokens for block in plan.blocks] == [64] * 6
+    assert [block.keep_min_tokens for block in plan.blocks] == [64] * 2 + [32] * 4
+    assert (plan.batch_size, plan.micro_batch_size, plan.epochs) == (32, 32, 10)
+    assert (plan.steps_per_epoch, plan.total_steps) == (2, 20)
+    assert plan.predicted.measured is False
+    assert plan.data.classes == ["cat", "dog"]
+
+
+def test_the_bill_of_a_plan_is_that_of_its_job(photos: Path) -> None:
+    plan = make_plan(photos, model=MODEL, profile=make_profile())
+    bill = memory_bill(job_of(plan), plan.predicted.memory.runtime)
+    assert bill == plan.predicted.memory
+    assert bill.total == plan.predicted.peak_memory_bytes
+
+
+@pytest.mark.parametrize("method", ["alast", "full", "checkpoint", "head", "last-2", "lora", "alast-lora", "random-k"])
+def test_every_method_plans_and_round_trips(photos: Path, method: str, tmp_path: Path) -> None:
+    plan = make_plan(photos, model=MODEL, profile=make_profile(watts=5.0), method=method)
+    schema.save(plan, tmp_path / "plan.json")
+    assert schema.load(tmp_path / "plan.json", Plan) == plan
+    assert plan.predicted.total_energy_j == pytest.approx(5.0 * (plan.predicted.total_s or 0))
+    out = io.StringIO()
+    from rich.console import Console
+
+    print_plan(plan, Console(file=out, width=80))
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    assert method in out.getvalue()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(room=st.integers(20 * MIB, 400 * MIB), method=st.sampled_from(["edgetune", "full", "alast", "last-2", "lora"]))
+def test_a_plan_never_predicts_more_than_its_cap(photos: Path, room: int, method: str) -> None:
+    profile = make_profile()
+    cap = 300 * MIB + room
+    try:
+        plan = make_plan(photos, model=MODEL, profile=profile, memory_bytes=cap, method=method)
+    except InfeasibleError as error:
+        needed = error.nearest.memory_bytes
+        assert needed is not None
+        assert needed > cap
+        plan = make_plan(photos, model=MODEL, profile=profile, memory_bytes=needed, method=method)
+        cap = needed
+    assert plan.predicted.peak_memory_bytes <= cap
+
+
+def test_more_memory_never_buys_less_learning() -> None:
+    from edgetune.model.registry import find_spec
+
+    spec = find_spec(MODEL)
+    problem = Problem(find_method("edgetune", spec.depth), spec, 32, 0, 10, 100, 20, 0, None, None)
+    found = [search(problem, Limits(memory_bytes=cap * MIB)) for cap in range(20, 200, 6)]
+    learning = [0.0 if choice is None else choice.learning for choice in found]
+    assert learning == sorted(learning)
+    assert learning[0] == 0.0
+    assert learning[-1] == pytest.approx(max(learning))
+
+
+def test_pressure_turns_the_levers_before_giving_up(photos: Path) -> None:
+    easy = make_plan(photos, model=MODEL, profile=make_profile())
+    tight = make_plan(
+        photos, model=MODEL, profile=make_profile(), memory_bytes=easy.predicted.peak_memory_bytes - 20 * MIB
+    )
+    assert tight.micro_batch_size < easy.micro_batch_size
+    assert tight.lowest_trainable_block == easy.lowest_trainable_block  # splitting the batch costs nothing learned
+
+
+def test_infeasible_names_the_method_and_what_would_do(photos: Path) -> None:
+    with pytest.raises(InfeasibleError, match=r"vit_nano_patch8_64 at 64 px .* --memory \d+MB") as caught:
+        make_plan(photos, model=MODEL, profile=make_profile(), memory_bytes=100 * MIB)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("cap", ["energy_j", "time_s"])
+def test_time_and_energy_caps_shorten_the_run_first(photos: Path, cap: str) -> None:
+    profile = make_profile(watts=4.0, gflops=5.0)
+    free = make_plan(photos, model=MODEL, profile=profile)
+    whole = {"energy_j": free.predicted.total_energy_j, "time_s": free.predicted.total_s}[cap]
+    assert whole is not None
+    plan = make_plan(photos, model=MODEL, profile=profile, **{cap: 0.7 * whole})  # type: ignore[arg-type]
+    assert plan.epochs < free.epochs or plan.k < free.k or plan.lowest_trainable_block > free.lowest_trainable_block
+    spent = {"energy_j": plan.predicted.total_energy_j, "time_s": plan.predicted.total_s}[cap]
+    assert spent is not None
+    assert spent <= 0.7 * whole
+    assert plan.recipe.warmup_steps <= plan.total_steps == plan.epochs * plan.steps_per_epoch
+
+
+@pytest.mark.parametrize("method", ["edgetune", "full"])
+@pytest.mark.parametrize("cap", ["energy_j", "time_s"])
+def test_infeasible_time_and_energy_name_a_cap_that_is_feasible(photos: Path, cap: str, method: str) -> None:
+    profile = make_profile(watts=4.0)
+    with pytest.raises(InfeasibleError) as caught:
+        make_plan(photos, model=MODEL, profile=profile, method=method, **{cap: 0.5})  # type: ignore[arg-type]
+    nearest = getattr(caught.value.nearest, cap)
+    assert nearest is not None
+    plan = make_plan(photos, model=MODEL, profile=profile, method=method, **{cap: nearest})
+    assert plan.epochs == 1
+
+
+def test_nearest_holds_the_other_caps(photos: Path) -> None:
+    profile = make_profile(watts=4.0)
+    with pytest.raises(InfeasibleError) as caught:
+        make_plan(photos, model=MODEL, profile=profile, memory_bytes=100 * MIB, time_s=0.5)
+    # neither alone would help: both fail whatever the other is
+    assert caught.value.nearest == schema.NearestFeasible()
+    assert "no single cap" in str(caught.value)
+
+
+def test_energy_without_any_watts_asks_for_power(photos: Path) -> None:
+    with pytest.raises(InputError, match="--power"):
+        make_plan(photos, model=MODEL, profile=make_profile(), energy_j=1000.0)
+    plan = make_plan(photos, model=MODEL, profile=make_profile(), energy_j=1e6, power_w=5.0)
+    assert plan.caps.energy_j == 1e6
+
+
+def test_default_cap_is_nine_tenths_of_what_may_be_used(photos: Path) -> None:
+    plan = make_plan(photos, model=MODEL, profile=make_profile(available_bytes=1_000_000_000))
+    assert plan.caps.memory_bytes == 900_000_000
+    assert plan.caps.memory_source is not None
+    assert plan.predicted.peak_memory_bytes <= 900_000_000
+
+
+def test_without_a_profile_it_says_that_it_guesses(photos: Path) -> None:
+    plan = make_plan(photos, model=MODEL, memory_bytes=4 << 30)
+    assert plan.predicted.epoch_s is None
+    assert plan.predicted.total_energy_j is None
+    assert any("guess" in warning for warning in plan.warnings)
+
+
+def test_small_data_shrinks_the_batch_and_says_so(photos: Path) -> None:
+    plan = make_plan(photos, model=MODEL, profile=make_profile(), batch_size=64)
+    assert plan.batch_size == 40
+    assert any("64 were wanted" in sentence for sentence in plan.why)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"lr": -1.0}, "--lr"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"threads": 0}, "--threads"),
+        ({"workers": -1}, "--workers"),
+        ({"engine": "tflite"}, "--engine"),
+        ({"device": "tpu"}, "--device"),
+        ({"method": "mezo"}, "--method"),
+        ({"image_size": 65}, "--image-size"),
+        ({"model": "resnet50"}, "--model"),
+    ],
+)
+def test_bad_options_are_named(photos: Path, options: dict[str, object], flag: str) -> None:
+    with pytest.raises(InputError, match=flag):
+        make_plan(photos, **{"model": MODEL, "profile": make_profile(), **options})  # type: ignore[arg-type]
+
+
+def test_reference_alast_takes_its_alpha_from_the_rate(photos: Path) -> None:
+    plan = make_plan(photos, model=MODEL, profile=make_profile(), method="alast", lr=3e-4)
+    assert plan.alast is not None
+    assert plan.alast.alpha == plan.recipe.learning_rate == 3e-4
+    assert [block.keep_min_tokens for block in plan.blocks] == [32, 16, 8, 4, 2, 1]
+    assert [block.keep_max_tokens for block in plan.blocks] == [64] * 6
+
+
+def test_micro_batches_split_evenly() -> None:
+    assert micro_batches(32) == [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 32]
+    assert micro_batches(1) == [1]
+
+
+def test_planning_is_quick_and_imports_neither_torch_nor_numpy(photos: Path) -> None:
+    script = (
+        "import sys, edgetune.plan\n"
+        f"plan = edgetune.plan.make_plan({str(photos)!r}, model='vit_large_patch16_224', memory_bytes=2 << 30)\n"
+        "print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_search_takes_under_a_second_of_a_slow_core() -> None:
+    from edgetune.model.registry import find_spec
+
+    spec = find_spec("vit_large_patch16_384")
+    rates = make_profile().compute
+    from edgetune.plan.cost import Rates
+
+    problem = Problem(find_method("edgetune", 24), spec, 32, 0, 10, 1000, 100, 0, Rates(rates), 5.0)
+    began = time.process_time()
+    choice = search(problem, Limits(memory_bytes=3 << 30, energy_j=5e5))
+    nearest = nearest_feasible(problem, Limits(memory_bytes=1 << 30))
+    spent = time.process_time() - began
+    assert choice is not None or nearest.memory_bytes is not None
+    assert spent < 0.5
+
+
+def test_the_json_of_a_plan_has_the_names_of_the_contract(photos: Path) -> None:
+    plan = json.loads(schema.to_json(make_plan(photos, model=MODEL, profile=make_profile())))
+    assert plan["schema"] == "edgetune/plan/1"
+    names = {"runtime", "weights", "gradients", "optimizer", "activations", "workspace", "data"}
+    assert set(plan["predicted"]["memory"]) == names
+    assert set(plan["blocks"][0]) == {"index", "trainable", "keep_max_tokens", "keep_min_tokens"}
+    assert msgspec.json.decode(json.dumps(plan).encode(), type=Plan).k == plan["k"]
