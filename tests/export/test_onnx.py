@@ -1,5 +1,6 @@
 import json
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from edgetune.data.preprocess import normalise, read
 from edgetune.errors import InputError, MissingDependencyError
 from edgetune.export import export
-from edgetune.model import checkpoint as checkpoint_module
+from edgetune.model.registry import find_spec
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,10 +26,8 @@ CASES = [
 @pytest.fixture(autouse=True)
 def _shallow(monkeypatch):
     """Checkpoints of the tests are two blocks deep."""
-    import msgspec
-
-    whole = checkpoint_module.find_spec
-    monkeypatch.setattr(checkpoint_module, "find_spec", lambda name: msgspec.structs.replace(whole(name), depth=2))
+    shallow = lambda name: msgspec.structs.replace(find_spec(name), depth=2)  # noqa: E731
+    monkeypatch.setattr("edgetune.model.checkpoint.find_spec", shallow)
 
 
 def run(path, images):
@@ -88,16 +87,15 @@ def test_without_images_the_bundled_digits_are_compared(trained, tmp_path):
 
 
 def test_a_wrong_graph_leaves_no_file(trained, photos, tmp_path, monkeypatch):
-    from edgetune.export import onnx as module
+    from edgetune.export.graph import build_graph
 
     weights, _ = trained("vit_tiny_patch16_224", 48)
     (tmp_path / "model.onnx").write_bytes(b"the former one")
 
     def wrong(spec, weights, metadata):
-        return build(spec, weights | {"head.bias": weights["head.bias"] + 0.01}, metadata)
+        return build_graph(spec, weights | {"head.bias": weights["head.bias"] + 0.01}, metadata)
 
-    build = module.build_graph
-    monkeypatch.setattr(module, "build_graph", wrong)
+    monkeypatch.setattr("edgetune.export.onnx.build_graph", wrong)
     with pytest.raises(AssertionError, match=r"differs from torch by 0\.01"):
         export(weights, "onnx", tmp_path / "model.onnx", images=photos)
     assert (tmp_path / "model.onnx").read_bytes() == b"the former one"
@@ -105,9 +103,7 @@ def test_a_wrong_graph_leaves_no_file(trained, photos, tmp_path, monkeypatch):
 
 
 def test_8_bits_that_ruin_the_model_are_refused(trained, photos, tmp_path, monkeypatch):
-    from edgetune.export import onnx as module
-
-    monkeypatch.setattr(module, "_LARGEST_INT8_DIFFERENCE", 1e-6)
+    monkeypatch.setattr("edgetune.export.onnx._LARGEST_INT8_DIFFERENCE", 1e-6)
     weights, _ = trained("vit_tiny_patch16_224", 48)
     with pytest.raises(InputError, match="--format onnx"):
         export(weights, "onnx-int8", tmp_path / "model.onnx", images=photos)

@@ -7,7 +7,7 @@ import torch
 
 from edgetune.errors import InputError
 from edgetune.export import export
-from edgetune.model import checkpoint as checkpoint_module
+from edgetune.model.header import WeightsMetadata
 
 pytest.importorskip("timm")
 
@@ -86,11 +86,11 @@ def test_a_folder_with_something_else_in_it_is_left_alone(trained, tmp_path):
 
 def test_the_classes_of_a_checkpoint_must_be_those_of_its_weights(trained, tmp_path, monkeypatch):
     weights, _ = trained("vit_nano_patch8_64", 64, depth=6)
-    whole = checkpoint_module.WeightsMetadata.parse
+    whole = WeightsMetadata.parse
 
     def fewer(strings):
         return msgspec.structs.replace(whole(strings), classes=["a", "b"])
 
-    monkeypatch.setattr(checkpoint_module.WeightsMetadata, "parse", staticmethod(fewer))
+    monkeypatch.setattr(WeightsMetadata, "parse", staticmethod(fewer))
     with pytest.raises(InputError, match="no classifier for its 2 classes"):
         export(weights, "timm", tmp_path / "out")

@@ -54,25 +54,23 @@ def run(tmp_path: Path) -> Path:
         find_spec("vit_wee_patch16_reg1_gap_256").at(32, 3), depth=1, mean=(0.5,) * 3, std=(0.5,) * 3
     )
     model = VisionTransformer(spec)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        for channel in range(3):
-            model.patch_embed.proj.weight[channel, channel] = 1 / 256
-        model.fc_norm.weight.fill_(1)
-        for label, channel in enumerate((2, 1, 0)):
-            model.head.weight[label, channel] = 1.0
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    state["fc_norm.weight"].fill_(1)
+    for channel in range(3):
+        state["patch_embed.proj.weight"][channel, channel] = 1 / 256
+    for label, channel in enumerate((2, 1, 0)):
+        state["head.weight"][label, channel] = 1
     folder = tmp_path / "run"
-    save_weights(folder / "best.safetensors", model, WeightsMetadata.of(spec, list(COLOURS)))
+    save_weights(folder / "best.safetensors", state, WeightsMetadata.of(spec, list(COLOURS)))
     return folder
 
 
 @pytest.fixture(autouse=True)
 def _one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's model is one block deep."""
-    from edgetune.model import checkpoint
-
-    monkeypatch.setattr(checkpoint, "find_spec", lambda name: msgspec.structs.replace(find_spec(name), depth=1))
+    monkeypatch.setattr(
+        "edgetune.model.checkpoint.find_spec", lambda name: msgspec.structs.replace(find_spec(name), depth=1)
+    )
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_the_record_is_json_and_the_page_prints(run, photos, paint, capsys):
 def test_bad_input(run, photos, paint, tmp_path, plan_of):
     with pytest.raises(InputError, match="does not exist"):
         evaluate(tmp_path / "nowhere", photos)
-    with pytest.raises(InputError, match="neither plan.json nor best.safetensors"):
+    with pytest.raises(InputError, match="is not a run folder"):
         evaluate(photos, photos)
     paint(photos / "val" / "purple" / "0.png", (120, 0, 120), 0)
     with pytest.raises(InputError, match="purple"):
