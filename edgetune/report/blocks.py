@@ -41,19 +41,13 @@ def _per_block(run: Run) -> Html:
         ]
         for block in run.plan.blocks
     ]
-    written = table(["block", "may train", "trained in", "tokens, planned", "tokens kept, mean"], rows)
-    about = (
-        f"Patch tokens that leave the block, of {patches} in an image."
-        if patches
-        else "Patch tokens that leave the block."
+    written = table(["block", "may train", "trained", "tokens planned", "tokens kept"], rows)
+    of_image = f", of {patches} in an image" if patches else ""
+    about = note(
+        f"Trained: share of the recorded steps. Tokens: patch tokens that leave the block{of_image}, the plan's least"
+        " and most and the mean of the run; class, distillation and register tokens are never dropped and not counted."
     )
-    return join(
-        [
-            element("h3", "Block by block"),
-            written,
-            note(about + " Class, distillation and register tokens are never dropped and not counted."),
-        ]
-    )
+    return join([element("h3", "Block by block"), written, about])
 
 
 def _band(block: BlockPlan) -> str:
@@ -80,4 +74,4 @@ def _kept(share: float | None, patches: int | None) -> str:
 def _trained_share(run: Run, block: int) -> str:
     tallies = [bin.trained[block] for bin in run.metrics.coarse if block < len(bin.trained)]
     steps = sum(tally.count for tally in tallies)
-    return "—" if not steps else percent(sum(tally.total for tally in tallies) / steps, 0) + " of steps"
+    return "—" if not steps else percent(sum(tally.total for tally in tallies) / steps, 0)

@@ -172,7 +172,9 @@ def _bar(name: str, figure: str, bar: Html) -> Html:
 
 
 def _part(value: float, total: float) -> str:
-    return percent(value / total, 0) if total else "—"
+    if not total:
+        return "—"
+    return "< 1 %" if 0 < value < 0.005 * total else percent(value / total, 0)
 
 
 def where_time_went(run: Run) -> Html:
@@ -247,7 +249,7 @@ def _epoch_table(run: Run) -> Html:
         ["epoch", "training loss", "validation loss", "accuracy", "time", "energy", "images/s", "memory"],
         [
             [
-                count(finite(row.get("epoch"))),
+                count(int(row["epoch"]) + 1),
                 _loss(row.get("train_loss")),
                 _loss(row.get("val_loss")),
                 percent(finite(row.get("val_accuracy"))),

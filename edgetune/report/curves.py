@@ -93,7 +93,7 @@ def _accuracy(run: Run) -> Chart | None:
         caption=f"Share of {run.plan.data.val_images:,} validation images right, after each epoch.",
         x_label="epoch",
         unit="%",
-        x=[int(row["epoch"]) for row in rows],
+        x=[int(row["epoch"]) + 1 for row in rows],
         lines=[Line(label="accuracy", values=values, color="c3")],
         most=100.0,
     )

@@ -9,7 +9,6 @@ from edgetune.report.markup import Child, Html, count, element, join, note, sect
 from edgetune.report.run import Run
 from edgetune.units import format_duration, format_energy, format_power, format_rate, format_size
 
-_RESUMABLE = ("user", "memory", "energy", "time")
 _MOST_WARNINGS = 100
 
 
@@ -132,7 +131,7 @@ def commands(run: Run) -> Html:
     """What to type next, ready to copy."""
     folder, data = shlex.quote(str(run.path)), shlex.quote(run.plan.data.path)
     lines: list[tuple[str, str]] = []
-    if (run.result is None or run.result.stopped_by in _RESUMABLE) and (run.path / "state").exists():
+    if (run.result is None or run.result.stopped_by == "user") and (run.path / "state").exists():
         lines.append(("Go on where it stopped", f"edgetune fit --resume --out {folder}"))
     if (run.path / "best.safetensors").exists():
         onnx, timm = (shlex.quote(str(run.path / name)) for name in ("model.onnx", "timm"))

@@ -36,7 +36,7 @@ def mistakes(run: Run) -> Html | None:
         element("p", intro),
         _matrix(found, counts),
         element("div", element("div", _confusions(found, counts)), element("div", by_class), class_="grid tables"),
-        _pictures(found),
+        _pictures(run, found),
         id="mistakes",
     )
 
@@ -58,7 +58,9 @@ def _matrix(found: Mistakes, counts: dict[tuple[int, int], int]) -> Html | None:
     shown = sorted(sorted(range(len(errors)), key=lambda index: -errors[index])[:MATRIX_CLASSES])
     most_wrong = max((images for (true, predicted), images in counts.items() if true != predicted), default=1)
     head = element(
-        "tr", element("th", "true ↓ taken for →", scope="col"), *(_slanted(_name(found, index)) for index in shown)
+        "tr",
+        element("th", element("span", "true ↓"), element("span", "taken for →"), scope="col"),
+        *(_slanted(_name(found, index)) for index in shown),
     )
     body = [
         element(
@@ -141,10 +143,10 @@ def _confusions(found: Mistakes, counts: dict[tuple[int, int], int]) -> Html | N
     )
 
 
-def _pictures(found: Mistakes) -> Html | None:
+def _pictures(run: Run, found: Mistakes) -> Html | None:
     if not found.most_confident:
         return None
-    cards = [_picture(found, image) for image in found.most_confident[:_MOST_IMAGES]]
+    cards = [_picture(run, found, image) for image in found.most_confident[:_MOST_IMAGES]]
     return join(
         [
             element("h3", "Surest of all, and wrong"),
@@ -154,10 +156,11 @@ def _pictures(found: Mistakes) -> Html | None:
     )
 
 
-def _picture(found: Mistakes, image: WrongImage) -> Html:
+def _picture(run: Run, found: Mistakes, image: WrongImage) -> Html:
+    path = image.path.removeprefix(run.plan.data.path.rstrip("/") + "/")
     jpeg = image.thumbnail_jpeg
     if jpeg is not None and jpeg[:3] == b"\xff\xd8\xff" and len(jpeg) <= _LARGEST_THUMBNAIL_BYTES:
-        shown = element("img", src=Html(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"), alt=image.path)
+        shown = element("img", src=Html(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"), alt=path)
     else:
         shown = element("div", "no thumbnail", class_="blank")
     return element(
@@ -166,7 +169,7 @@ def _picture(found: Mistakes, image: WrongImage) -> Html:
         element("b", _name(found, image.predicted)),
         element("span", f"{percent(image.confidence)} sure"),
         element("span", f"is {_name(found, image.true)}"),
-        element("span", image.path, class_="path"),
+        element("span", path, class_="path"),
     )
 
 

@@ -43,10 +43,10 @@ class Run:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Epoch and validation accuracy of the best epoch so far."""
+        """The best epoch so far, counted from 1 as people do (the artifacts count from 0), and its accuracy."""
         if self.result and self.result.accuracy.best is not None and self.result.accuracy.best_epoch is not None:
-            return self.result.accuracy.best_epoch, self.result.accuracy.best
-        scored = [(int(row["epoch"]), finite(row.get("val_accuracy"))) for row in self.metrics.epochs]
+            return self.result.accuracy.best_epoch + 1, self.result.accuracy.best
+        scored = [(int(row["epoch"]) + 1, finite(row.get("val_accuracy"))) for row in self.metrics.epochs]
         known = [(epoch, accuracy) for epoch, accuracy in scored if accuracy is not None]
         return max(known, key=lambda pair: (pair[1], -pair[0])) if known else None
 

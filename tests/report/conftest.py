@@ -116,7 +116,7 @@ def a_result(plan: schema.Plan, **changes: Any) -> schema.Result:
         accuracy=schema.Accuracy(
             best=0.9335,
             last=0.931,
-            best_epoch=plan.epochs,
+            best_epoch=plan.epochs - 1,
             classes={name: round(draw.uniform(0.82, 0.99), 3) for name in plan.data.classes},
         ),
         memory=schema.MemoryResult(
@@ -168,7 +168,7 @@ def metric_lines(plan: schema.Plan, patches: int, *, steps: int | None = None, p
                 {
                     "kind": "step",
                     "step": step,
-                    "epoch": (step - 1) // plan.steps_per_epoch + 1,
+                    "epoch": (step - 1) // plan.steps_per_epoch,
                     "loss": 2.3 * math.exp(-3 * step / total) + draw.uniform(0.1, 0.3),
                     "lr": 1e-4 * (1 - step / (total + 1)),
                     "images_per_s": draw.uniform(16, 18),
@@ -193,7 +193,7 @@ def metric_lines(plan: schema.Plan, patches: int, *, steps: int | None = None, p
                 json.dumps(
                     {
                         "kind": "epoch",
-                        "epoch": epoch,
+                        "epoch": epoch - 1,
                         "step": step,
                         "train_loss": 0.9 / epoch,
                         "val_loss": 0.8 / epoch**0.5,

@@ -112,7 +112,15 @@ def test_page_is_whole_small_and_fetches_nothing(make_run: MakeRun, shape: str) 
 
 def test_headline_says_what_the_artifacts_say(make_run: MakeRun) -> None:
     told = read(write_report(make_run())).text
-    for said in ("93.3 %", "571 MiB", "82 % of the cap, 700 MiB", "8 min 41 s", "3.21 kJ", "36 % of the cap, 9 kJ"):
+    for said in (
+        "93.3 %",
+        "571 MiB",
+        "82 % of the cap, 700 MiB",
+        "8 min 41 s",
+        "best of validation, epoch 3",
+        "3.21 kJ",
+        "36 % of the cap, 9 kJ",
+    ):
         assert said in told
     assert "measured" in told
     assert "so far" not in told
@@ -210,6 +218,7 @@ def test_charts_hold_the_recorded_figures(make_run: MakeRun) -> None:
     assert drawn["loss"]["x"] == list(range(1, 11))
     assert drawn["loss"]["lines"][0]["values"] == pytest.approx([row["loss"] for row in recorded], rel=1e-4)
     assert drawn["loss"]["lines"][-1]["values"][4] == pytest.approx(0.8)
+    assert drawn["accuracy"]["x"] == [1, 2]
     assert drawn["accuracy"]["lines"][0]["values"] == pytest.approx([75.0, 85.0])
     assert drawn["tokens"]["rows"][3] == pytest.approx([row["tokens_per_block"][3] for row in recorded])
     assert drawn["trained"]["rows"][11] == [float(11 in row["trained_blocks"]) for row in recorded]
