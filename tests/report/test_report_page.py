@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -106,6 +107,8 @@ def test_page_is_whole_small_and_fetches_nothing(make_run: MakeRun, shape: str) 
     # The one address in the page is the library's own, in the comment that names it; so is its licence.
     assert set(re.findall(r"https?://[^\s\"')]+", written)) == {"https://github.com/leeoniya/uPlot"}
     assert "Permission is hereby granted" in written
+    assert "Content-Security-Policy" in written
+    assert "default-src 'none'" in written
     drawn, places = charts(reader), [a["data-chart"] for _, a in reader.tags if "data-chart" in a]
     assert sorted(drawn) == sorted(filter(None, places))
 
@@ -288,3 +291,19 @@ def test_writing_again_replaces_the_page(make_run: MakeRun) -> None:
     (run / "result.json").unlink()
     assert write_report(run).read_bytes() != first
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_every_command_shown_is_one_that_the_command_line_knows(make_run: MakeRun, cut_off: bool) -> None:
+    import typer.main
+
+    from edgetune.cli import app
+
+    run = make_run("a run", result=not cut_off, mistakes=False)
+    shown = re.findall(r"<pre><code>(.*?)</code></pre>", write_report(run).read_text(encoding="utf-8"))
+    assert len(shown) == 5 + cut_off
+    commands = typer.main.get_group(app).commands
+    for line in shown:
+        program, name, *arguments = shlex.split(html.unescape(line))
+        assert program == "edgetune"
+        commands[name].make_context(name, arguments)  # raises on an unknown option or a missing argument
