@@ -1,8 +1,8 @@
 """Which board is this? The module's part number, then the chip, then the model text, then the machine word.
 
-A carrier board of a third party changes the model text and keeps the module's part number in the device tree, so the part
-number decides. A part number that no file lists, on a chip that is known, is a generic board of that chip, never a guess.
-Everything may be missing: containers hide `/etc/nv_tegra_release`, virtual machines have no device tree.
+A carrier board of a third party changes the model text and keeps the module's part number in the device tree, so the
+part number decides. A part number that no file lists, on a chip that is known, is a generic board of that chip, never a
+guess. Everything may be missing: containers hide `/etc/nv_tegra_release`, virtual machines have no device tree.
 
 Sources: kernel device trees and their strings, jetson_stats `jetson_variables.py` (part numbers), meta-tegra, the
 Raspberry Pi documentation (revision codes), NVIDIA's JetPack archive (releases).
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from edgetune.device.catalogue import BoardEntry, find_entry, load_catalogue
-from edgetune.device.reading import read_text
+from edgetune.device.reading import read_raw, read_text
 from edgetune.device.system import System
 from edgetune.errors import InputError
 from edgetune.schema import Board
@@ -27,7 +27,7 @@ _PART = re.compile(r"\bp(\d{4})-(\d{4})")
 _RELEASE = re.compile(r"^# R(\d{1,3}) \(release\), REVISION: (\d+(?:\.\d+)*)", re.MULTILINE)
 _PACKAGE = re.compile(r"(\d{1,3}\.\d+(?:\.\d+)*)-")
 _LONGEST = 120  # characters of a name worth keeping
-_PLACEHOLDERS = {"to be filled by o.e.m.", "system product name", "system manufacturer", "default string", "unknown", ""}
+_PLACEHOLDERS = {"to be filled by o.e.m.", "system product name", "system manufacturer", "default string", "unknown"}
 
 JETPACKS: dict[str, str] = {
     "32.3.1": "4.3", "32.4.3": "4.4", "32.4.4": "4.4.1", "32.5": "4.5", "32.5.1": "4.5.1", "32.5.2": "4.5.1",
@@ -71,7 +71,8 @@ def identify_entry(system: System) -> tuple[Board, BoardEntry]:
     cpu = parse_cpuinfo(read_text(system, "/proc/cpuinfo") or "")
     compatible = parse_strings(_device_tree(system, "compatible"))
     model = next(iter(parse_strings(_device_tree(system, "model"))), None) or cpu.model
-    parts = [*_parts(compatible), *_parts(parse_strings(_device_tree(system, "nvidia,dtsfilename")))]
+    source = _device_tree(system, "nvidia,dtsfilename")[:4096].decode(errors="ignore")  # JetPack 4 and 5
+    parts = _parts([*compatible, source])
     revision = parse_revision(cpu.revision or "") or parse_revision(_device_tree(system, "system/linux,revision").hex())
     arch = _arch(system, cpu)
     kernel = read_text(system, "/proc/sys/kernel/osrelease") or ""
@@ -192,7 +193,8 @@ def parse_cpuinfo(text: str) -> CpuInfo:
             features = frozenset(value.split()) if features is None else features & frozenset(value.split())
         elif key in ("Model", "Revision"):
             fields[key] = "".join(filter(str.isprintable, value))[:_LONGEST]
-    return CpuInfo(processors, features or frozenset(), x86, fields.get("Model") or None, fields.get("Revision") or None)
+    model, revision = fields.get("Model") or None, fields.get("Revision") or None
+    return CpuInfo(processors, features or frozenset(), x86, model, revision)
 
 
 def parse_revision(code: str) -> PiRevision | None:
@@ -229,10 +231,9 @@ def board_revision(name: str) -> str | None:
 
 def _device_tree(system: System, name: str) -> bytes:
     for base in _DEVICE_TREE:
-        try:
-            return system.read_bytes(f"{base}/{name}")
-        except OSError:
-            continue
+        raw = read_raw(system, f"{base}/{name}")
+        if raw is not None:
+            return raw
     return b""
 
 
@@ -300,6 +301,8 @@ def _name(system: System, entry: BoardEntry, module: str | None, model: str | No
     if model or entry.kind != "generic":
         return known
     armbian = parse_assignments(read_text(system, "/etc/armbian-release") or "").get("BOARD_NAME")
-    dmi = [(system.text(f"/sys/class/dmi/id/{name}") or "")[:_LONGEST] for name in ("sys_vendor", "product_name")]
-    words = " ".join("".join(filter(str.isprintable, word)) for word in dmi if word.lower() not in _PLACEHOLDERS)
+    dmi = [(read_text(system, f"/sys/class/dmi/id/{name}") or "")[:_LONGEST] for name in ("sys_vendor", "product_name")]
+    words = " ".join(
+        "".join(filter(str.isprintable, word)) for word in dmi if word and word.lower() not in _PLACEHOLDERS
+    )
     return armbian or words or entry.name

@@ -1,8 +1,8 @@
 """The board catalogue: what `devices/*.toml` says of each board family, as typed and checked records.
 
-One file a family; adding a board is adding a file. An entry says how the family is recognised, which rails add up to its
-total power and what that total covers, which published model stands in where there is no sensor, what to beware of, and
-what the data sheet promises (for sanity checks, never as a measurement).
+One file a family; adding a board is adding a file. An entry says how the family is recognised, which rails add up to
+its total power and what that total covers, which published model stands in where there is no sensor, what to beware of,
+and what the data sheet promises (for sanity checks, never as a measurement).
 
 Files are read when asked for and checked by type: an unknown key, a wrong type or a contradiction names file and key.
 """
@@ -32,7 +32,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of what a file may hold: frozen, and a misspelt key is an error."""
 
 
-class Recognition(_Part):
+class Recognition(_Part, frozen=True):
     """How a family is told. Module part numbers (`BoardEntry.modules`) come first, then these from top to bottom."""
 
     compatible: list[str] = []  # device-tree entries that only this family has
@@ -42,7 +42,7 @@ class Recognition(_Part):
     arch: list[str] = []  # machine names, for the generic entries: the last resort
 
 
-class Nominal(_Part):
+class Nominal(_Part, frozen=True):
     """What the data sheet promises: sanity ranges for probes, nothing else."""
 
     cpu: str | None = None
@@ -57,7 +57,7 @@ class Nominal(_Part):
     compute_capability: str | None = None
 
 
-class Module(_Part):
+class Module(_Part, frozen=True):
     """One module or board revision of a family, by its part number."""
 
     name: str
@@ -65,8 +65,8 @@ class Module(_Part):
     nominal: Nominal = Nominal()  # what differs from the family's
 
 
-class TotalRule(_Part):
-    """Rails that add up to the board's total. The first rule whose rails all exist holds; other rails are never added."""
+class TotalRule(_Part, frozen=True):
+    """Rails that add up to the board's total. The first rule whose rails all exist holds; others are never added."""
 
     rails: list[str]
     scope: Scope
@@ -74,7 +74,7 @@ class TotalRule(_Part):
     note: str | None = None
 
 
-class Correction(_Part):
+class Correction(_Part, frozen=True):
     """A published fit from a sensor's total to the power at the supply: W = slope x total + offset."""
 
     model: str
@@ -83,7 +83,7 @@ class Correction(_Part):
     source: str
 
 
-class PowerModel(_Part):
+class PowerModel(_Part, frozen=True):
     """A published fit from CPU use to watts for a board without a sensor: W = slope x use (0 to 1) + idle."""
 
     name: str
@@ -94,7 +94,7 @@ class PowerModel(_Part):
     bits: Literal[32, 64] | None = None
 
 
-class PowerRules(_Part):
+class PowerRules(_Part, frozen=True):
     """Where the board's power comes from."""
 
     sensor: Literal["ina3221", "ina238", "rpi-pmic", "rapl", "none"]
@@ -105,7 +105,7 @@ class PowerRules(_Part):
     no_sensor: str | None = None  # why there is no figure, as a sentence
 
 
-class Mode(_Part):
+class Mode(_Part, frozen=True):
     """A power mode the maker ships. Its name is not a power cap."""
 
     id: int
@@ -113,7 +113,7 @@ class Mode(_Part):
     note: str | None = None
 
 
-class BoardEntry(_Part):
+class BoardEntry(_Part, frozen=True):
     """One board family: the content of `devices/<family>.toml`."""
 
     name: str
@@ -194,7 +194,7 @@ def load_catalogue(folder: Path | None = None) -> dict[str, BoardEntry]:
         entry = parse_entry(text, path.stem, str(path))
         for key, claim in _claims(entry):
             if claim in claims:
-                raise InputError(f"{path}: key `{key}` claims {claim!r}, which {claims[claim]} has; remove one of them.")
+                raise InputError(f"{path}: key `{key}` claims {claim!r}, which {claims[claim]} has; remove one.")
             claims[claim] = path.name
         entries[path.stem] = entry
     return entries
@@ -216,7 +216,7 @@ def find_entry(name: str) -> BoardEntry:
 
 
 def _named_key(message: str) -> str:
-    """msgspec's message with `$.power.totals[0].scope` read as the key it is."""
+    """The library's message with `$.power.totals[0].scope` read as the key it is."""
     problem, _, path = message.partition(" - at `$")
     where = path.rstrip("`").lstrip(".")
     return f"key `{where}`: {problem}" if where else problem

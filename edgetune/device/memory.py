@@ -1,4 +1,4 @@
-"""How much memory may really be used: what the kernel has, what a control group leaves, and whether it is enforced at all.
+"""How much memory may really be used: what the kernel has, what a control group leaves, and whether it is enforced.
 
 `/proc/meminfo` is the machine's, in containers too. A control group's limit is the lowest along the ancestors, and each
 ancestor leaves what its other members have not used. Raspberry Pi OS accepts limits and enforces none unless the memory

@@ -1,10 +1,10 @@
 """Power modes, clocks, governor and fan, as found. Nothing is ever set.
 
-A Jetson's power mode is asked of `nvpmodel -q`; where the command is missing (containers, another root) its state file and
-configuration say the same. A mode's name is a budget its maker had in mind, not a cap: the clocks tell what it means.
+A Jetson's power mode is asked of `nvpmodel -q`; where the command is missing (containers, another root) its state file
+and configuration say the same. A mode's name is a budget its maker had in mind, no cap: the clocks tell what it means.
 
-Sources: nvpmodel's configuration and output as users posted them, kernel `Documentation/ABI/testing/sysfs-class-devfreq`
-and `Documentation/admin-guide/pm/cpufreq.rst`, jetson_stats (paths of fans and GPUs).
+Sources: nvpmodel's configuration and output as users posted them, kernel `sysfs-class-devfreq` and
+`admin-guide/pm/cpufreq.rst`, jetson_stats (paths of fans and GPUs).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _gpu(system: System) -> Clock | None:
     ranked = []
     for path in system.glob("/sys/class/devfreq/*"):
         name = path.rpartition("/")[2]
-        node = (system.text(f"{path}/device/of_node/name") or "").lower()
+        node = (read_text(system, f"{path}/device/of_node/name") or "").lower()
         if node in _GPU_NODES or name.partition(".")[2] in _GPU_NODES or name.startswith("gpu"):
             ranked.append((0 if "gpc" in name else 2 if "nvd" in name else 1, name, path))
     for _, _, path in sorted(ranked):

@@ -15,14 +15,20 @@ _ASLEEP = {errno.ENODATA, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT}
 _LONGEST = 40  # characters; no number we read is longer
 
 
-def read_text(system: System, path: str) -> str | None:
-    """The stripped text of a file, or None; a file that is there and can't be read is named in the warnings."""
+def read_raw(system: System, path: str) -> bytes | None:
+    """The content of a file, or None; a file that is there and can't be read is named in the warnings."""
     try:
-        return system.read_bytes(path).decode(errors="replace").strip("\0 \t\r\n")
+        return system.read_bytes(path)
     except OSError as error:
         if error.errno not in _ABSENT | _ASLEEP:
             system.warn(f"{path} can't be read ({error.strerror or error}); what it would say is unknown.")
         return None
+
+
+def read_text(system: System, path: str) -> str | None:
+    """The stripped text of a file, or None; see `read_raw`."""
+    raw = read_raw(system, path)
+    return None if raw is None else raw.decode(errors="replace").strip("\0 \t\r\n")
 
 
 def parse_number(text: str, base: int = 10) -> int | None:
