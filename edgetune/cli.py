@@ -53,6 +53,10 @@ BatchOption = Annotated[int | None, typer.Option("--batch-size", min=1, help="Im
 ImageSizeOption = Annotated[int | None, typer.Option("--image-size", min=1, metavar="PX", help="Side in pixels.")]
 RateOption = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a gain.")]
+AugmentOption = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Train on random crops.")]
+FlipOption = Annotated[
+    bool | None, typer.Option("--flip/--no-flip", help="Mirror half of them; not for digits or text.")
+]
 MethodOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="edgetune, alast, full, checkpoint, head, last-K, lora, alast-lora or random-k."),
@@ -124,6 +128,8 @@ def plan(
     image_size: ImageSizeOption = None,
     lr: RateOption = None,
     patience: PatienceOption = None,
+    augment: AugmentOption = None,
+    flip: FlipOption = None,
     method: MethodOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -172,6 +178,8 @@ def fit(
     image_size: ImageSizeOption = None,
     lr: RateOption = None,
     patience: PatienceOption = None,
+    augment: AugmentOption = None,
+    flip: FlipOption = None,
     method: MethodOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -319,7 +327,7 @@ def devices_show(
     if json:
         _print_json(entry)
     else:
-        print_entry(name, entry)
+        print_entry(entry)
 
 
 # --- between the flags and the rooms ----------------------------------------------------------------------------------

@@ -186,7 +186,8 @@ class Recipe(Record, frozen=True):
     warmup_steps: int
     schedule: Literal["cosine", "constant"] = "cosine"
     label_smoothing: float = 0.0
-    augment: bool = True  # random resized crop and horizontal flip
+    augment: bool = True  # random resized crop
+    flip: bool = True  # and mirror half of the crops; wrong for text and digits
     patience: int | None = None  # epochs without a better validation accuracy
 
 

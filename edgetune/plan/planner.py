@@ -50,6 +50,8 @@ def make_plan(
     threads: int | None = None,
     workers: int | None = None,
     patience: int | None = None,
+    augment: bool = True,
+    flip: bool = True,
     seed: int = 0,
 ) -> Plan:
     """Say what a run would do, what it would cost and why; trains nothing and opens no image.
@@ -74,6 +76,8 @@ def make_plan(
         threads: of the arithmetic.
         workers: processes that decode images; 0 decodes in the training process.
         patience: epochs without gain that end the run.
+        augment: train on random crops.
+        flip: mirror half of them; wrong for text and digits.
         seed: of the split, the order, the augmentation and the draw.
 
     Raises:
@@ -154,7 +158,7 @@ def make_plan(
         epochs=choice.epochs,
         steps_per_epoch=math.ceil(len(folder.train) / batch),
         total_steps=total_steps,
-        recipe=_recipe(chosen_method, learning_rate, total_steps, patience),
+        recipe=_recipe(chosen_method, learning_rate, total_steps, patience, augment, flip),
         alast=_alast(chosen_method, choice, lr),
         lora=chosen_method.lora,
         predicted=predict(choice.job, machine.runtime_bytes, choice.cost, machine.watts, choice.epochs),
@@ -262,14 +266,17 @@ def _memory_cap(asked_bytes: int | None, memory: Memory) -> tuple[int | None, st
     return int(DEFAULT_SHARE * usable), f"{DEFAULT_SHARE:g} of {reason}"
 
 
-def _recipe(method: Method, learning_rate: float, total_steps: int, patience: int | None) -> Recipe:
+def _recipe(
+    method: Method, learning_rate: float, total_steps: int, patience: int | None, augment: bool, flip: bool
+) -> Recipe:
     return Recipe(
         learning_rate=learning_rate,
         weight_decay=method.weight_decay,
         warmup_steps=method.warm_up(total_steps),
         schedule=method.schedule,
         label_smoothing=method.label_smoothing,
-        augment=True,
+        augment=augment,
+        flip=augment and flip,
         patience=patience,
     )
 

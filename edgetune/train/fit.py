@@ -91,9 +91,15 @@ def _run(
     images = scan(Path(plan.data.path), plan.seed)
     if images.classes != plan.data.classes:
         raise InputError(f"{plan.data.path} has other classes than the plan was made for; plan anew.")
+    recipe = plan.recipe
     common = {"image_size": spec.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}
     train = Loader(
-        images.train, batch_size=plan.batch_size, augment=plan.recipe.augment, workers=plan.workers, **common
+        images.train,
+        batch_size=plan.batch_size,
+        augment=recipe.augment,
+        flip=recipe.flip,
+        workers=plan.workers,
+        **common,
     )
     val = Loader(images.val, batch_size=plan.micro_batch_size, augment=False, shuffle=False, **common)
     if resume:  # the state holds every weight

@@ -173,7 +173,7 @@ class TorchEngine:
         """See `Engine.save_base`."""
         trainable = {name for name, _ in self._trainable}
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trainable}
-        save_weights(path, frozen, {})
+        save_weights(path, frozen, {"edgetune": "what never trains"})
         return path.stat().st_size
 
     def save_state(self, path: Path, progress: dict[str, Any]) -> int:

@@ -66,7 +66,7 @@ def test_blocks_below_the_lowest_trained_one_keep_nothing(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = training_forward(model, images, lowest_trained=lowest)
     found = gradients(model, F.cross_entropy(logits, labels))
-    trained = tuple(f"blocks.{index}." for index in range(lowest, SPEC.depth)) + ("norm.", "head.")
+    trained = (*tuple(f"blocks.{index}." for index in range(lowest, SPEC.depth)), "norm.", "head.")
     assert set(found) == {name for name in whole if name.startswith(trained)}
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-9, atol=1e-14)

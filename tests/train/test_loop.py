@@ -92,9 +92,7 @@ class Stage:
         self.clock = Clock()
         self.engine = ScriptedEngine(self.clock, len(plan.blocks))
         self.interrupted = False
-        self.energy = EnergyMeter(
-            UserConstant(power_w) if power_w else None, clock=self.clock, thread=False
-        )
+        self.energy = EnergyMeter(UserConstant(power_w) if power_w else None, clock=self.clock, thread=False)
 
     def loop(self) -> Loop:
         images = scan(Path(self.plan.data.path), 0)
