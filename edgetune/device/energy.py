@@ -38,7 +38,7 @@ class Window:
 
     def __init__(self, meter: EnergyMeter) -> None:
         self._meter = meter
-        self._start_s = 0.0
+        self._start_s: float | None = None
         self._end_s: float | None = None
         self._start: _Point | None = None
         self._end: _Point | None = None
@@ -56,20 +56,33 @@ class Window:
     ) -> None:
         self._meter._close(self)
 
+    def _since_start(self, counts: list[int], now: int) -> int:
+        """How far one of the meter's counts went within the window."""
+        if self._start_s is None:
+            return 0
+        return (now if self._end_s is None else counts[1]) - counts[0]
+
+    def _since(self, moment_s: float | None) -> float:
+        """The later of a moment and the window's start."""
+        start_s = self._start_s or 0.0
+        return start_s if moment_s is None else max(moment_s, start_s)
+
     @property
     def seconds(self) -> float:
-        """How long it is, so far."""
+        """How long it is, so far; 0 before it is entered."""
+        if self._start_s is None:
+            return 0.0
         return (self._meter.clock() if self._end_s is None else self._end_s) - self._start_s
 
     @property
     def samples(self) -> int:
         """Readings that counted."""
-        return (self._meter._samples if self._end_s is None else self._samples[1]) - self._samples[0]
+        return self._since_start(self._samples, self._meter._samples)
 
     @property
     def dropped(self) -> int:
         """Reads that failed."""
-        return (self._meter._dropped if self._end_s is None else self._dropped[1]) - self._dropped[0]
+        return self._since_start(self._dropped, self._meter._dropped)
 
     @property
     def largest_gap_s(self) -> float:
@@ -283,11 +296,11 @@ class EnergyMeter:
                 hole_s = gap_s if gap_s > BRIDGE_S else 0.0
                 self._last = _Point(before.joules + (start_w + watts) / 2 * gap_s, before.uncovered_s + hole_s)
         for window in self._open_windows:
-            window._largest_gap_s = max(window._largest_gap_s, now_s - max(before_s or 0.0, window._start_s))
+            window._largest_gap_s = max(window._largest_gap_s, now_s - window._since(before_s))
         pending, self._pending = self._pending, []
         self._samples += 1
         for window in pending:
-            if window._start is None:
+            if window._start is None and window._start_s is not None:
                 window._start = self._between(window._start_s, before_s, before, before_w, now_s, watts)
             if window._end is None and window._end_s is not None:
                 window._end = self._between(window._end_s, before_s, before, before_w, now_s, watts)
@@ -340,8 +353,8 @@ class EnergyMeter:
 
     def _settle_dead(self, window: Window) -> None:
         """Close the books on a window of a sensor that has long been silent, so that such windows don't pile up."""
-        window._start = window._start or self._ahead(window._start_s)
-        window._end = self._ahead(window._end_s or window._start_s)
+        window._start = window._start or self._ahead(window._start_s or 0.0)
+        window._end = self._ahead(window._end_s or 0.0)
         self._pending.remove(window)
 
     def _border_sample(self) -> None:
@@ -360,8 +373,8 @@ class EnergyMeter:
     def _difference(self, window: Window) -> _Point | None:
         """What lies between a window's borders, or None before the first good reading."""
         with self._state:
-            if self._last_s is None or (self._counter is not None and self._last_w is None):
-                return None  # no reading yet, or a counter that has not moved yet
+            if window._start_s is None or self._last_s is None or (self._counter is not None and self._last_w is None):
+                return None  # not entered, no reading yet, or a counter that has not moved yet
             end = window._end or self._ahead(self.clock() if window._end_s is None else window._end_s)
             start = window._start or self._ahead(window._start_s)
             return _Point(end.joules - start.joules, end.uncovered_s - start.uncovered_s)
@@ -374,11 +387,12 @@ class EnergyMeter:
 
     def _gap(self, window: Window) -> float:
         with self._state:
-            return max(window._largest_gap_s, 0.0 if window._end_s is not None else self._tail_gap(window))
+            going_on = window._start_s is not None and window._end_s is None
+            return max(window._largest_gap_s, self._tail_gap(window) if going_on else 0.0)
 
     def _tail_gap(self, window: Window) -> float:
         end_s = self.clock() if window._end_s is None else window._end_s
-        return end_s - max(self._last_s or 0.0, window._start_s)
+        return end_s - window._since(self._last_s)
 
     # -------------------------------------------------------------------------------------------------------- health
 

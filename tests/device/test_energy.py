@@ -104,6 +104,16 @@ def test_an_open_window_shows_what_has_been_used_so_far():
         assert window.seconds == pytest.approx(2.05)
 
 
+def test_a_window_not_yet_entered_says_nothing():
+    bench = Bench(10.0)
+    bench.now = 100.0
+    with bench.meter() as meter:
+        bench.run(meter, 1)
+        window = meter.window()
+        assert (window.joules, window.net_joules, window.seconds, window.samples) == (None, None, 0.0, 0)
+        assert (window.dropped, window.largest_gap_s, window.coverage) == (0, 0.0, 0.0)
+
+
 def test_net_joules_are_above_the_idle_power():
     bench = Bench(4.0)
 
@@ -178,11 +188,11 @@ def test_a_sensor_that_freezes_is_noticed():
 def test_a_users_constant_is_not_called_frozen():
     bench = Bench()
     told = []
-    with EnergyMeter(UserConstant(6.0), clock=bench.clock, thread=False, warn=told.append) as meter:
-        with meter.window() as window:
-            for _ in range(2000):
-                bench.now += 0.1
-                meter.sample()
+    meter = EnergyMeter(UserConstant(6.0), clock=bench.clock, thread=False, warn=told.append)
+    with meter, meter.window() as window:
+        for _ in range(2000):
+            bench.now += 0.1
+            meter.sample()
     assert window.joules == pytest.approx(1200.0)
     assert told == []
 
