@@ -52,7 +52,10 @@ EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the t
 BatchOption = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
 ImageSizeOption = Annotated[int | None, typer.Option("--image-size", min=1, metavar="PX", help="Side in pixels.")]
 RateOption = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
-PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many epochs without a gain.")]
+PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many evaluations without a gain.")]
+EvaluateOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Evaluate every N epochs, and at the end.")
+]
 AugmentOption = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Train on random crops.")]
 FlipOption = Annotated[
     bool | None, typer.Option("--flip/--no-flip", help="Mirror half of them; not for digits or text.")
@@ -128,6 +131,7 @@ def plan(
     image_size: ImageSizeOption = None,
     lr: RateOption = None,
     patience: PatienceOption = None,
+    evaluate_every: EvaluateOption = None,
     augment: AugmentOption = None,
     flip: FlipOption = None,
     method: MethodOption = None,
@@ -178,6 +182,7 @@ def fit(
     image_size: ImageSizeOption = None,
     lr: RateOption = None,
     patience: PatienceOption = None,
+    evaluate_every: EvaluateOption = None,
     augment: AugmentOption = None,
     flip: FlipOption = None,
     method: MethodOption = None,

@@ -34,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     image_size: int | None = None
     lr: float | None = None
     patience: int | None = None
+    evaluate_every: int | None = None
     augment: bool | None = None
     flip: bool | None = None
     threads: int | None = None
@@ -62,7 +63,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         }
         for name in ("method", "engine", "device", "epochs", "batch_size", "image_size", "lr", "patience", "threads"):
             given[name] = getattr(self, name)
-        given |= {"workers": self.workers, "augment": self.augment, "flip": self.flip, "seed": self.seed}
+        given |= {
+            "evaluate_every": self.evaluate_every,
+            "workers": self.workers,
+            "augment": self.augment,
+            "flip": self.flip,
+            "seed": self.seed,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
     @property

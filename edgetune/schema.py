@@ -188,7 +188,8 @@ class Recipe(Record, frozen=True):
     label_smoothing: float = 0.0
     augment: bool = True  # random resized crop
     flip: bool = True  # and mirror half of the crops; wrong for text and digits
-    patience: int | None = None  # epochs without a better validation accuracy
+    patience: int | None = None  # evaluations without a better accuracy that end the run
+    evaluate_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
 
 
 class MemoryBill(Record, frozen=True):

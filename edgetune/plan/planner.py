@@ -50,6 +50,7 @@ def make_plan(
     threads: int | None = None,
     workers: int | None = None,
     patience: int | None = None,
+    evaluate_every: int = 1,
     augment: bool = True,
     flip: bool = True,
     seed: int = 0,
@@ -76,6 +77,7 @@ def make_plan(
         threads: of the arithmetic.
         workers: processes that decode images; 0 decodes in the training process.
         patience: epochs without gain that end the run.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         augment: train on random crops.
         flip: mirror half of them; wrong for text and digits.
         seed: of the split, the order, the augmentation and the draw.
@@ -158,7 +160,17 @@ def make_plan(
         epochs=choice.epochs,
         steps_per_epoch=math.ceil(len(folder.train) / batch),
         total_steps=total_steps,
-        recipe=_recipe(chosen_method, learning_rate, total_steps, patience, augment, flip),
+        recipe=Recipe(
+            learning_rate=learning_rate,
+            weight_decay=chosen_method.weight_decay,
+            warmup_steps=chosen_method.warm_up(total_steps),
+            schedule=chosen_method.schedule,
+            label_smoothing=chosen_method.label_smoothing,
+            augment=augment,
+            flip=augment and flip,
+            patience=patience,
+            evaluate_every=evaluate_every,
+        ),
         alast=_alast(chosen_method, choice, lr),
         lora=chosen_method.lora,
         predicted=predict(choice.job, machine.runtime_bytes, choice.cost, machine.watts, choice.epochs),
@@ -264,21 +276,6 @@ def _memory_cap(asked_bytes: int | None, memory: Memory) -> tuple[int | None, st
     by_group = memory.limit_room_bytes is not None and memory.limit_room_bytes == usable
     reason = f"the room that {memory.limit_source} leaves" if by_group else "available memory"
     return int(DEFAULT_SHARE * usable), f"{DEFAULT_SHARE:g} of {reason}"
-
-
-def _recipe(
-    method: Method, learning_rate: float, total_steps: int, patience: int | None, augment: bool, flip: bool
-) -> Recipe:
-    return Recipe(
-        learning_rate=learning_rate,
-        weight_decay=method.weight_decay,
-        warmup_steps=method.warm_up(total_steps),
-        schedule=method.schedule,
-        label_smoothing=method.label_smoothing,
-        augment=augment,
-        flip=augment and flip,
-        patience=patience,
-    )
 
 
 def _alast(method: Method, choice: Choice, lr: float | None) -> schema.AlastPlan | None:

@@ -64,10 +64,11 @@ class Display:
         joules: float | None,
         memory_bytes: int | None,
     ) -> None:
-        """One epoch is done and evaluated."""
+        """One epoch is done; `accuracy` is None where it was not evaluated."""
         energy = f"  {format_energy(joules)}" if joules is not None else ""
+        validated = f"  val accuracy {accuracy:.1%}" if accuracy is not None else ""
         self.say(
-            f"epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  val accuracy {accuracy:.1%}"
+            f"epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}{validated}"
             f"  {format_duration(seconds)}{energy}  {format_size(memory_bytes)}"
         )
 

@@ -149,15 +149,15 @@ def _report(folder: RunFolder) -> None:
 def _result(loop: Loop, stopped_by: schema.StoppedBy, source: Any, throttled_: bool | None) -> Result:
     progress, plan = loop.progress, loop.plan
     joules, net = loop.joules()
-    best = progress.best_epoch
+    best, last = progress.best, progress.last
     predicted = plan.predicted
     steps = max(1, progress.step)
     return Result(
         stopped_by=stopped_by,
         accuracy=schema.Accuracy(
-            best=None if best is None else progress.accuracies[best],
-            last=progress.accuracies[-1] if progress.accuracies else None,
-            best_epoch=best,
+            best=best[1] if best else None,
+            last=last[1] if last else None,
+            best_epoch=best[0] if best else None,
             classes=progress.best_classes,
         ),
         memory=schema.MemoryResult(

@@ -123,22 +123,26 @@ class Loop:
             with self._timed("save_s"):
                 self.progress.bytes_written += self.engine.save_base(self.folder.base)
             self.save()
-        while self.progress.epoch < self.plan.epochs:
+        recipe, progress = self.plan.recipe, self.progress
+        stopped: StoppedBy | None = "epochs"
+        while progress.epoch < self.plan.epochs:
             stopped = self._epoch()
             if stopped in ("user", "nan"):
                 break
-            if self.progress.step_in_epoch and not self._evaluate():
-                stopped = "user"
-                break
-            self._next_epoch(whole=stopped is None)
+            done = progress.epoch + 1
+            due = stopped is not None or done == self.plan.epochs or done % recipe.evaluate_every == 0
+            evaluation = None
+            if due and progress.step_in_epoch:
+                evaluation = self._evaluate()
+                if evaluation is None:
+                    stopped = "user"
+                    break
+            self._end_epoch(evaluation, whole=stopped is None)
+            if stopped is None and recipe.patience and progress.evaluations_without_gain >= recipe.patience:
+                stopped = "patience"
             if stopped:
                 break
-            patience = self.plan.recipe.patience
-            if patience is not None and self.progress.epochs_without_gain >= patience:
-                stopped = "patience"
-                break
-        else:
-            stopped = "epochs"
+        stopped = stopped or "epochs"
         if stopped == "nan":
             self._event("nan", f"the loss of step {self.progress.step + 1} is not a number; the step was not taken")
         else:
@@ -190,7 +194,7 @@ class Loop:
         return self.governor.spent_cap(self.seconds(), self.joules()[0], reserve_s)
 
     def _save_estimate_s(self) -> float:
-        return 0.5 + self.progress.save_s / max(1, self.progress.evaluated + 1)
+        return 0.5 + self.progress.save_s / (1 + len(self.progress.epochs_s))
 
     def _shrink(self, reason: str) -> bool:
         """Halve the micro-batch; False when it can't be halved any more."""
@@ -245,48 +249,48 @@ class Loop:
             budgets=report.budgets,
         )
 
-    def _evaluate(self) -> bool:
-        """Validate the model as it stands and keep it if it is the best; False when interrupted."""
+    def _evaluate(self) -> Evaluation | None:
+        """Validate the model as it stands and keep it if it is the best; None when interrupted."""
         progress = self.progress
         with self._timed("eval_s") as elapsed:
             evaluation = self.engine.evaluate(self.val.epoch(0), self.interrupted)
-        if evaluation is None:
-            return False
-        self._last_eval_s = elapsed()
-        progress.accuracies.append(evaluation.accuracy)
-        progress.evaluated += 1
-        if progress.best_epoch == len(progress.accuracies) - 1:
-            self._keep_best(evaluation)
-        loss = progress.loss_sum / progress.step_in_epoch
-        memory_bytes = self.meters.memory.peak_bytes()
-        self.metrics.write(
-            "epoch",
-            progress.step,
-            epoch=progress.epoch,
-            train_loss=loss,
-            val_loss=evaluation.loss,
-            val_accuracy=evaluation.accuracy,
-            images=progress.images,
-            epoch_s=progress.epoch_s,
-            energy_j=progress.epoch_j,
-            memory_bytes=memory_bytes,
-            images_per_s=round(progress.step_in_epoch * self.plan.batch_size / progress.epoch_s, 3),
-        )
-        self.display.epoch(
-            epoch=progress.epoch,
-            loss=loss,
-            accuracy=evaluation.accuracy,
-            seconds=progress.epoch_s,
-            joules=progress.epoch_j,
-            memory_bytes=memory_bytes,
-        )
-        return True
+        if evaluation is not None:
+            self._last_eval_s = elapsed()
+            progress.evaluations.append((progress.epoch, evaluation.accuracy))
+            if progress.best == progress.last:
+                self._keep_best(evaluation)
+        return evaluation
 
-    def _next_epoch(self, whole: bool) -> None:
+    def _end_epoch(self, evaluation: Evaluation | None, whole: bool) -> None:
+        """Log an epoch, cut short by a cap or whole; after a whole one, make ready for the next."""
         progress = self.progress
         if progress.step_in_epoch:
+            loss = progress.loss_sum / progress.step_in_epoch
+            accuracy = evaluation.accuracy if evaluation else None
+            memory_bytes = self.meters.memory.peak_bytes()
             progress.epochs_s.append(progress.epoch_s)
             progress.epochs_j.append(progress.epoch_j)
+            self.metrics.write(
+                "epoch",
+                progress.step,
+                epoch=progress.epoch,
+                train_loss=loss,
+                val_loss=evaluation.loss if evaluation else None,
+                val_accuracy=accuracy,
+                images=progress.images,
+                epoch_s=progress.epoch_s,
+                energy_j=progress.epoch_j,
+                memory_bytes=memory_bytes,
+                images_per_s=round(progress.step_in_epoch * self.plan.batch_size / progress.epoch_s, 3),
+            )
+            self.display.epoch(
+                epoch=progress.epoch,
+                loss=loss,
+                accuracy=accuracy,
+                seconds=progress.epoch_s,
+                joules=progress.epoch_j,
+                memory_bytes=memory_bytes,
+            )
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
@@ -304,8 +308,9 @@ class Loop:
 
     def _save_last(self) -> None:
         with self._timed("save_s"):
-            accuracies = self.progress.accuracies
-            self._save_weights(self.folder.last, accuracies[-1] if accuracies else None)
+            last = self.progress.last
+            current = last is not None and last[0] >= self.progress.epoch - 1
+            self._save_weights(self.folder.last, last[1] if last and current else None)
 
     def _save_weights(self, path: Path, accuracy: float | None) -> None:
         self.progress.bytes_written += self.engine.save_weights(path, accuracy)

@@ -11,7 +11,6 @@ class Progress(msgspec.Struct, kw_only=True):
     step: int = 0
     epoch: int = 0  # the epoch in progress
     step_in_epoch: int = 0
-    evaluated: int = 0  # epochs evaluated so far
     micro_batch_size: int = 0
     # the epoch in progress
     epoch_s: float = 0.0
@@ -20,7 +19,7 @@ class Progress(msgspec.Struct, kw_only=True):
     # the whole run
     epochs_s: list[float] = []
     epochs_j: list[float | None] = []
-    accuracies: list[float] = []
+    evaluations: list[tuple[int, float]] = []  # epoch and validation accuracy
     best_classes: dict[str, float | None] = {}
     eval_s: float = 0.0
     save_s: float = 0.0
@@ -35,14 +34,16 @@ class Progress(msgspec.Struct, kw_only=True):
     bytes_written: int = 0
 
     @property
-    def best_epoch(self) -> int | None:
-        """The epoch (from 0) of the best validation accuracy; the earliest of equals."""
-        if not self.accuracies:
-            return None
-        return max(range(len(self.accuracies)), key=lambda epoch: (self.accuracies[epoch], -epoch))
+    def best(self) -> tuple[int, float] | None:
+        """Epoch (from 0) and accuracy of the best evaluation; the earliest of equals."""
+        return max(self.evaluations, key=lambda evaluation: (evaluation[1], -evaluation[0]), default=None)
 
     @property
-    def epochs_without_gain(self) -> int:
-        """Epochs evaluated since the best one."""
-        best = self.best_epoch
-        return 0 if best is None else len(self.accuracies) - 1 - best
+    def last(self) -> tuple[int, float] | None:
+        """Epoch and accuracy of the last evaluation."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def evaluations_without_gain(self) -> int:
+        """Evaluations since the best one."""
+        return 0 if self.best is None else len(self.evaluations) - 1 - self.evaluations.index(self.best)

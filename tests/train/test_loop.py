@@ -119,8 +119,10 @@ class Stage:
 
 @pytest.fixture
 def stage(plan_for: Any, tmp_path: Path) -> Callable[..., Stage]:
-    def make(power_w: float | None = None, patience: int | None = None, **caps: float) -> Stage:
-        plan = plan_for(epochs=5, patience=patience)
+    def make(
+        power_w: float | None = None, patience: int | None = None, evaluate_every: int = 1, **caps: float
+    ) -> Stage:
+        plan = plan_for(epochs=5, patience=patience, evaluate_every=evaluate_every)
         free = {"memory_bytes": None, "energy_j": None, "time_s": None}
         plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, **(free | caps)))
         return Stage(plan, tmp_path / "run", power_w)
@@ -147,10 +149,18 @@ def test_patience_ends_a_run_and_the_best_is_kept(stage: Any) -> None:
     made.engine.accuracies = [0.25, 0.75, 0.5, 0.75]
     loop = made.loop()
     assert loop.run() == "patience"
-    assert loop.progress.best_epoch == 1
-    assert loop.progress.evaluated == 4
+    assert loop.progress.best == (1, 0.75)
+    assert len(loop.progress.evaluations) == 4
     assert json.loads((made.out / "best.safetensors").read_text()) == 0.75
     assert json.loads((made.out / "last.safetensors").read_text()) == 0.75
+
+
+def test_evaluation_can_be_rarer_but_never_misses_the_end(stage: Any) -> None:
+    made = stage(evaluate_every=2)
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert [epoch for epoch, _ in loop.progress.evaluations] == [1, 3, 4]
+    assert len(loop.progress.epochs_s) == 5
 
 
 def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(stage: Any) -> None:
@@ -186,7 +196,7 @@ def test_a_time_cap_is_kept_with_evaluation_inside(stage: Any) -> None:
     started = made.clock.now
     assert loop.run() == "time"
     assert made.clock.now - started <= 16.0
-    assert loop.progress.accuracies
+    assert loop.progress.evaluations
     assert (made.out / "best.safetensors").exists()
 
 
