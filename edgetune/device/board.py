@@ -2,10 +2,11 @@
 
 A carrier board of a third party changes the model text and keeps the module's part number in the device tree, so the
 part number decides. A part number that no file lists, on a chip that is known, is a generic board of that chip, never a
-guess. Everything may be missing: containers hide `/etc/nv_tegra_release`, virtual machines have no device tree.
+guess. Everything may be missing: containers hide the device tree and `/etc/nv_tegra_release`.
 
 Sources: kernel device trees and their strings, jetson_stats `jetson_variables.py` (part numbers), meta-tegra, the
-Raspberry Pi documentation (revision codes), NVIDIA's JetPack archive (releases).
+Raspberry Pi documentation (revision codes), NVIDIA's JetPack archive (releases), jetson-containers `run.sh` and
+Docker's masked paths (what a container sees), kernel `drivers/soc/tegra` (`/sys/devices/soc0`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from edgetune.device.catalogue import BoardEntry, find_entry, load_catalogue
-from edgetune.device.reading import read_raw, read_text
+from edgetune.device.reading import read_number, read_raw, read_text
 from edgetune.device.system import System
 from edgetune.errors import InputError
 from edgetune.schema import Board
@@ -27,6 +28,7 @@ _PART = re.compile(r"\bp(\d{4})-(\d{4})")
 _RELEASE = re.compile(r"^# R(\d{1,3}) \(release\), REVISION: (\d+(?:\.\d+)*)", re.MULTILINE)
 _PACKAGE = re.compile(r"(\d{1,3}\.\d+(?:\.\d+)*)-")
 _LONGEST = 120  # characters of a name worth keeping
+_TEGRA_CHIPS = {0x21: "tegra210", 0x18: "tegra186", 0x19: "tegra194", 0x23: "tegra234", 0x26: "tegra264"}
 _PLACEHOLDERS = {"to be filled by o.e.m.", "system product name", "system manufacturer", "default string", "unknown"}
 
 JETPACKS: dict[str, str] = {
@@ -70,12 +72,14 @@ def identify_entry(system: System) -> tuple[Board, BoardEntry]:
     """The board and its family's catalogue entry."""
     cpu = parse_cpuinfo(read_text(system, "/proc/cpuinfo") or "")
     compatible = parse_strings(_device_tree(system, "compatible"))
-    model = next(iter(parse_strings(_device_tree(system, "model"))), None) or cpu.model
+    kernel = read_text(system, "/proc/sys/kernel/osrelease") or ""
+    if not compatible:
+        compatible = _chip_without_device_tree(system)
+    model = next(iter(parse_strings(_device_tree(system, "model"))), None) or cpu.model or _other_model(system, kernel)
     source = _device_tree(system, "nvidia,dtsfilename")[:4096].decode(errors="ignore")  # JetPack 4 and 5
     parts = _parts([*compatible, source])
     revision = parse_revision(cpu.revision or "") or parse_revision(_device_tree(system, "system/linux,revision").hex())
     arch = _arch(system, cpu)
-    kernel = read_text(system, "/proc/sys/kernel/osrelease") or ""
     entry, module = recognise(compatible, parts, model, revision, arch, kernel)
     l4t = _l4t(system) if entry.kind == "jetson" else None
     board = Board(
@@ -235,6 +239,21 @@ def _device_tree(system: System, name: str) -> bytes:
         if raw is not None:
             return raw
     return b""
+
+
+def _chip_without_device_tree(system: System) -> list[str]:
+    """What the device tree would say of the chip. Docker hides /sys/firmware, and with it /proc/device-tree."""
+    if (read_text(system, "/sys/devices/soc0/family") or "").lower() != "tegra":
+        return []
+    chip = _TEGRA_CHIPS.get(read_number(system, "/sys/devices/soc0/soc_id") or 0)
+    return [f"nvidia,{chip}"] if chip else []
+
+
+def _other_model(system: System, kernel: str) -> str | None:
+    """The board's text where the device tree is hidden: the chip driver's copy, or the one jetson-containers mounts."""
+    places = ["/sys/devices/soc0/machine", *(["/tmp/nv_jetson_model"] if "tegra" in kernel else [])]
+    texts = (parse_strings(read_raw(system, place) or b"") for place in places)
+    return next((text[0] for text in texts if text), None)
 
 
 def _parts(strings: Iterable[str]) -> list[str]:

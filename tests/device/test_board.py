@@ -150,6 +150,25 @@ def test_a_jetson_without_device_tree_is_told_by_its_kernel(open_board: OpenBoar
     assert (board.family, board.l4t) == ("generic-jetson", "36.4.4")
 
 
+@pytest.mark.parametrize(
+    ("soc_id", "places", "family", "chip"),
+    [
+        ("35", {"sys/devices/soc0/machine": "NVIDIA Jetson Orin NX Developer Kit\n"}, "jetson-orin-nx", "tegra234"),
+        ("35", {"tmp/nv_jetson_model": "NVIDIA Orin Nano Developer Kit\0"}, "jetson-orin-nano", "tegra234"),
+        ("25", {"tmp/nv_jetson_model": "NVIDIA Jetson Xavier NX\0"}, "jetson-xavier-nx", "tegra194"),
+        ("35", {}, "generic-jetson", "tegra234"),
+        ("99", {}, "generic-jetson", None),
+        ("rubbish", {"tmp/nv_jetson_model": "\0\0"}, "generic-jetson", None),
+    ],
+)
+def test_docker_hides_the_device_tree_and_the_chip_still_tells(
+    open_board: OpenBoard, soc_id: str, places: dict[str, str], family: str, chip: str | None
+) -> None:
+    files = {"sys/firmware": None, "sys/devices/soc0/family": "Tegra\n", "sys/devices/soc0/soc_id": soc_id, **places}
+    board = identify(open_board("container-v2", files=files))
+    assert (board.family, board.soc, board.module) == (family, chip, None)
+
+
 def test_an_old_device_tree_names_the_module_in_its_file_name(open_board: OpenBoard) -> None:
     board = identify(open_board("nano-jp4", files={COMPATIBLE: "nvidia,tegra210\0", MODEL: "Acme Box\0"}))
     assert (board.family, board.module) == ("jetson-nano", "p3448-0000")
