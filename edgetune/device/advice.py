@@ -78,8 +78,8 @@ def _supply_and_heat(throttle: Mapping[str, int | None]) -> list[str]:
     events = sum(value or 0 for key, value in throttle.items() if key.startswith("oc") and key.endswith("_count"))
     if events and any(key.startswith("oc3_") for key in throttle):
         found.append(
-            f"Over-current has cut the module's clocks {events} times since boot, about 1 ms each, which clock readings do"
-            " not show: compare the step time of a lower power mode."
+            f"Over-current has cut the module's clocks {events} times since boot, about 1 ms each, which clock readings"
+            " do not show: compare the step time of a lower power mode."
         )
     return found
 
