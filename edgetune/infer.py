@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgetune.__about__ import __version__
 from edgetune.data.folder import IMAGE_EXTENSIONS, natural_key, scan_for_evaluation
 from edgetune.errors import InputError
-from edgetune.model.checkpoint import find_checkpoint
+from edgetune.model.checkpoint import Checkpoint, find_checkpoint
 from edgetune.schema import Answer, Evaluation, Prediction, Predictions, now
 
 if TYPE_CHECKING:
@@ -42,13 +42,12 @@ def evaluate(run: Path | str, data: Path | str, *, batch_size: int = _BATCH, thr
     spec, classes, plan = checkpoint.spec, checkpoint.classes, checkpoint.plan
     trained_here = plan is not None and Path(plan.data.path).resolve() == Path(data).resolve()
     samples, part, warnings = scan_for_evaluation(data, classes, plan.seed if plan and trained_here else None)
-    model = checkpoint.load()
+    model = _load(checkpoint, threads)
 
     from edgetune.data.loader import Loader
     from edgetune.train.engine import Evaluation as Answers
     from edgetune.train.mistakes import class_accuracies, find_mistakes
 
-    _use(threads)
     loader = Loader(
         samples,
         batch_size=batch_size,
@@ -109,14 +108,13 @@ def predict(
     checkpoint = find_checkpoint(Path(run))
     spec, classes = checkpoint.spec, checkpoint.classes
     paths = _expand([Path(image) for image in images])
-    model = checkpoint.load()
+    model = _load(checkpoint, threads)
 
     import numpy as np
 
     from edgetune.data.decode import UnreadableImageError
     from edgetune.data.preprocess import normalise, read
 
-    _use(threads)
     predictions: list[Prediction] = []
     warnings: list[str] = []
     for start in range(0, len(paths), batch_size):
@@ -208,14 +206,20 @@ def _ask(model: VisionTransformer, images: NDArray[np.float32]) -> Tensor:
     import torch
 
     with torch.inference_mode():
-        return model(torch.from_numpy(images)).log_softmax(1)  # type: ignore[no-any-return]
+        logits: Tensor = model(torch.from_numpy(images).to(model.pos_embed.device))
+        return logits.log_softmax(1).cpu()
 
 
-def _use(threads: int | None) -> None:
+def _load(checkpoint: Checkpoint, threads: int | None) -> VisionTransformer:
+    """The model, on the device it was trained on where that is here."""
+    model = checkpoint.load()
+
+    import torch
+
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
+    on_cuda = checkpoint.plan is not None and checkpoint.plan.device == "cuda" and torch.cuda.is_available()
+    return model.to("cuda") if on_cuda else model
 
 
 def _expand(images: Sequence[Path]) -> list[tuple[Path, bool]]:

@@ -200,7 +200,7 @@ def _draw_classifier(model: VisionTransformer, seed: int) -> None:
 
 def _as_os_error(error: Exception) -> Exception:
     """The system's error that safetensors has wrapped in its own; the number is in its text."""
-    number = re.search(r"os error (\d+)", str(error))
+    number = re.search(r"(?:os error |code: )(\d+)", str(error))
     if number is None:
         return error
     return OSError(int(number[1]), os.strerror(int(number[1])))
