@@ -31,8 +31,8 @@ _INDEX_BYTES = 8
 
 # Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
-STEP_BYTES = 16 << 20
-SLACK_SHARE = 0.02  # of what is allocated and freed within a step
+STEP_BYTES = 24 << 20
+SLACK_SHARE = 0.03  # of what is allocated and freed within a step
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
 # An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.

@@ -24,13 +24,16 @@ _IDLE_S, _QUICK_IDLE_S = 4.0, 2.0  # sensors average over up to a second; a few 
 _BUSY_SHARE = 0.25  # of the cores; above it somebody else's work slows the probes
 
 
-def profile_device(*, root: Path | str | None = None, quick: bool = False, power_w: float | None = None) -> Profile:
+def profile_device(
+    *, root: Path | str | None = None, quick: bool = False, power_w: float | None = None, probes: bool = True
+) -> Profile:
     """Say what a machine is, has and can do.
 
     Args:
         root: another file-system root (a fixture, a mounted card); its files are read and probes are skipped.
         quick: fewer and shorter probes, under 20 s in all.
         power_w: watts the user says the machine draws.
+        probes: False reads the board only, which takes moments.
 
     Raises:
         InputError: `root` is no folder.
@@ -42,7 +45,7 @@ def profile_device(*, root: Path | str | None = None, quick: bool = False, power
     throttle = read_throttle(system)
     compute = Compute(cores=_cores())
     warnings: list[str] = []
-    if system.live:
+    if system.live and probes:
         power = _with_idle(power, source, _QUICK_IDLE_S if quick else _IDLE_S)
         warnings += _busy_warning()
         compute, said = run_probes(quick=quick, power_w=power_w, with_energy=source is not None and source.measured)
@@ -51,8 +54,9 @@ def profile_device(*, root: Path | str | None = None, quick: bool = False, power
         if throttled(delta(throttle, after)):
             warnings.append("the processor was throttled while the probes ran: they are slower than a cool board's.")
         throttle = after
-    elif root is not None:
-        compute = Compute(probe_error="another root was read (--root), so nothing was timed on this machine")
+    else:
+        reason = "no probe was asked for" if system.live else "another root was read (--root)"
+        compute = Compute(cores=compute.cores if system.live else None, probe_error=f"{reason}, so nothing was timed")
     memory, modes = read_memory(system, entry), read_modes(system)
     suggestions = advice(system, board, entry, memory, modes, throttle)
     return Profile(

@@ -42,7 +42,7 @@ def make_profile(
                         tokens=tokens,
                         batch_size=4,
                         lever="eager",
-                        part=part,  # type: ignore[arg-type]
+                        part=part,
                         seconds=seconds,
                     )
                 )

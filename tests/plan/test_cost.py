@@ -27,7 +27,7 @@ BASE, TINY = find_spec("vit_base_patch16_224"), find_spec("deit_tiny_patch16_224
         (TINY, 12, 0.85, 0.45), (TINY, 9, 0.85, 0.40), (TINY, 6, 0.85, 0.36),
     ],
 )  # fmt: skip
-def test_adaptive_layer_selection_costs_what_its_arithmetic_says(spec, k, budget, expected) -> None:  # type: ignore[no-untyped-def]
+def test_adaptive_layer_selection_costs_what_its_arithmetic_says(spec, k, budget, expected) -> None:
     """Blocks only, relative to full fine-tuning; random draws, backward stopping at the lowest drawn block."""
     from edgetune.alast import kept_through
 

@@ -1,0 +1,86 @@
+"""The parent's side of the probes: whatever the child does, the profile says so and keeps what was found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetune.profile.run import collect
+
+FOUND = """print('{"compute":{"device":"cpu","threads":2}}', flush=True)
+print('{"gemm":{"fp32":1e9}}', flush=True)
+"""
+
+
+def child(body: str) -> list[str]:
+    return [sys.executable, "-c", FOUND + body]
+
+
+def test_findings_are_gathered() -> None:
+    block = (
+        '{"block":{"width":192,"heads":3,"tokens":50,"batch_size":2,"lever":"eager","part":"forward","seconds":0.5,'
+        '"saved_bytes":0,"energy_j":null}}'
+    )
+    compute, warnings = collect(child(f'print({block!r}); print(\'{{"warning":"warm today"}}\')'), 30)
+    assert (compute.device, compute.threads, compute.gemm_flops) == ("cpu", 2, {"fp32": 1e9})
+    assert [cost.seconds for cost in compute.block_costs] == [0.5]
+    assert warnings == ["warm today"]
+    assert compute.probe_error is None
+
+
+def test_noise_on_standard_output_is_ignored() -> None:
+    compute, _ = collect(
+        child("print('hello'); print('[1]'); print('{\"block\":{\"width\":\"wide\"}}'); print('{')"), 30
+    )
+    assert compute.threads == 2
+    assert compute.block_costs == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGILL, "illegal instruction"), (signal.SIGKILL, "memory"), (signal.SIGSEGV, "SIGSEGV")],
+)
+def test_a_crash_keeps_what_was_found(number: signal.Signals, words: str) -> None:
+    compute, _ = collect(child(f"import os; os.kill(os.getpid(), {int(number)})"), 30)
+    assert compute.gemm_flops == {"fp32": 1e9}
+    assert compute.probe_error is not None
+    assert words in compute.probe_error
+
+
+def test_an_exception_is_one_sentence() -> None:
+    compute, _ = collect(child("raise RuntimeError('no kernel image is available')"), 30)
+    assert compute.probe_error == "the probes failed: RuntimeError: no kernel image is available"
+
+
+def test_a_child_that_hangs_is_ended() -> None:
+    compute, _ = collect(child("import time; time.sleep(60)"), 1.5)
+    assert compute.gemm_flops == {"fp32": 1e9}
+    assert compute.probe_error is not None
+    assert "did not end" in compute.probe_error
+
+
+def test_a_missing_interpreter_is_no_crash() -> None:
+    compute, _ = collect(["/nonexistent/python"], 5)
+    assert compute.probe_error is not None
+    assert "could not be started" in compute.probe_error
+
+
+def test_without_torch_the_child_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    order = '{"budget_s":1,"quick":true}'
+    done = subprocess.run(
+        [sys.executable, "-m", "edgetune.profile.child", order],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "edgetune[torch]" in done.stdout
