@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 from edgetune.model.spec import ViTSpec
 from edgetune.model.vit import VisionTransformer, initialise
+
+settings.register_profile("no deadline", deadline=None, max_examples=50)  # boards and busy machines are slow
+settings.load_profile("no deadline")
 
 SPEC = ViTSpec(name="tiny", width=24, depth=5, heads=3, patch_size=4, image_size=24, classes=4)
 

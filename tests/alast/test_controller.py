@@ -49,8 +49,16 @@ def test_constrained_budgets_move_once_per_step_by_the_mean_delta():
         y, _ = model.blocks[0](x)
         delta = float((y[:, 0] - x[:, 0]).square().sum()) / 6
         assert first[0] == pytest.approx(0.9 + 1e-3 * delta, rel=1e-6)
-        forward(model, controller, more)
+        forward(model, controller, more[:4])
         assert controller.budgets == first
+        controller.draw()
+        x = model.embed(more[:4])
+        y, _ = model.blocks[0](x)
+        later = float((y[:, 0] - x[:, 0]).square().sum()) / 4
+        assert controller.budgets[0] == pytest.approx(0.9 + 1e-3 * later, rel=1e-6)
+        second = controller.budgets
+        controller.draw()
+        assert controller.budgets == second, "a step without a forward pass has shown nothing"
 
 
 def test_micro_batches_give_the_gradient_and_the_budgets_of_the_whole_batch():

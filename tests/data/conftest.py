@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("no deadline", deadline=None, max_examples=50)  # boards and busy machines are slow
+settings.load_profile("no deadline")
 
 
 def picture(seed: int, width: int = 20, height: int = 16, mode: str = "RGB") -> Image.Image:
