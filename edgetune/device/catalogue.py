@@ -164,7 +164,7 @@ def parse_entry(text: str, family: str, source: str) -> BoardEntry:
     """
     try:
         raw: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError of another kind is a number of thousands of digits
         raise InputError(f"{source} is not valid TOML ({error}); correct it there.") from None
     if "family" in raw:
         raise InputError(f"{source}: key `family` is the file's name and can't be set; remove it.")

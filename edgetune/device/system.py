@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _MOST_BYTES = 1 << 20  # no pseudo-file we read is larger; garbage may be
+_CHUNK_BYTES = 1 << 14  # most are far smaller; asking for more would cost more than the read
 
 
 def _run(command: Sequence[str], timeout_s: float) -> str | None:
@@ -64,8 +65,11 @@ class System:
         Raises:
             OSError: as the kernel says it; ENODATA, EAGAIN and EIO are ordinary answers of a sensor.
         """
+        content = b""
         with open(self.path(path), "rb", buffering=0) as handle:
-            return handle.read(_MOST_BYTES) or b""
+            while len(content) < _MOST_BYTES and (chunk := handle.read(_CHUNK_BYTES)):
+                content += chunk  # the kernel hands a long pseudo-file out a page at a time
+        return content
 
     def text(self, path: str) -> str | None:
         """The stripped text of a file (NULs too), or None where there is none or it can't be read."""
@@ -102,7 +106,8 @@ class System:
         return self._run(command, timeout_s)
 
     def warn(self, sentence: str) -> None:
-        """Note something the user should know, once."""
+        """Note something the user should know, once; names that files made up can't break the line."""
+        sentence = "".join(letter if letter.isprintable() else "?" for letter in sentence)
         if sentence not in self.warnings:
             self.warnings.append(sentence)
 
