@@ -15,8 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from edgetune.device.system import System
+
+settings.register_profile("busy", deadline=None)  # a slow moment of the machine is no defect of a parser
+settings.load_profile("busy")
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "devices"
 NUMBERED = re.compile(r"^(hwmon|iio:device|thermal_zone|cooling_device|i2c-|)(\d+)(-00[0-9a-f]{2}|)$")

@@ -171,13 +171,10 @@ def test_a_number_that_can_not_be_read_is_none_and_named_once(open_board: OpenBo
     assert len(system.warnings) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["orin-nano-super-jp6", "agx-orin-jp5", "thor-t5000-jp7", "rpi5", "x86-rapl", "nano-jp4"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_shuffled_numbers_change_nothing(open_board: OpenBoard, name: str) -> None:
     whole = read_all(open_board(name))
-    for seed in (11, 12):
-        assert read_all(open_board(name, seed=seed)) == whole
+    assert read_all(open_board(name, seed=11)) == whole
 
 
 def test_identity_memory_and_modes_take_under_50_ms() -> None:
