@@ -21,7 +21,7 @@ def keep_malloc_lean() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES))
-    return sum(mallopt(option, value) for option, value in settings) == len(settings)
+    return bool(sum(mallopt(option, value) for option, value in settings) == len(settings))
 
 
 def release_free_memory() -> None:

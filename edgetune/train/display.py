@@ -59,7 +59,7 @@ class Display:
         *,
         epoch: int,
         loss: float,
-        accuracy: float,
+        accuracy: float | None,
         seconds: float,
         joules: float | None,
         memory_bytes: int | None,

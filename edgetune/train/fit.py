@@ -24,6 +24,7 @@ from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import DivergedError, InputError, MissingDependencyError
 from edgetune.measure.memory import PeakMeter
 from edgetune.model.registry import find_spec
+from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import keep_malloc_lean
 from edgetune.train.display import Display
@@ -48,7 +49,7 @@ def fit(
     Args:
         plan: from `make_plan`.
         out: a folder that does not exist yet, or is empty.
-        profile: of this machine; copied into the run folder.
+        profile: of this machine, copied into the run folder; without one the board is read, and nothing timed.
         config: the options the plan was made from; copied into the run folder.
         power_w: what the machine draws while training, where no sensor says; energy is then marked as modelled.
         save_every_s: seconds between resumable states within an epoch.
@@ -60,11 +61,14 @@ def fit(
     """
     folder = RunFolder(out)
     folder.create()
-    schema.save(plan, folder.plan)
-    if profile is not None:
-        schema.save(profile, folder.profile)
-    schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
-    return _run(plan, folder, resume=False, power_w=power_w, save_every_s=save_every_s, quiet=quiet)
+    try:
+        schema.save(plan, folder.plan)
+        schema.save(profile or profile_device(power_w=power_w, probes=False), folder.profile)
+        schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
+        return _run(plan, folder, resume=False, power_w=power_w, save_every_s=save_every_s, quiet=quiet)
+    except BaseException:
+        folder.discard()
+        raise
 
 
 def resume(out: Path, *, power_w: float | None = None, save_every_s: float = 600.0, quiet: bool = False) -> Result:
@@ -92,7 +96,7 @@ def _run(
     if images.classes != plan.data.classes:
         raise InputError(f"{plan.data.path} has other classes than the plan was made for; plan anew.")
     recipe = plan.recipe
-    common = {"image_size": spec.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}
+    common: dict[str, Any] = {"image_size": spec.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}
     train = Loader(
         images.train,
         batch_size=plan.batch_size,

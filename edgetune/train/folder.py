@@ -41,6 +41,16 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"--out {self.path} can't be made ({error.strerror}); choose another folder.") from None
 
+    def discard(self) -> None:
+        """Take back what a run wrote before it could train, so that the corrected command can use the same folder."""
+        if self.state.exists():
+            return
+        for file in (self.plan, self.profile, self.config, self.metrics, self.base):
+            file.unlink(missing_ok=True)
+        for folder in (self.base.parent, self.path):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     def open(self) -> None:
         """Check that there is a run to go on with.
 

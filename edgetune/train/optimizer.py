@@ -16,7 +16,8 @@ def build_optimizer(plan: Plan, named_parameters: Iterable[tuple[str, nn.Paramet
     Biases, norms, tokens, position embeddings and layer scales take no weight decay, as in timm. State is allocated
     when a parameter first gets a gradient, and stays while its block is frozen.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         exempt = parameter.ndim < 2 or name.endswith(("_token", "pos_embed"))
         (plain if exempt else decayed).append(parameter)

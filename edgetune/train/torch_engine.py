@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.lora import add_lora, lora_parameters
-from edgetune.model.vit import VisionTransformer
+from edgetune.model.vit import Block, VisionTransformer
 from edgetune.model.weights import save_weights
 from edgetune.plan.cost import step_flops
 from edgetune.schema import Plan
@@ -50,7 +50,10 @@ class TorchEngine:
             add_lora(model, plan.lora.rank, plan.lora.alpha, trainable_blocks, seed=plan.seed)
         self.model = model.to(self.device)
         # what of a block learns when it trains: all of it, or its adapters alone
-        self._by_block = [lora_parameters(block) if plan.lora else list(block.parameters()) for block in model.blocks]
+        self._by_block = [
+            lora_parameters(block) if plan.lora else list(block.parameters())
+            for block in cast(list[Block], model.blocks)
+        ]
         always = {"norm", *model.spec.classifiers}
         if plan.embeddings_trainable:
             always |= {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed"}
@@ -157,7 +160,7 @@ class TorchEngine:
                 logits = self.model(images)
             loss += float(F.cross_entropy(logits.float(), expected, reduction="sum"))
             confidence, answer = logits.float().softmax(1).max(1)
-            indices += batch.indices.tolist()
+            indices += [] if batch.indices is None else batch.indices.tolist()
             labels += expected.tolist()
             predictions += answer.tolist()
             confidences += confidence.tolist()
