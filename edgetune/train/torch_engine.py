@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -197,7 +197,7 @@ class TorchEngine:
         """See `Engine.load_state`."""
         try:
             kept = self._take_up(base, path)
-        except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
             raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
         if self.controller:
             self.controller.load_state_dict(kept["controller"])
