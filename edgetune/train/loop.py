@@ -157,18 +157,13 @@ class Loop:
         with self.meters.energy.window() as window:
             mark, mark_j = clock(), 0.0
             for batch in self.train.epoch(progress.epoch, progress.step_in_epoch):
-                while True:
-                    stopped = self._should_stop()
-                    if stopped:
-                        return stopped
-                    rate = learning_rate(self.plan.recipe, progress.step, self.plan.total_steps)
-                    try:
-                        report = self.engine.train_step(batch, rate, progress.micro_batch_size)
-                    except OutOfMemoryError as error:
-                        if not self._shrink(f"out of memory ({error})"):
-                            return "memory"
-                        continue
-                    break
+                stopped = self._should_stop()
+                if stopped:
+                    return stopped
+                rate = learning_rate(self.plan.recipe, progress.step, self.plan.total_steps)
+                report = self._attempt(batch, rate)
+                if report is None:
+                    return "memory"
                 if not math.isfinite(report.loss):
                     return "nan"
                 now, joules = clock(), window.joules
@@ -183,6 +178,15 @@ class Loop:
                 if excess and not self._shrink(f"{excess} bytes above the memory cap"):
                     return "memory"
         return None
+
+    def _attempt(self, batch: Batch, rate: float) -> StepReport | None:
+        """One step, in smaller micro-batches while memory runs out; None when even one image at a time is too much."""
+        while True:
+            try:
+                return self.engine.train_step(batch, rate, self.progress.micro_batch_size)
+            except OutOfMemoryError as error:
+                if not self._shrink(f"out of memory ({error})"):
+                    return None
 
     def _should_stop(self) -> StoppedBy | None:
         if self.interrupted():
