@@ -50,8 +50,13 @@ class Moment(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Sum over the terms."""
-        return self.gradients + self.optimizer + self.activations + self.workspace
+        """Sum over the terms, what the allocator can't reuse included."""
+        return self.gradients + self.optimizer + self.activations + self.workspace + self.slack
+
+    @property
+    def slack(self) -> int:
+        """What the allocator can't reuse of what comes and goes."""
+        return int(SLACK_SHARE * (self.activations + self.workspace))
 
 
 def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
@@ -63,7 +68,7 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
         gradients=peak.gradients,
         optimizer=peak.optimizer,
         activations=peak.activations,
-        workspace=peak.workspace + STEP_BYTES + int(SLACK_SHARE * (peak.activations + peak.workspace)),
+        workspace=peak.workspace + peak.slack + STEP_BYTES,
         data=data_bytes(job),
     )
 
@@ -112,6 +117,9 @@ def moments(job: Job) -> list[Moment]:
         found.append(Moment(f"backward, block {index}", grads, state, activations, inside + _classify_bytes(job)))
     embed = unit[0] * 2 if job.embeddings_trainable else 0
     found.append(Moment("update", gradients.all, state, 0, embed))
+    # a checkpoint copies the optimizer's moments; the model's own file has its adapters merged into new weights
+    merged = FLOAT_BYTES * 4 * spec.width**2 * sum(job.trainable) if job.lora_rank else 0
+    found.append(Moment("saving", 0, state, 0, max(state, merged)))
     return found
 
 

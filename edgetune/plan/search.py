@@ -2,7 +2,8 @@
 
 Levers: how many trailing blocks may train, how many of them at a time (K), the upper end of the token band, micro-batch
 and number of epochs. The set is small (some hundreds), so it is enumerated, best first by a bound on the objective, and
-cut off once nothing better can follow; memory is monotone in the micro-batch, so the largest that fits is bisected.
+cut off once nothing better can follow; among split batches memory is monotone in the micro-batch, so the largest that
+fits is bisected.
 
 The objective stands for what a run can learn. It is a product of powers, so that halving any one term costs the same
 share wherever the others stand:
@@ -93,6 +94,16 @@ class Problem(NamedTuple):
         """Predicted peak of the process tree."""
         return memory_bill(job, self.runtime_bytes).total
 
+    def least_job(self, trained: int, k: int, band_max: float) -> Job:
+        """The job of a setting that needs least memory.
+
+        One image at a time, as a rule; but a batch passed whole does not hold gradients beside the next part's
+        activations, which can be the smaller bill where weights outweigh activations.
+        """
+        whole = self.job(trained, k, band_max, self.batch_size)
+        single = self.job(trained, k, band_max, 1)
+        return whole if self.peak_bytes(whole) <= self.peak_bytes(single) else single
+
     def cost(self, job: Job) -> Cost | None:
         """Predicted seconds."""
         return None if self.rates is None else time_of(job, self.train_images, self.val_images, self.rates)
@@ -109,16 +120,17 @@ def search(problem: Problem, limits: Limits) -> Choice | None:
     """The best choice inside the limits, or None."""
     ranked = []
     for order, setting in enumerate(problem.settings()):
-        job = problem.job(*setting, 1)
-        ranked.append((-problem.learning(job, setting[0], problem.epochs), order, setting, job))
+        job = problem.job(*setting, problem.batch_size)
+        ranked.append((-problem.learning(job, setting[0], problem.epochs), order, setting))
     ranked.sort(key=lambda entry: entry[:2])
     best: Choice | None = None
-    for bound, _, setting, smallest in ranked:
+    for bound, _, setting in ranked:
         if best is not None and -bound < best.learning:
             break
-        if limits.memory_bytes is not None and problem.peak_bytes(smallest) > limits.memory_bytes:
+        least = problem.least_job(*setting)
+        if limits.memory_bytes is not None and problem.peak_bytes(least) > limits.memory_bytes:
             continue
-        cost = problem.cost(smallest)
+        cost = problem.cost(least)
         epochs = _epochs_within(problem, cost, limits)
         if epochs < 1:
             continue
@@ -144,7 +156,7 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     energy: float | None = None
     seconds: float | None = None
     for setting in problem.settings():
-        job = problem.job(*setting, 1)
+        job = problem.least_job(*setting)
         peak = problem.peak_bytes(job)
         cost = problem.cost(job)
         one_epoch_s = cost.total_s(1) if cost else None
@@ -167,11 +179,11 @@ def micro_batches(batch_size: int) -> list[int]:
 
 
 def _largest_micro_batch(problem: Problem, setting: tuple[int, int, float], cap_bytes: int | None) -> int:
-    """The largest micro-batch that fits, given that one image does."""
+    """The largest micro-batch that fits, given that one does."""
     sizes = micro_batches(problem.batch_size)
-    if cap_bytes is None:
+    if cap_bytes is None or problem.peak_bytes(problem.job(*setting, sizes[-1])) <= cap_bytes:
         return sizes[-1]
-    low, high = 0, len(sizes) - 1
+    low, high = 0, len(sizes) - 2  # of those that are passed in parts; among them memory is monotone
     while low < high:
         middle = (low + high + 1) // 2
         if problem.peak_bytes(problem.job(*setting, sizes[middle])) <= cap_bytes:

@@ -91,6 +91,20 @@ def test_more_memory_never_buys_less_learning() -> None:
     assert learning[-1] == pytest.approx(max(learning))
 
 
+def test_a_batch_stays_whole_where_splitting_would_cost_memory() -> None:
+    """Gradients held beside activations: for a large model and a small batch, one piece is the smaller bill."""
+    from edgetune.model.registry import find_spec
+
+    spec = find_spec("vit_large_patch16_224")
+    problem = Problem(find_method("full", spec.depth), spec, 2, 0, 10, 100, 20, 0, None, None)
+    least = nearest_feasible(problem, Limits(memory_bytes=1)).memory_bytes
+    assert least is not None
+    choice = search(problem, Limits(memory_bytes=least))
+    assert choice is not None
+    assert choice.job.micro_batch_size == 2
+    assert problem.peak_bytes(choice.job) <= least <= problem.peak_bytes(problem.job(spec.depth, spec.depth, 1.0, 1))
+
+
 def test_pressure_turns_the_levers_before_giving_up(photos: Path) -> None:
     easy = make_plan(photos, model=MODEL, profile=make_profile())
     tight = make_plan(
