@@ -36,7 +36,7 @@ _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile
 
 def fit(
     plan: Plan,
-    out: Path,
+    out: Path | str,
     *,
     profile: Profile | None = None,
     config: dict[str, Any] | None = None,
@@ -59,7 +59,7 @@ def fit(
         InputError: data, weights or folder can't be used; nothing was trained.
         DivergedError: the loss stopped being a number; the best checkpoint so far is kept.
     """
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     folder.create()
     try:
         schema.save(plan, folder.plan)
@@ -71,9 +71,11 @@ def fit(
         raise
 
 
-def resume(out: Path, *, power_w: float | None = None, save_every_s: float = 600.0, quiet: bool = False) -> Result:
+def resume(
+    out: Path | str, *, power_w: float | None = None, save_every_s: float = 600.0, quiet: bool = False
+) -> Result:
     """Go on with an interrupted run; joules and seconds spent before count against its caps. See `fit`."""
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     folder.open()
     plan = schema.load(folder.plan, Plan)
     return _run(plan, folder, resume=True, power_w=power_w, save_every_s=save_every_s, quiet=quiet)

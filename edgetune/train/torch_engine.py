@@ -54,7 +54,7 @@ class TorchEngine:
             lora_parameters(block) if plan.lora else list(block.parameters())
             for block in cast(list[Block], model.blocks)
         ]
-        always = {"norm", *model.spec.classifiers}
+        always = {"norm", "fc_norm", *model.spec.classifiers}
         if plan.embeddings_trainable:
             always |= {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed"}
         adaptable = {id(parameter) for index in trainable_blocks for parameter in self._by_block[index]}
