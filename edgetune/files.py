@@ -23,6 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with open(temporary, "rb+") as handle:
+                os.fchmod(handle.fileno(), 0o666 & ~_umask())  # some writers make their files private
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
             _sync_folder(path.parent)
@@ -51,6 +52,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`; see `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _umask() -> int:
+    """The permissions this process withholds from new files; they can only be read by setting them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:
