@@ -42,7 +42,7 @@ BOARDS: dict[str, tuple[str, float | None, str]] = {
     "agx-orin-jp6": ("AGX Orin, JetPack 6", 8.726, "three supplies"),
     "thor-t5000-jp7": ("AGX Thor", 19.780, "VIN, the board's input"),
     "rpi5": ("Raspberry Pi 5", 10.800, "sum of the power chip's outputs"),
-    "rpi4": ("Raspberry Pi 4B", 4.553, "no sensor: published model at half use"),
+    "rpi4": ("Raspberry Pi 4B", None, "no sensor; a published model says 4.553 at half use"),
     "generic-sbc": ("RK3588 board", None, "no sensor: unknown"),
     "sbc-battery": ("phone on its battery", 2.008, "the battery, discharging"),
     "x86-rapl": ("x86 with RAPL", 15.050, "package-0 + dram, counters moving"),
