@@ -31,9 +31,14 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
 def test_what_stood_there_survives_an_error(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a"
     write_atomically(path, b"old")
-    with pytest.raises(error), atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
 
