@@ -40,7 +40,9 @@ def test_the_published_sample_and_its_correction(open_board):
 def test_an_older_firmwares_name_counts_and_an_unknown_output_does_not(open_board):
     text = open_board("rpi5").text("/cmd/vcgencmd-pmic_read_adc.txt")
     older = text.replace("0V8_SW", "0V8_SYS")
-    assert power_of(open_board("rpi5", files={"cmd/vcgencmd-pmic_read_adc.txt": older})).total_w == pytest.approx(10.799894)
+    assert power_of(open_board("rpi5", files={"cmd/vcgencmd-pmic_read_adc.txt": older})).total_w == pytest.approx(
+        10.799894
+    )
     newer = text + "\n NEW_A current(40)=2.0A\n NEW_V volt(41)=5.0V\n"
     power = power_of(open_board("rpi5", files={"cmd/vcgencmd-pmic_read_adc.txt": newer}))
     assert power.rails["NEW"] == pytest.approx(10.0)
@@ -59,7 +61,9 @@ def test_half_a_pair_is_unknown_and_so_is_the_sum(open_board):
     assert Pmic(system, find_entry("rpi5")).read().rails["DDR_VDD2"] is None
 
 
-@pytest.mark.parametrize("text", ["", "Can't open device file: /dev/vcio_gencmd", "VDD_CORE_A current(7)=abcA", "3V3_A current(1)=1A"])
+@pytest.mark.parametrize(
+    "text", ["", "Can't open device file: /dev/vcio_gencmd", "VDD_CORE_A current(7)=abcA", "3V3_A current(1)=1A"]
+)
 def test_without_the_processors_rail_there_is_no_sum_but_the_published_model(open_board, text):
     system = open_board("rpi5", files={"cmd/vcgencmd-pmic_read_adc.txt": text, "proc/stat": HALF_BUSY})
     power = power_of(system)
@@ -109,7 +113,12 @@ def test_the_mailbox_is_asked_and_the_tool_only_where_it_is_forbidden(open_board
 
 @pytest.mark.parametrize(
     ("name", "watts", "exact"),
-    [("rpi4", 4.552906, True), ("rpi3bplus", 3.651396, True), ("rpi400", 4.334818, None), ("rpi4-32bit", 4.061799, True)],
+    [
+        ("rpi4", 4.552906, True),
+        ("rpi3bplus", 3.651396, True),
+        ("rpi400", 4.334818, None),
+        ("rpi4-32bit", 4.061799, True),
+    ],
 )
 def test_models_at_half_use(open_board, name, watts, exact):
     power = power_of(open_board(name, files={"proc/stat": HALF_BUSY}))
@@ -121,7 +130,10 @@ def test_models_at_half_use(open_board, name, watts, exact):
 
 
 def test_a_board_of_another_revision_is_called_a_guess(open_board):
-    system = open_board("rpi4", files={"sys/firmware/devicetree/base/model": b"Raspberry Pi 4 Model B Rev 1.5\0", "proc/stat": HALF_BUSY})
+    system = open_board(
+        "rpi4",
+        files={"sys/firmware/devicetree/base/model": b"Raspberry Pi 4 Model B Rev 1.5\0", "proc/stat": HALF_BUSY},
+    )
     assert "guess" in power_of(system).model
 
 

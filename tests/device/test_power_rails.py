@@ -80,7 +80,9 @@ def test_an_unreadable_total_rail_makes_the_total_unknown_not_smaller(open_board
     assert len(named) == (1 if error in ("EIO", "EACCES") else 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage\n", b"12 34\n", b"\xff\xfe\x00", b"1" * 400, b"0x10\n", b"nan\n", b"1e9\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage\n", b"12 34\n", b"\xff\xfe\x00", b"1" * 400, b"0x10\n", b"nan\n", b"1e9\n"]
+)
 def test_garbage_is_unknown_with_one_warning_that_names_the_file(open_board, content):
     system = open_board(
         "orin-nano-super-jp6",
@@ -136,7 +138,12 @@ def test_a_tree_without_its_links_counts_every_rail_once(tmp_path, kept):
             continue
         folder = tmp_path / parent
         folder.mkdir(parents=True)
-        for name, content in {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1000"}.items():
+        for name, content in {
+            "name": "ina3221",
+            "in1_label": "VDD_IN",
+            "in1_input": "5000",
+            "curr1_input": "1000",
+        }.items():
             (folder / name).write_text(content + "\n")
     system = System(tmp_path)
     source = RailMonitors(system, find_rails(system), find_entry("orin-nano"))

@@ -2,7 +2,7 @@
 
 `with virtual_board(folder) as board:` gives a file-system root, `board.root`, that looks like an Orin Nano. Its rail
 monitor shows watts that follow the real CPU use of chosen processes (by default the caller and its children), taken
-from the scheduler's nanoseconds. The same process integrates the true joules 200 times a second from the nanoseconds,
+from the scheduler's nanoseconds. The same process integrates the true joules up to 200 times a second from the nanoseconds,
 never from its sensor files; `board.true_joules(t0, t1)` returns them for two moments of `time.monotonic()`.
 
 The sensor behaves like the chip: a mean over its averaging window, 8 mV and 8 mA steps. `board.sensor("frozen")` and
