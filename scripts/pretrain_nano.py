@@ -34,7 +34,7 @@ MUON_LR, ADAMW_LR, WEIGHT_DECAY = 4e-3, 2e-3, 0.05
 SMOOTHING = 0.1
 SHIFT_PX = 8
 # (epochs, share of the patches each image keeps)
-STAGES = ((16, 0.5), (3, 0.75), (1, 1.0))
+STAGES = ((12, 0.5), (1, 0.75), (1, 1.0))
 
 
 def load(folder: Path, size: int, cache: Path) -> tuple[Tensor, Tensor]:
