@@ -21,7 +21,7 @@ from edgetune.errors import DivergedError, InputError
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
-from edgetune.schema import Mistakes, Plan, Result
+from edgetune.schema import Mistakes, Plan, Profile, Result
 from edgetune.train.fit import exit_code, fit, resume
 
 METHODS = ("edgetune", "alast", "full", "checkpoint", "head", "last-2", "lora", "alast-lora", "random-k")
@@ -66,6 +66,7 @@ def test_every_method_runs_and_leaves_whole_artifacts(
     assert result.memory.measured_peak_bytes is not None
     assert result.memory.measured_peak_bytes > result.memory.baseline_bytes
     assert 0 < sum(result.time.epochs_s) < result.time.total_s
+    assert schema.load(run / "profile.json", Profile).memory.total_bytes
     assert "<html" in (run / "report.html").read_text()
     names = {parameter.name for parameter in find_spec(plan.model).at(32, 3).parameters()}
     assert set(tensors(run / "best.safetensors")) == set(tensors(run / "last.safetensors")) == names
@@ -192,6 +193,16 @@ def test_a_folder_that_exists_is_never_written_to(plan_for: Any, weights: Path, 
     with pytest.raises(InputError, match=r"--out .*run exists already; choose another folder"):
         fit(plan_for(weights=weights), tmp_path / "run", quiet=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_could_not_begin_leaves_its_folder_free(plan_for: Any, weights: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        fit(plan_for(weights=damaged), run, quiet=True)
+    assert not run.exists()
+    fit(plan_for(weights=weights, epochs=1), run, quiet=True)
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
