@@ -203,20 +203,24 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(bars)
     console.print()
 
-    console.print(Text("Blocks", style="bold"), Text(" " + _blocks_line(plan)))
+    console.print(Text("Blocks", style="bold"), Text(_blocks_line(plan)))
     console.print(
         Text(
-            f"       trained where ■; {plan.k} at a time; batch {plan.batch_size}"
-            f" in parts of {plan.micro_batch_size}; {plan.epochs} epochs, {plan.total_steps} steps",
+            f"        ■ may train, {plan.k} at a time; batch {plan.batch_size}"
+            f" in parts of {plan.micro_batch_size}; {plan.total_steps} steps",
             style="dim",
         )
     )
     console.print()
     console.print(Text("Why", style="bold"))
+    sentences = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    sentences.add_column(no_wrap=True)
+    sentences.add_column(overflow="fold")
     for sentence in plan.why:
-        console.print(Text(f"  · {sentence}"))
+        sentences.add_row("•", Text(sentence))
     for warning in plan.warnings:
-        console.print(Text(f"  ! {warning}", style="yellow"))
+        sentences.add_row("!", Text(warning, style="yellow"))
+    console.print(sentences)
     console.print()
 
 
