@@ -195,7 +195,12 @@ class Loop:
         last_eval = self._last_eval_s
         reserve_s = 2 * self._step_s + self._save_estimate_s()
         reserve_s += last_eval if last_eval is not None else self._step_s * len(self.val) / self.plan.batch_size
-        return self.governor.spent_cap(self.seconds(), self.joules()[0], reserve_s)
+        return self.governor.spent_cap(self.seconds(), self._estimated_joules(), reserve_s)
+
+    def _estimated_joules(self) -> float | None:
+        """Energy spent, holes in the readings filled: a cap has to hold when a sensor is lost half-way."""
+        estimate = self._sitting.estimated_joules
+        return None if estimate is None else self.progress.spent_j + estimate
 
     def _save_estimate_s(self) -> float:
         return 0.5 + self.progress.save_s / (1 + len(self.progress.epochs_s))
