@@ -158,6 +158,14 @@ COLORS = """
 })
 """
 
+# The share of each heat map's pixels that are painted.
+PAINTED = """
+[...document.querySelectorAll(".heat canvas")].map((canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return data.filter((value, index) => index % 4 === 3 && value === 255).length / (data.length / 4);
+})
+"""
+
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -170,6 +178,7 @@ def test_page_is_whole_at_desktop_and_phone_width(
     colors = browser.evaluate(COLORS)
     assert len(colors) == 9  # six curves, three heat maps
     assert min(colors) > 5
+    assert min(browser.evaluate(PAINTED)) > 0.3
     dark = browser.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((part) => part < 64)")
     assert dark is (scheme == "dark")
 
@@ -178,6 +187,7 @@ def test_charts_follow_a_change_of_scheme_and_width(browser: Browser, make_run: 
     browser.open(write_report(make_run()), 1280)
     wide = browser.evaluate("document.querySelector('.plot canvas').clientWidth")
     browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     browser.send("Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True)
     browser.wait_for(f"document.querySelector('.plot canvas').clientWidth < {wide}")
     assert browser.complaints() == []
