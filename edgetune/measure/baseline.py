@@ -16,17 +16,12 @@ _LIBRARIES = (
     "safetensors.torch",
     "rich.live",
     "rich.progress",
-    "torch.utils.checkpoint",
 )
 _SIDE = 256
 
 
 def warm_up_torch(threads: int, device: str = "cpu") -> None:
-    """Bring in libraries, thread pools and one dummy matrix product; on CUDA its context too.
-
-    Making the first optimizer imports torch's compiler front end, some 150 MB of it in torch 2.14, so one is made here:
-    it belongs to the process, not to the model.
-    """
+    """Bring in libraries, thread pools and one dummy matrix product; on CUDA its context too."""
     for name in _LIBRARIES:
         import_module(name)
     import torch
@@ -34,4 +29,3 @@ def warm_up_torch(threads: int, device: str = "cpu") -> None:
     torch.set_num_threads(threads)
     square = torch.ones(_SIDE, _SIDE, device=device)
     (square @ square).sum().item()
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1, device=device))], lr=0.0)

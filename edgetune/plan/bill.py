@@ -117,9 +117,9 @@ def moments(job: Job) -> list[Moment]:
         found.append(Moment(f"backward, block {index}", grads, state, activations, inside + _classify_bytes(job)))
     embed = unit[0] * 2 if job.embeddings_trainable else 0
     found.append(Moment("update", gradients.all, state, 0, embed))
-    # a checkpoint copies the optimizer's moments; the model's own file has its adapters merged into new weights
+    # adapters are merged into new weights for the model's own file
     merged = FLOAT_BYTES * 4 * spec.width**2 * sum(job.trainable) if job.lora_rank else 0
-    found.append(Moment("saving", 0, state, 0, max(state, merged)))
+    found.append(Moment("saving", 0, state, 0, merged))
     return found
 
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from edgetune.model.vit import VisionTransformer
+from edgetune.model.vit import Block, VisionTransformer
 
 if TYPE_CHECKING:
     from edgetune.alast import Controller
+
+
+class _Recomputed(torch.autograd.Function):
+    """A block that keeps its input alone and runs again in the backward pass.
+
+    `torch.utils.checkpoint` does the same and imports torch's compiler to do it, 150 MB of resident memory. The
+    parameters are arguments so that autograd knows the output depends on them; their gradients are accumulated by the
+    second run itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, block: Block, observe: bool, queries: int, x: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.block, ctx.parameters = block, len(parameters)
+        ctx.save_for_backward(x)
+        after, received = block(x, with_received=observe, query_tokens=queries)
+        if received is not None:
+            ctx.mark_non_differentiable(received)
+        return after, received
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            again = x.detach().requires_grad_(ctx.needs_input_grad[3])
+            after, _ = ctx.block(again)
+        torch.autograd.backward(after, gradients[0])
+        return (None, None, None, again.grad, *([None] * ctx.parameters))
 
 
 def training_forward(
@@ -41,7 +69,7 @@ def training_forward(
         queries = 1 if model.spec.class_token else x.shape[1]
         with torch.set_grad_enabled(embeddings_trained or index >= lowest_trained):
             if recompute and torch.is_grad_enabled():
-                after, received = checkpoint(block, x, with_received=observe, query_tokens=queries, use_reentrant=False)
+                after, received = _Recomputed.apply(block, observe, queries, x, *block.parameters())
             else:
                 after, received = block(x, with_received=observe, query_tokens=queries)
             x = after if controller is None else controller.after_block(index, x, after, received)

@@ -1,33 +1,135 @@
-"""The optimizer of a run."""
+"""The optimizer of a run: torch's fused update kernels, called directly.
+
+`torch.optim` brings the whole compiler with it (constructing any of its optimizers imports `torch._dynamo`: about 150
+MB of resident memory and 1.6 s where this was measured), which on a small board is more than the training. The kernels
+are the ones `torch.optim.AdamW(fused=True)` calls; a test holds the two together.
+
+D. Kingma and J. Ba, arXiv 1412.6980; I. Loshchilov and F. Hutter, arXiv 1711.05101.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from edgetune.schema import Plan
+_BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.9
 
 
-def build_optimizer(plan: Plan, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """One optimizer over every parameter that may ever train; frozen ones must not be passed.
+class Optimizer:
+    """AdamW, Adam (decay added to the gradient) or SGD with momentum over named parameters.
 
     Biases, norms, tokens, position embeddings and layer scales take no weight decay, as in timm. State is allocated
-    when a parameter first gets a gradient, and stays while its block is frozen.
+    when a parameter first gets a gradient, and stays while its block is frozen; one without a gradient is left alone.
+
+    Args:
+        kind: which rule.
+        named_parameters: what may ever train; frozen weights must not be among them.
+        weight_decay: of the matrices.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in named_parameters:
-        exempt = parameter.ndim < 2 or name.endswith(("_token", "pos_embed"))
-        (plain if exempt else decayed).append(parameter)
-    groups = [
-        {"params": parameters, "weight_decay": weight_decay}
-        for parameters, weight_decay in ((decayed, plan.recipe.weight_decay), (plain, 0.0))
-        if parameters
-    ]
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.recipe.learning_rate, momentum=0.9)
-    kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
-    # fused: one pass over each tensor and no temporary copies, on the CPU too (torch 2.4 and later)
-    return kind(groups, lr=plan.recipe.learning_rate, fused=True)
+
+    def __init__(
+        self,
+        kind: Literal["adamw", "adam", "sgd"],
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        weight_decay: float,
+    ) -> None:
+        self.kind = kind
+        self.weight_decay = weight_decay
+        self.parameters = dict(named_parameters)
+        self.state: dict[str, dict[str, Tensor]] = {}
+
+    def zero_grad(self) -> None:
+        """Let go of all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            learning_rate: of this step.
+            grad_scale: what gradients were multiplied by (fp16 loss scaling); they are divided by it.
+            found_inf: 1.0 where a scaled gradient overflowed; the update is then skipped.
+        """
+        for decays in (True, False):
+            named = [
+                (name, parameter)
+                for name, parameter in self.parameters.items()
+                if parameter.grad is not None and self._decays(name, parameter) == decays
+            ]
+            if named:
+                self._update(named, learning_rate, self.weight_decay if decays else 0.0, grad_scale, found_inf)
+
+    def _update(
+        self,
+        named: list[tuple[str, nn.Parameter]],
+        learning_rate: float,
+        weight_decay: float,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        parameters = [parameter for _, parameter in named]
+        gradients = [parameter.grad for _, parameter in named]
+        first_steps = [name not in self.state for name, _ in named]
+        for (name, parameter), first in zip(named, first_steps, strict=True):
+            if first:
+                self.state[name] = self._new_state(parameter)
+        states = [self.state[name] for name, _ in named]
+        if self.kind == "sgd":
+            for first in (True, False):  # the first step's momentum is the gradient itself
+                chosen = [place for place, is_first in enumerate(first_steps) if is_first == first]
+                if chosen:
+                    torch._fused_sgd_(
+                        [parameters[place] for place in chosen],
+                        [gradients[place] for place in chosen],
+                        [states[place]["momentum_buffer"] for place in chosen],
+                        weight_decay=weight_decay,
+                        momentum=_MOMENTUM,
+                        lr=learning_rate,
+                        dampening=0.0,
+                        nesterov=False,
+                        maximize=False,
+                        is_first_step=first,
+                        grad_scale=grad_scale,
+                        found_inf=found_inf,
+                    )
+            return
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        update = torch._fused_adamw_ if self.kind == "adamw" else torch._fused_adam_
+        update(
+            parameters,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=learning_rate,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            weight_decay=weight_decay,
+            eps=_EPSILON,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+        if found_inf is not None:  # a skipped step does not count
+            torch._foreach_sub_(steps, [found_inf] * len(steps))
+
+    def _new_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        if self.kind == "sgd":
+            return {"momentum_buffer": torch.zeros_like(parameter)}
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    @staticmethod
+    def _decays(name: str, parameter: Tensor) -> bool:
+        return parameter.ndim >= 2 and not name.endswith(("_token", "pos_embed"))

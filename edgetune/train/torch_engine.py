@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from edgetune.alast import Controller
 from edgetune.data.loader import Batch
 from edgetune.errors import InputError
+from edgetune.measure import warm_up_torch
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.lora import add_lora, lora_parameters
 from edgetune.model.vit import Block, VisionTransformer
@@ -26,7 +27,7 @@ from edgetune.plan.cost import step_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
 from edgetune.train.forward import training_forward
-from edgetune.train.optimizer import build_optimizer
+from edgetune.train.optimizer import Optimizer
 
 _OPTIMIZER_PREFIX, _PARAMETER_PREFIX = "optimizer/", "parameter/"
 # how the C library, CUDA and Tegra's NvMap say that memory has run out
@@ -63,7 +64,7 @@ class TorchEngine:
             parameter.requires_grad_(name.split(".")[0] in always)
             if parameter.requires_grad or id(parameter) in adaptable:
                 self._trainable.append((name, parameter))
-        self.optimizer = build_optimizer(plan, self._trainable)
+        self.optimizer = Optimizer(plan.optimizer, self._trainable, plan.recipe.weight_decay)
         self.controller = (
             Controller.from_plan(
                 plan.alast,
@@ -77,7 +78,6 @@ class TorchEngine:
             else None
         )
         self._all_blocks = tuple(trainable_blocks)
-        self._scaler = torch.amp.GradScaler("cuda", enabled=plan.device == "cuda" and plan.precision == "fp16")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.plan.precision == "fp32":
@@ -94,11 +94,11 @@ class TorchEngine:
         for index in self._all_blocks:
             for parameter in self._by_block[index]:
                 parameter.requires_grad_(index in trained)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         try:
             loss, kept = self._accumulate(batch, min(trained, default=self.spec.depth), micro_batch_size)
         except (RuntimeError, MemoryError) as error:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             if self.controller and before:
                 self.controller.load_state_dict(before)
             if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
@@ -107,11 +107,8 @@ class TorchEngine:
                 raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error
             raise
         if math.isfinite(loss):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step(learning_rate)
+        self.optimizer.zero_grad()
         return StepReport(
             loss=loss,
             trained=trained,
@@ -138,7 +135,7 @@ class TorchEngine:
                     recompute=self.plan.saved_activations == "recompute",
                 )
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.plan.recipe.label_smoothing) * share
-            self._scaler.scale(loss).backward()
+            loss.backward()
             total += loss.item()
             tokens = self.controller.kept if self.controller else (self.spec.patches,) * self.spec.depth
             kept = [sum_ + share * (count or 0) for sum_, count in zip(kept, tokens, strict=True)]
@@ -182,13 +179,11 @@ class TorchEngine:
     def save_state(self, path: Path, progress: dict[str, Any]) -> int:
         """See `Engine.save_state`."""
         tensors = {_PARAMETER_PREFIX + name: parameter.detach() for name, parameter in self._trainable}
-        for name, parameter in self._trainable:
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{_OPTIMIZER_PREFIX}{key}/{name}"] = torch.as_tensor(value).clone()
+        for name, state in self.optimizer.state.items():
+            tensors |= {f"{_OPTIMIZER_PREFIX}{key}/{name}": value for key, value in state.items()}
         kept = {
             "progress": progress,
             "controller": self.controller.state_dict() if self.controller else None,
-            "scaler": self._scaler.state_dict(),
         }
         save_weights(path, tensors, {"edgetune": kept})
         return path.stat().st_size
@@ -201,7 +196,6 @@ class TorchEngine:
             raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
         if self.controller:
             self.controller.load_state_dict(kept["controller"])
-        self._scaler.load_state_dict(kept["scaler"])
         progress: dict[str, Any] = kept["progress"]
         return progress
 
@@ -216,13 +210,12 @@ class TorchEngine:
             for name, parameter in self._trainable:
                 parameter.copy_(stored.get_tensor(_PARAMETER_PREFIX + name))
                 state = {
-                    key: stored.get_tensor(f"{_OPTIMIZER_PREFIX}{key}/{name}")
+                    key: stored.get_tensor(f"{_OPTIMIZER_PREFIX}{key}/{name}").to(self.device)
                     for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
                     if f"{_OPTIMIZER_PREFIX}{key}/{name}" in names
                 }
                 if state:
-                    device = self.device
-                    self.optimizer.state[parameter] = {key: value.to(device) for key, value in state.items()}
+                    self.optimizer.state[name] = state
         return kept
 
     def device_peak_bytes(self) -> int | None:
@@ -231,8 +224,6 @@ class TorchEngine:
 
 
 def start(plan: Plan) -> None:
-    """Set torch up for a run: threads, and one matrix product, so that thread pools exist before memory is measured."""
-    torch.set_num_threads(plan.threads)
+    """Set torch up for a run, so that what the bare process takes is there before memory is measured."""
+    warm_up_torch(plan.threads, plan.device)
     torch.manual_seed(plan.seed)
-    square = torch.ones(256, 256, device=plan.device)
-    (square @ square).sum().item()
