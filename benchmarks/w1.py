@@ -46,7 +46,7 @@ def command(data: str, weights: str, method: str, seed: int, out: str) -> list[s
     """The command line of one run."""
     return shlex.split(
         f"edgetune fit {data} --model vit_small_patch14_dinov2 --weights {weights} --image-size 98 --batch-size 32"
-        f" --epochs 3 --threads 2 --workers 0 --method {method} --seed {seed} --out {out}"
+        f" --epochs 3 --evaluate-every 3 --threads 2 --workers 0 --method {method} --seed {seed} --out {out}"
     )
 
 

@@ -262,6 +262,7 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     optimizer: Literal["adamw", "adam", "sgd"]
     saved_activations: Literal["full", "recompute"]
     feature_cache: bool
+    allocator: Literal["fast", "lean"]  # whether freed memory is kept for reuse or goes back to the kernel at once
     blocks: list[BlockPlan]
     k: int
     lowest_trainable_block: int

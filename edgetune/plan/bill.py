@@ -32,7 +32,8 @@ _INDEX_BYTES = 8
 # Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
 STEP_BYTES = 24 << 20
-SLACK_SHARE = 0.03  # of what is allocated and freed within a step
+# Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
+SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
 # An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.
@@ -48,27 +49,25 @@ class Moment(NamedTuple):
     activations: int
     workspace: int
 
-    @property
-    def total(self) -> int:
-        """Sum over the terms, what the allocator can't reuse included."""
-        return self.gradients + self.optimizer + self.activations + self.workspace + self.slack
-
-    @property
-    def slack(self) -> int:
+    def slack(self, job: Job) -> int:
         """What the allocator can't reuse of what comes and goes."""
-        return int(SLACK_SHARE * (self.activations + self.workspace))
+        return int(SLACK_SHARE[job.allocator] * (self.activations + self.workspace))
+
+    def total(self, job: Job) -> int:
+        """Sum over the terms, slack included."""
+        return self.gradients + self.optimizer + self.activations + self.workspace + self.slack(job)
 
 
 def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """The bill at the job's highest moment."""
-    peak = max(moments(job), key=lambda moment: moment.total)
+    peak = max(moments(job), key=lambda moment: moment.total(job))
     return MemoryBill(
         runtime=runtime_bytes,
         weights=weight_bytes(job),
         gradients=peak.gradients,
         optimizer=peak.optimizer,
         activations=peak.activations,
-        workspace=peak.workspace + peak.slack + STEP_BYTES,
+        workspace=peak.workspace + peak.slack(job) + STEP_BYTES,
         data=data_bytes(job),
     )
 

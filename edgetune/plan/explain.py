@@ -34,10 +34,17 @@ def why(decisions: Decisions) -> list[str]:
         _blocks_sentence(problem, choice),
         *_tokens_sentence(problem, choice),
         _batch_sentence(decisions),
+        _allocator_sentence(choice),
         _epochs_sentence(problem, limits, choice),
         _runtime_sentence(decisions),
         *_power_sentence(decisions),
     ]
+
+
+def _allocator_sentence(choice: Choice) -> str:
+    if choice.job.allocator == "fast":
+        return "Freed memory is kept for reuse, which is faster; the cap has room for it."
+    return "Freed memory goes back to the kernel at once: slower, but this plan fits the cap only so."
 
 
 def infeasible_sentence(problem: Problem, limits: Limits, nearest: NearestFeasible) -> str:

@@ -37,6 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     lora_rank: int = 0  # 0: whole weights train
     drops_tokens: bool = False
     workers: int = 0
+    allocator: Literal["fast", "lean"] = "fast"
 
     @property
     def lowest(self) -> int:
@@ -70,6 +71,7 @@ def job_for(
     batch_size: int,
     micro_batch_size: int,
     workers: int = 0,
+    allocator: Literal["fast", "lean"] = "fast",
     trained: int | None = None,
     k: int | None = None,
     band_max: float = BAND[1],
@@ -93,6 +95,7 @@ def job_for(
         lora_rank=method.lora.rank if method.lora else 0,
         drops_tokens=method.alast is not None,
         workers=workers,
+        allocator=allocator,
     )
 
 
@@ -117,6 +120,7 @@ def job_of(plan: Plan) -> Job:
         lora_rank=plan.lora.rank if plan.lora else 0,
         drops_tokens=plan.alast is not None,
         workers=plan.workers,
+        allocator=plan.allocator,
     )
 
 

@@ -153,6 +153,7 @@ def make_plan(
         optimizer=chosen_method.optimizer,
         saved_activations=chosen_method.saved_activations,
         feature_cache=False,
+        allocator=choice.job.allocator,
         blocks=choice.job.blocks(),
         k=choice.job.k,
         lowest_trainable_block=choice.job.lowest,

@@ -1,9 +1,9 @@
 """The search: the plan that should learn most under the caps, among every setting of the levers.
 
-Levers: how many trailing blocks may train, how many of them at a time (K), the upper end of the token band, micro-batch
-and number of epochs. The set is small (some hundreds), so it is enumerated, best first by a bound on the objective, and
-cut off once nothing better can follow; among split batches memory is monotone in the micro-batch, so the largest that
-fits is bisected.
+Levers: how many trailing blocks may train, how many of them at a time (K), the upper end of the token band, the size of
+micro-batches, number of epochs, and the allocator. The set is small (some hundreds), so it is enumerated, best first by a bound on the
+objective, and cut off once nothing better can follow; among split batches memory is monotone in the micro-batch, so the
+largest that fits is bisected.
 
 The objective stands for what a run can learn. It is a product of powers, so that halving any one term costs the same
 share wherever the others stand:
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import memory_bill
@@ -64,6 +64,7 @@ class Problem(NamedTuple):
     runtime_bytes: int
     rates: Rates | None
     watts: float | None
+    allocator: Literal["fast", "lean"] = "lean"
 
     def settings(self) -> Iterator[tuple[int, int, float]]:
         """(trained blocks, K, upper end of the band) that may be chosen, the method's own setting first."""
@@ -85,6 +86,7 @@ class Problem(NamedTuple):
             batch_size=self.batch_size,
             micro_batch_size=micro_batch_size,
             workers=self.workers,
+            allocator=self.allocator,
             trained=trained,
             k=k,
             band_max=band_max,
@@ -117,7 +119,19 @@ class Problem(NamedTuple):
 
 
 def search(problem: Problem, limits: Limits) -> Choice | None:
-    """The best choice inside the limits, or None."""
+    """The best choice inside the limits, or None.
+
+    The lean allocator needs less memory and more time, so it is taken only where it lets a plan learn more.
+    """
+    fast = _search(problem._replace(allocator="fast"), limits)
+    if fast is not None and fast.trained == problem.method.trained and fast.job.k == problem.method.k:
+        return fast
+    lean = _search(problem._replace(allocator="lean"), limits)
+    return lean if fast is None or (lean is not None and lean.learning > fast.learning) else fast
+
+
+def _search(problem: Problem, limits: Limits) -> Choice | None:
+    """The best choice with one allocator."""
     ranked = []
     for order, setting in enumerate(problem.settings()):
         job = problem.job(*setting, problem.batch_size)

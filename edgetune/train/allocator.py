@@ -1,8 +1,10 @@
 """Keep resident memory close to what is in use: settings of glibc's allocator.
 
 glibc keeps freed memory for reuse and raises its own thresholds as a program frees large blocks, so that a training
-process may hold far more than it uses. Large blocks served by `mmap` go back to the kernel when freed, at the price of
-fresh zeroed pages. See mallopt(3).
+process holds more than it uses. Large blocks served by `mmap` go back to the kernel when freed, at the price of fresh
+zeroed pages: a ViT-S, 98 px, batch 32, every block trained, peaked at 800 MiB above the bare process instead of 945 MiB
+and took 1.86 s a step instead of 1.34 s. So it is a lever of the plan (`allocator`), for when memory is short.
+See mallopt(3).
 """
 
 from __future__ import annotations
@@ -10,8 +12,7 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_MMAP_FROM_BYTES = 4 << 20
-_TRIM_FROM_BYTES = 16 << 20
+_MMAP_FROM_BYTES = _TRIM_FROM_BYTES = 256 << 10  # smaller ones stay in a heap, which fragments
 
 
 def keep_malloc_lean() -> bool:

@@ -85,7 +85,8 @@ def _run(
     plan: Plan, folder: RunFolder, *, resume: bool, power_w: float | None, save_every_s: float, quiet: bool
 ) -> Result:
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
-    keep_malloc_lean()
+    if plan.allocator == "lean":
+        keep_malloc_lean()
     try:
         from edgetune.model.vit import VisionTransformer
         from edgetune.model.weights import build_model
