@@ -1,9 +1,9 @@
 """The search: the plan that should learn most under the caps, among every setting of the levers.
 
 Levers: how many trailing blocks may train, how many of them at a time (K), the upper end of the token band, the size of
-micro-batches, number of epochs, and the allocator. The set is small (some hundreds), so it is enumerated, best first by a bound on the
-objective, and cut off once nothing better can follow; among split batches memory is monotone in the micro-batch, so the
-largest that fits is bisected.
+micro-batches, number of epochs, and the allocator. The set is small (some hundreds), so it is enumerated, best first by
+a bound on the objective, and cut off once nothing better can follow; among split batches memory is monotone in the
+micro-batch, so the largest that fits is bisected.
 
 The objective stands for what a run can learn. It is a product of powers, so that halving any one term costs the same
 share wherever the others stand:
