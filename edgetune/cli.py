@@ -200,20 +200,20 @@ def fit(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Fine-tune under the caps."""
-    given = {name: value for name, value in locals().items() if name in _OPTION_NAMES}
+    values = dict(locals())
     from edgetune.units import parse_duration
 
     save_every_s = parse_duration(save_every, "--save-every")
     if out is None and not dry_run:
         raise InputError("--out is missing: name the run folder, for example --out runs/first.")
     if resume and out is not None:
-        _refuse([name for name, value in given.items() if value is not None and name != "power"], "--resume")
-        options = _options(given, None)
+        options = _options(values, None)
+        _refuse(_given(options, "power"), "--resume")
         from edgetune.train.fit import resume as resume_fit
 
         _finish(resume_fit(out, power_w=options.power_w, save_every_s=save_every_s, quiet=quiet), out, quiet)
         return
-    options = _options(given, config)
+    options = _options(values, config)
     if plan is not None:
         made = _planned(Path(plan), options)
         found = _read_profile(options)
@@ -337,36 +337,17 @@ def devices_show(
 
 # --- between the flags and the rooms ----------------------------------------------------------------------------------
 
-_OPTION_NAMES = frozenset(
-    [
-        "data",
-        "model",
-        "weights",
-        "profile",
-        "memory",
-        "energy",
-        "time",
-        "disk",
-        "power",
-        "epochs",
-        "batch_size",
-        "image_size",
-        "lr",
-        "patience",
-        "method",
-        "engine",
-        "device",
-        "threads",
-        "workers",
-        "seed",
-    ]
-)
+
+def _options(values: dict[str, Any], config: Path | None) -> Options:
+    """The options among a command's arguments, merged with a config file."""
+    from edgetune.options import Options, merge_options
+
+    return merge_options(config, {name: values[name] for name in Options.__struct_fields__})
 
 
-def _options(given: dict[str, Any], config: Path | None) -> Options:
-    from edgetune.options import merge_options
-
-    return merge_options(config, {name: value for name, value in given.items() if name in _OPTION_NAMES})
+def _given(options: Options, *free: str) -> list[str]:
+    """Names of the options that were given, except `free` ones."""
+    return [name for name in options.__struct_fields__ if name not in free and getattr(options, name) is not None]
 
 
 def _read_profile(options: Options) -> Profile | None:
@@ -389,8 +370,7 @@ def _planned(path: Path, options: Options) -> Plan:
     made = schema.load(path, schema.Plan)
     if options.data is None or Path(options.data).resolve() != Path(made.data.path).resolve():
         raise InputError(f"--plan {path} was made for the DATA {made.data.path}; give that folder, or plan anew.")
-    free = {"data", "profile", "power"}  # these change nothing that was planned
-    _refuse([name for name in _OPTION_NAMES - free if getattr(options, name) is not None], "--plan")
+    _refuse(_given(options, "data", "profile", "power"), "--plan")  # those change nothing that was planned
     return made
 
 

@@ -19,7 +19,7 @@ mkdir -p "$folder"
 
 step sample-data digits "$folder/digits"
 step profile --quick --out "$folder/profile.json"
-step plan "$folder/digits" --model vit_nano_patch8_64 --profile "$folder/profile.json" --memory "$cap" --epochs 5 --no-flip --out "$folder/plan.json"
+step plan "$folder/digits" --model vit_nano_patch8_64 --profile "$folder/profile.json" --memory "$cap" --epochs 5 --lr 1e-3 --no-augment --out "$folder/plan.json"
 step fit "$folder/digits" --plan "$folder/plan.json" --out "$folder/run"
 step evaluate "$folder/run" "$folder/digits"
 

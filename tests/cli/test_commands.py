@@ -121,6 +121,22 @@ def test_debug_shows_the_traceback_wherever_it_stands(edgetune: Callable[..., En
             edgetune(*arguments, *NANO)
 
 
+def test_every_option_has_its_flag_and_reaches_the_plan(
+    edgetune: Callable[..., Ended], photos: Path, tmp_path: Path
+) -> None:
+    import inspect
+
+    from edgetune.options import Options
+
+    for command in (cli.plan, cli.fit):
+        assert set(Options.__struct_fields__) <= set(inspect.signature(command).parameters)
+    flags = "--no-augment --no-flip --evaluate-every 2 --patience 3 --lr 0.01 --seed 5 --threads 1 --method last-1"
+    made = json.loads(edgetune("plan", photos, *NANO, *flags.split(), "--json").out)
+    recipe = made["recipe"]
+    assert (recipe["augment"], recipe["flip"], recipe["evaluate_every"], recipe["patience"]) == (False, False, 2, 3)
+    assert (recipe["learning_rate"], made["seed"], made["threads"], made["method"]) == (0.01, 5, 1, "last-1")
+
+
 def test_flags_win_over_the_config_file(edgetune: Callable[..., Ended], photos: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('model = "vit_nano_patch8_64"\nimage-size = 32\nepochs = 7\nbatch-size = 2\n')
