@@ -152,11 +152,12 @@ class Loop:
                 return stopped
             done = progress.epoch + 1
             due = stopped is not None or done == self.plan.epochs or done % self.plan.recipe.evaluate_every == 0
-            evaluation = None
+            evaluation: Evaluation | None = None
             if due and progress.evaluated_step != progress.step:
-                evaluation = self._evaluate()
-                if not isinstance(evaluation, Evaluation):
-                    return evaluation
+                outcome = self._evaluate()
+                if not isinstance(outcome, Evaluation):
+                    return outcome
+                evaluation = outcome
             self._end_epoch(evaluation, whole=stopped is None)
             if stopped:
                 return stopped

@@ -75,8 +75,8 @@ class Optimizer:
     def _update(
         self, named: list[tuple[str, nn.Parameter]], fresh: set[str], learning_rate: float, weight_decay: float
     ) -> None:
-        parameters = [parameter for _, parameter in named]
-        gradients = [parameter.grad for _, parameter in named]
+        parameters: list[Tensor] = [parameter for _, parameter in named]
+        gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
         states = [self.state[name] for name, _ in named]
         if self.kind == "sgd":
             for first in (True, False):  # the first step's momentum is the gradient itself
