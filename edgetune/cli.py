@@ -68,7 +68,7 @@ EngineOption = Annotated[str | None, typer.Option(metavar="auto|torch|onnx", hel
 DeviceOption = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where it runs.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in the main one.")]
-SeedOption = Annotated[int | None, typer.Option(help="Of split, order, augmentation, draw and new weights.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Of split, order, augmentation, draw and new weights.")]
 ConfigOption = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML or JSON with these options; flags win.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON artifact and nothing else.")]
 
@@ -208,10 +208,14 @@ def fit(
         raise InputError("--out is missing: name the run folder, for example --out runs/first.")
     if resume and out is not None:
         options = _options(values, None)
-        _refuse(_given(options, "power"), "--resume")
+        others = [name for name in ("config", "plan", "dry_run") if values[name]]
+        _refuse([*_given(options, "power"), *others], "--resume")
         from edgetune.train.fit import resume as resume_fit
 
-        _finish(resume_fit(out, power_w=options.power_w, save_every_s=save_every_s, quiet=quiet), out, quiet)
+        result = resume_fit(
+            out, power_w=options.power_w, save_every_s=save_every_s, quiet=quiet, started=_process_start()
+        )
+        _finish(result, out, quiet)
         return
     options = _options(values, config)
     if plan is not None:
@@ -237,6 +241,7 @@ def fit(
         power_w=options.power_w,
         save_every_s=save_every_s,
         quiet=quiet,
+        started=_process_start(),
     )
     _finish(result, out, quiet)
 
@@ -281,7 +286,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (timm) to write.")],
     format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8 or timm.")] = "onnx",
 ) -> None:
-    """Hand the best checkpoint of a run on, checked against torch."""
+    """Hand the best checkpoint of a run on; ONNX is compared with torch on real images before it is kept."""
     from edgetune.export import export as run_export
 
     report = run_export(run, format, out)
@@ -370,14 +375,23 @@ def _planned(path: Path, options: Options) -> Plan:
     made = schema.load(path, schema.Plan)
     if options.data is None or Path(options.data).resolve() != Path(made.data.path).resolve():
         raise InputError(f"--plan {path} was made for the DATA {made.data.path}; give that folder, or plan anew.")
-    _refuse(_given(options, "data", "profile", "power"), "--plan")  # those change nothing that was planned
+    _refuse(options.conflicts(made), f"--plan {path}")
     return made
 
 
 def _refuse(names: list[str], winner: str) -> None:
     flags = ["DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(names)]
     if flags:
-        raise InputError(f"{winner} fixes everything already: leave out {', '.join(flags)}.")
+        raise InputError(f"{winner} has settled that already: leave out {', '.join(flags)}.")
+
+
+def _process_start() -> float:
+    """When this process began, on the monotonic clock: the user's --time runs from there."""
+    import time
+
+    import psutil
+
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
 
 
 def _finish(result: Any, out: Path, quiet: bool) -> None:
@@ -408,6 +422,14 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        typer.echo(
+            f"error: a defect in edgetune ({reason}); run it again with --debug and report the output.", err=True
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from edgetune.errors import InputError
 from edgetune.units import parse_duration, parse_energy, parse_power, parse_size
+
+if TYPE_CHECKING:
+    from edgetune.schema import Plan
+
+_QUANTITIES = ("memory_bytes", "energy_j", "time_s", "disk_bytes")  # planner arguments that carry their unit
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,10 +27,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: str | None = None
     weights: str | None = None
     profile: str | None = None
-    memory: str | int | None = None
+    memory: str | int | float | None = None
     energy: str | float | None = None
     time: str | float | None = None
-    disk: str | int | None = None
+    disk: str | int | float | None = None
     power: str | float | None = None
     method: str | None = None
     engine: str | None = None
@@ -71,6 +77,33 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "seed": self.seed,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+    def conflicts(self, plan: Plan) -> list[str]:
+        """Names of the options that were given and say something else than `plan`."""
+        recipe, caps = plan.recipe, plan.caps
+        arguments = self.planner_arguments() if self.model else replace(self, model=plan.model).planner_arguments()
+        planned: dict[str, Any] = {
+            "weights": None if plan.weights is None else Path(plan.weights),
+            "memory_bytes": caps.memory_bytes,
+            "energy_j": caps.energy_j,
+            "time_s": caps.time_s,
+            "disk_bytes": caps.disk_bytes,
+            "lr": recipe.learning_rate,
+            "patience": recipe.patience,
+            "evaluate_every": recipe.evaluate_every,
+            "augment": recipe.augment,
+            "flip": recipe.flip,
+        }
+        for name in ("model", "method", "device", "epochs", "batch_size", "image_size", "threads", "workers", "seed"):
+            planned[name] = getattr(plan, name)
+        planned["engine"] = "auto" if arguments.get("engine") == "auto" else plan.engine
+        if "weights" in arguments:
+            arguments["weights"] = arguments["weights"].absolute()
+        return [
+            name.rsplit("_", 1)[0] if name in _QUANTITIES else name
+            for name, value in arguments.items()
+            if name in planned and planned[name] != value
+        ]
 
     @property
     def power_w(self) -> float | None:

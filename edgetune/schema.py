@@ -254,11 +254,12 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     threads: int
     workers: int
     seed: int
+    power_w: float | None  # what the user says the machine draws, where no sensor does
     data: DataFacts
     caps: Caps
     batch_size: int
     micro_batch_size: int
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Literal["fp32", "bf16"]
     optimizer: Literal["adamw", "adam", "sgd"]
     saved_activations: Literal["full", "recompute"]
     feature_cache: bool

@@ -19,7 +19,9 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:e([+-]?\d{1,2}))?\s*([a-z]*)
 
 def _parse(text: str, units: dict[str, float], flag: str, examples: str) -> float:
     match = _QUANTITY.fullmatch(text)
-    if match and match[3].lower() in units:
+    # upper and lower case are alike, but for the one letter that would make a million out of a thousandth
+    mega = match and match[3].startswith("M") and match[3].lower() in ("mj", "mwh", "mw")
+    if match and not mega and match[3].lower() in units:
         value = float(f"{match[1]}e{match[2] or 0}") * units[match[3].lower()]
         if value > 0:
             return value

@@ -14,6 +14,10 @@ step() {
 }
 
 # A run folder is never overwritten, so a second demo starts from an empty one.
+if [ -e "$folder" ] && [ ! -e "$folder/digits" ]; then
+    echo "$folder was not made by the demo; name another folder with DEMO=…" >&2
+    exit 2
+fi
 rm -rf "$folder"
 mkdir -p "$folder"
 

@@ -41,6 +41,7 @@ class PeakMeter:
         self._most_of_tree_bytes = 0
         self._most_of_files_bytes = 0
         self._frozen_peak_bytes: int | None = None
+        self._earlier_peak_bytes = 0  # of the stretches that `take_recent_peak_bytes` closed
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None
         self.baseline_bytes: int | None = None
@@ -88,7 +89,20 @@ class PeakMeter:
         if mark is None:
             return None
         self._sample()
-        return max(mark, self._most_of_tree_bytes) + self._most_of_files_bytes
+        return max(mark, self._most_of_tree_bytes, self._earlier_peak_bytes) + self._most_of_files_bytes
+
+    def take_recent_peak_bytes(self) -> int | None:
+        """The peak since this was last called, or since `start`; the peak of the whole run is kept aside."""
+        mark = _status_bytes(self._self / "status", "VmHWM")
+        if mark is None:
+            return None
+        self._sample()
+        recent = max(mark, self._most_of_tree_bytes)
+        self._earlier_peak_bytes = max(self._earlier_peak_bytes, recent)
+        self._most_of_tree_bytes = 0
+        if not self.warnings:  # where the mark can't be reset it only grows
+            self._reset()
+        return recent + self._most_of_files_bytes
 
     def device_peak_bytes(self) -> int | None:
         """Most memory torch's allocator reserved on the CUDA devices, the context excluded; None without CUDA."""

@@ -17,6 +17,7 @@ from edgetune.device.memory import read_memory, usable_bytes
 from edgetune.device.system import System
 from edgetune.errors import InfeasibleError, InputError
 from edgetune.model.registry import find_spec
+from edgetune.model.spec import ViTSpec
 from edgetune.plan.cost import Rates, predict, watts_of
 from edgetune.plan.explain import Decisions, infeasible_sentence, why
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method, find_method
@@ -26,7 +27,7 @@ from edgetune.schema import Caps, DataFacts, Device, Memory, Plan, Power, Profil
 DEFAULT_SHARE = 0.9  # of what may really be used, for a cap nobody named
 
 # Resident memory of a bare training process, where no profile measured it. The first holds CUDA's libraries.
-_RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 700 << 20, 420 << 20
+_RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 540 << 20, 420 << 20
 
 
 def make_plan(
@@ -65,7 +66,7 @@ def make_plan(
         memory_bytes: cap for the whole process tree; None: 0.9 of what may be used now.
         energy_j: cap in joules for the whole run.
         time_s: cap in seconds for the whole run.
-        disk_bytes: what the run may write besides its artifacts.
+        disk_bytes: recorded only: nothing is cached on disk in this version.
         power_w: what the machine draws while training, where no sensor says.
         epochs: wanted epochs; fewer are planned where energy or time allow no more.
         batch_size: images per optimizer step.
@@ -75,8 +76,9 @@ def make_plan(
         engine: "auto" or "torch".
         device: "cpu" or "cuda".
         threads: of the arithmetic.
-        workers: processes that decode images; 0 decodes in the training process.
-        patience: epochs without gain that end the run.
+        workers: processes that decode images; 0 decodes in the training process. None: 0 where the CPU trains, else
+            as many as cores and memory allow.
+        patience: evaluations without gain that end the run.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         augment: train on random crops.
         flip: mirror half of them; wrong for text and digits.
@@ -86,7 +88,7 @@ def make_plan(
         InputError: something given can't be used.
         InfeasibleError: no plan fits the caps; carries the nearest caps that would.
     """
-    _check_options(epochs, batch_size, lr, threads, workers, patience, engine, device)
+    _check_options(epochs, batch_size, lr, threads, workers, patience, evaluate_every, seed, engine, device)
     spec = find_spec(model)
     folder = scan(Path(data), seed)
     spec = spec.at(image_size, len(folder.classes))
@@ -103,7 +105,7 @@ def make_plan(
         method=chosen_method,
         spec=spec,
         batch_size=batch,
-        workers=workers or 0,
+        workers=_default_workers(machine, cap_bytes, device, spec, batch) if workers is None else workers,
         epochs=epochs or DEFAULT_EPOCHS,
         train_images=len(folder.train),
         val_images=len(folder.val),
@@ -137,6 +139,7 @@ def make_plan(
         threads=threads or machine.threads,
         workers=problem.workers,
         seed=seed,
+        power_w=power_w,
         data=DataFacts(
             path=str(Path(data).absolute()),
             classes=list(folder.classes),
@@ -279,6 +282,16 @@ def _memory_cap(asked_bytes: int | None, memory: Memory) -> tuple[int | None, st
     return int(DEFAULT_SHARE * usable), f"{DEFAULT_SHARE:g} of {reason}"
 
 
+def _default_workers(machine: _Machine, cap_bytes: int | None, device: str, spec: ViTSpec, batch_size: int) -> int:
+    """None where the processor itself trains: its threads keep every core busy. A GPU is fed as memory allows."""
+    if device == "cpu" or cap_bytes is None:
+        return 0
+    from edgetune.data.loader import default_workers
+
+    room = cap_bytes - machine.runtime_bytes
+    return default_workers(room, _usable_cores() or 1, 3 * spec.image_size**2 * batch_size)
+
+
 def _alast(method: Method, choice: Choice, lr: float | None) -> schema.AlastPlan | None:
     if method.alast is None or not choice.job.k:
         return None
@@ -294,15 +307,19 @@ def _check_options(
     threads: int | None,
     workers: int | None,
     patience: int | None,
+    evaluate_every: int,
+    seed: int,
     engine: str,
     device: str | Device,
 ) -> None:
     least_one = {"--epochs": epochs, "--batch-size": batch_size, "--threads": threads, "--patience": patience}
+    least_one["--evaluate-every"] = evaluate_every
     for flag, value in least_one.items():
         if value is not None and value < 1:
             raise InputError(f"{flag} {value} is too small; give 1 or more.")
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers {workers} is negative; give 0 or more.")
+    for flag, value in {"--workers": workers, "--seed": seed}.items():
+        if value is not None and value < 0:
+            raise InputError(f"{flag} {value} is negative; give 0 or more.")
     if lr is not None and not (0 < lr < math.inf):
         raise InputError(f"--lr {lr} is not a positive number; 1e-4 is a usual one.")
     if engine not in ("auto", "torch"):

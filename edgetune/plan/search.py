@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Literal, NamedTuple
 
 from edgetune.model.spec import ViTSpec
@@ -29,6 +30,10 @@ from edgetune.plan.methods import BAND_STEPS, Method
 from edgetune.schema import NearestFeasible
 
 _ROUNDING = 1 + 1e-9  # so that a cap named as feasible is feasible when it is asked for
+
+
+Allocator = Literal["fast", "lean"]
+ALLOCATORS: tuple[Allocator, ...] = ("lean", "fast")
 
 
 class Limits(NamedTuple):
@@ -64,7 +69,7 @@ class Problem(NamedTuple):
     runtime_bytes: int
     rates: Rates | None
     watts: float | None
-    allocator: Literal["fast", "lean"] = "lean"
+    allocator: Allocator = "lean"
 
     def settings(self) -> Iterator[tuple[int, int, float]]:
         """(trained blocks, K, upper end of the band) that may be chosen, the method's own setting first."""
@@ -124,7 +129,8 @@ def search(problem: Problem, limits: Limits) -> Choice | None:
     The lean allocator needs less memory and more time, so it is taken only where it lets a plan learn more.
     """
     fast = _search(problem._replace(allocator="fast"), limits)
-    if fast is not None and fast.trained == problem.method.trained and fast.job.k == problem.method.k:
+    everything = (problem.method.trained, problem.method.k, BAND_STEPS[0])
+    if fast is not None and (fast.trained, fast.job.k, fast.band_max) == everything:
         return fast
     lean = _search(problem._replace(allocator="lean"), limits)
     return lean if fast is None or (lean is not None and lean.learning > fast.learning) else fast
@@ -169,8 +175,10 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     memory: int | None = None
     energy: float | None = None
     seconds: float | None = None
-    for setting in problem.settings():
-        job = problem.least_job(*setting)
+    # the lean one needs least memory, the fast one least time: without a cap on time the first alone decides
+    timed = limits.time_s is not None or limits.energy_j is not None
+    for allocator, setting in product(ALLOCATORS if timed else ALLOCATORS[:1], problem.settings()):
+        job = problem._replace(allocator=allocator).least_job(*setting)
         peak = problem.peak_bytes(job)
         cost = problem.cost(job)
         one_epoch_s = cost.total_s(1) if cost else None

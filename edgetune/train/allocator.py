@@ -23,3 +23,11 @@ def keep_malloc_lean() -> bool:
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES))
     return bool(sum(mallopt(option, value) for option, value in settings) == len(settings))
+
+
+def release_free_memory() -> None:
+    """Hand what malloc holds but nobody uses back to the kernel."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass

@@ -56,8 +56,12 @@ class Engine(Protocol):
             OutOfMemoryError: see there.
         """
 
-    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool]) -> Evaluation | None:
-        """Predictions with all tokens kept and nothing learned; None when `stop()` became true half-way."""
+    def evaluate(self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool]) -> Evaluation | None:
+        """Predictions with all tokens kept and nothing learned; None when `stop()` became true half-way.
+
+        Raises:
+            OutOfMemoryError: see there.
+        """
 
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """Write the model under timm's names with what is needed to use it; returns the bytes written."""

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import psutil
+from typing import Any, NamedTuple
 
 from edgetune import schema
 from edgetune.__about__ import __version__
@@ -18,7 +16,7 @@ from edgetune.data.folder import scan
 from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
-from edgetune.device.power import find_power
+from edgetune.device.power import PowerSource, find_power
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import DivergedError, InputError, MissingDependencyError
@@ -30,8 +28,19 @@ from edgetune.train.allocator import keep_malloc_lean
 from edgetune.train.display import Display
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop, Meters
+from edgetune.units import format_size
 
 _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
+
+
+class _Sitting(NamedTuple):
+    """How this process runs its part of a run."""
+
+    power_w: float | None
+    save_every_s: float
+    quiet: bool
+    started: float  # on the monotonic clock
+    system: System
 
 
 def fit(
@@ -43,6 +52,8 @@ def fit(
     power_w: float | None = None,
     save_every_s: float = 600.0,
     quiet: bool = False,
+    started: float | None = None,
+    system: System | None = None,
 ) -> Result:
     """Fine-tune as planned, and leave a run folder at `out`.
 
@@ -54,52 +65,137 @@ def fit(
         power_w: what the machine draws while training, where no sensor says; energy is then marked as modelled.
         save_every_s: seconds between resumable states within an epoch.
         quiet: print nothing.
+        started: the moment on the monotonic clock from which the time cap counts; None: now.
+        system: where sensors are read; None: this machine.
 
     Raises:
-        InputError: data, weights or folder can't be used; nothing was trained.
+        InputError: data, weights, folder or caps can't be used; nothing was trained.
         DivergedError: the loss stopped being a number; the best checkpoint so far is kept.
     """
     folder = RunFolder(Path(out))
     folder.create()
+    sitting = _sitting(plan, power_w, save_every_s, quiet, started, system)
     try:
         schema.save(plan, folder.plan)
-        schema.save(profile or profile_device(power_w=power_w, probes=False), folder.profile)
+        schema.save(profile or profile_device(power_w=sitting.power_w, probes=False), folder.profile)
         schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
-        return _run(plan, folder, resume=False, power_w=power_w, save_every_s=save_every_s, quiet=quiet)
+        return _run(plan, folder, sitting, resume=False)
     except BaseException:
         folder.discard()
         raise
 
 
 def resume(
-    out: Path | str, *, power_w: float | None = None, save_every_s: float = 600.0, quiet: bool = False
+    out: Path | str,
+    *,
+    power_w: float | None = None,
+    save_every_s: float = 600.0,
+    quiet: bool = False,
+    started: float | None = None,
+    system: System | None = None,
 ) -> Result:
     """Go on with an interrupted run; joules and seconds spent before count against its caps. See `fit`."""
     folder = RunFolder(Path(out))
     folder.open()
     plan = schema.load(folder.plan, Plan)
-    return _run(plan, folder, resume=True, power_w=power_w, save_every_s=save_every_s, quiet=quiet)
+    return _run(plan, folder, _sitting(plan, power_w, save_every_s, quiet, started, system), resume=True)
 
 
-def _run(
-    plan: Plan, folder: RunFolder, *, resume: bool, power_w: float | None, save_every_s: float, quiet: bool
-) -> Result:
-    started = time.monotonic() - (time.time() - psutil.Process().create_time())
+def _sitting(
+    plan: Plan,
+    power_w: float | None,
+    save_every_s: float,
+    quiet: bool,
+    started: float | None,
+    system: System | None,
+) -> _Sitting:
+    return _Sitting(
+        power_w=plan.power_w if power_w is None else power_w,
+        save_every_s=save_every_s,
+        quiet=quiet,
+        started=time.monotonic() if started is None else started,
+        system=system or System(),
+    )
+
+
+def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> Result:
     if plan.allocator == "lean":
         keep_malloc_lean()
     try:
-        from edgetune.model.vit import VisionTransformer
-        from edgetune.model.weights import build_model
         from edgetune.train import torch_engine
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "torch", "torch", "fit") from None
     memory = PeakMeter.start(lambda: torch_engine.start(plan), children=plan.workers > 0, shared_folders=[folder.path])
-    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    warnings = _check_room(plan, memory)
+    train, val = _loaders(plan)
+    board, entry = identify_entry(sitting.system)
+    source = find_power(sitting.system, board, entry, sitting.power_w)
+    if source is None and plan.caps.energy_j is not None:
+        raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
+    engine = torch_engine.TorchEngine(plan, torch_engine.load_model(plan, blank=resume))
+    throttle_before = read_throttle(sitting.system)
+    try:
+        with (
+            EnergyMeter(source, warn=sitting.system.warn) as energy,
+            _interruptible() as interrupted,
+            Display(plan, sitting.quiet) as display,
+        ):
+            if source is not None:
+                energy.idle_w = _profiled_idle_w(folder, source) or energy.idle(_IDLE_S)
+            meters = Meters(memory, energy, sitting.started)
+            loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
+            if resume:
+                loop.resume()
+            stopped_by = loop.run()
+            changes = delta(throttle_before, read_throttle(sitting.system))
+        warnings += [*sitting.system.warnings, *memory.warnings, *train.warnings, *val.warnings]
+        result = _result(loop, stopped_by, source, throttled(changes), warnings)
+    finally:
+        train.close()
+        memory.stop()
+    schema.save(result, folder.result)
+    _report(folder)
+    if stopped_by == "nan":
+        kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
+        raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
+    return result
+
+
+def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
+    """Hold the memory cap against the bare process as it really is, now that it can be measured.
+
+    Raises:
+        InputError: the bare process alone breaks the cap.
+    """
+    cap, baseline = plan.caps.memory_bytes, memory.baseline_bytes
+    if cap is None or baseline is None:
+        return []
+    if baseline >= cap:
+        raise InputError(
+            f"--memory {format_size(cap)} is less than the {format_size(baseline)} that the bare process takes here;"
+            " raise it, or plan with a --profile of this machine."
+        )
+    needed = baseline + plan.predicted.peak_memory_bytes - plan.predicted.memory.runtime
+    if needed <= cap:
+        return []
+    return [
+        f"the bare process takes {format_size(baseline)}, more than the {format_size(plan.predicted.memory.runtime)}"
+        f" planned for: up to {format_size(needed)} may be needed where {format_size(cap)} are allowed."
+    ]
+
+
+def _loaders(plan: Plan) -> tuple[Loader, Loader]:
+    """Training and validation images.
+
+    Raises:
+        InputError: the folder is not the one that was planned for.
+    """
     images = scan(Path(plan.data.path), plan.seed)
-    if images.classes != plan.data.classes:
-        raise InputError(f"{plan.data.path} has other classes than the plan was made for; plan anew.")
-    recipe = plan.recipe
-    common: dict[str, Any] = {"image_size": spec.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}
+    planned = (plan.data.classes, plan.data.train_images, plan.data.val_images)
+    if (images.classes, len(images.train), len(images.val)) != planned:
+        raise InputError(f"{plan.data.path} has changed since the plan was made; plan anew.")
+    spec, recipe = find_spec(plan.model), plan.recipe
+    common: dict[str, Any] = {"image_size": plan.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}
     train = Loader(
         images.train,
         batch_size=plan.batch_size,
@@ -109,42 +205,13 @@ def _run(
         **common,
     )
     val = Loader(images.val, batch_size=plan.micro_batch_size, augment=False, shuffle=False, **common)
-    if resume:  # the state holds every weight
-        model = VisionTransformer(spec)
-    else:
-        weights = Path(plan.weights) if plan.weights else None
-        model, _ = build_model(spec, weights, class_names=plan.data.classes, seed=plan.seed)
-    engine = torch_engine.TorchEngine(plan, model)
-
-    system = System()
-    board, entry = identify_entry(system)
-    source = find_power(system, board, entry, power_w)
-    throttle_before = read_throttle(system)
-    with (
-        EnergyMeter(source) as energy,
-        _interruptible() as interrupted,
-        Display(plan, quiet) as display,
-    ):
-        if source is not None:
-            energy.idle_w = _profiled_idle_w(folder) or energy.idle(_IDLE_S)
-        meters = Meters(memory, energy, started)
-        loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, save_every_s)
-        if resume:
-            loop.resume()
-        stopped_by = loop.run()
-        result = _result(loop, stopped_by, source, throttled(delta(throttle_before, read_throttle(system))))
-    train.close()
-    memory.stop()
-    schema.save(result, folder.result)
-    _report(folder)
-    if stopped_by == "nan":
-        kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
-        raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
-    return result
+    return train, val
 
 
-def _profiled_idle_w(folder: RunFolder) -> float | None:
-    return schema.load(folder.profile, Profile).power.idle_w if folder.profile.exists() else None
+def _profiled_idle_w(folder: RunFolder, source: PowerSource) -> float | None:
+    """Idle watts of the profile, if they are of the same sensor."""
+    power = schema.load(folder.profile, Profile).power
+    return power.idle_w if power.source == source.name else None
 
 
 def _report(folder: RunFolder) -> None:
@@ -153,7 +220,13 @@ def _report(folder: RunFolder) -> None:
     write_report(folder.path)
 
 
-def _result(loop: Loop, stopped_by: schema.StoppedBy, source: Any, throttled_: bool | None) -> Result:
+def _result(
+    loop: Loop,
+    stopped_by: schema.StoppedBy,
+    source: PowerSource | None,
+    throttled_: bool | None,
+    warnings: list[str],
+) -> Result:
     progress, plan = loop.progress, loop.plan
     joules, net = loop.joules()
     best, last = progress.best, progress.last
@@ -196,13 +269,7 @@ def _result(loop: Loop, stopped_by: schema.StoppedBy, source: Any, throttled_: b
             bytes_written=progress.bytes_written,
         ),
         throttled=throttled_,
-        warnings=[
-            *plan.warnings,
-            *loop.meters.memory.warnings,
-            *loop.meters.energy.warnings,
-            *loop.train.warnings,
-            *loop.val.warnings,
-        ],
+        warnings=[*plan.warnings, *dict.fromkeys(warnings)],
         edgetune_version=__version__,
         created=schema.now(),
     )
@@ -233,7 +300,7 @@ def _interruptible() -> Iterator[Any]:
 
 
 def exit_code(result: Result) -> int:
-    """The process's exit status for a run that ended this way (see the contract in the README)."""
+    """The process's exit status for a run that ended this way (see docs/artifacts.md)."""
     return {"epochs": 0, "patience": 0, "user": 130, "nan": 2}.get(result.stopped_by, 4)
 
 

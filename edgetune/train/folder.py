@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from edgetune.files import storage_errors, write_atomically
 
 
 class RunFolder:
-    """Paths of a run's artifacts; see the README for what each holds."""
+    """Paths of a run's artifacts; docs/artifacts.md says what each holds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +34,8 @@ class RunFolder:
         Raises:
             InputError: it exists and is not empty, or can't be made.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        left_before_training = {self.plan, self.profile, self.config}  # of a run that could not begin
+        if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - left_before_training):
             hint = "add --resume to go on with it, or " if self.state.exists() else ""
             raise InputError(f"--out {self.path} exists already; {hint}choose another folder.")
         try:
@@ -59,6 +61,8 @@ class RunFolder:
         """
         if not (self.plan.exists() and self.state.exists() and self.base.exists()):
             raise InputError(f"--out {self.path} holds no run that can be resumed; leave out --resume to start one.")
+        for unfinished in self.path.rglob(".*.new"):  # of a write that a power cut ended
+            unfinished.unlink(missing_ok=True)
 
 
 class Metrics:
@@ -67,8 +71,11 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run writes it again. Also drops a torn last line."""
+    def rewind(self, step: int, epoch: int) -> None:
+        """Forget what was logged after `step`, and the end of `epoch`: a resumed run writes them again.
+
+        Also drops a torn last line.
+        """
         if not self.path.exists():
             return
         lines = []
@@ -77,12 +84,15 @@ class Metrics:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= step:
+            if record["step"] <= step and not (record["kind"] == "epoch" and record["epoch"] >= epoch):
                 lines.append(line)
         write_atomically(self.path, b"".join(lines))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one record; a number that is not finite becomes null, as JSON has none."""
-        finite = {key: None if value != value else value for key, value in values.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         with storage_errors(self.path), self.path.open("a") as log:
             log.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")

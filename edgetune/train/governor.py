@@ -14,11 +14,10 @@ class Governor:
         self._memory = memory
 
     def excess_bytes(self) -> int:
-        """How far resident memory stands above the cap right now; 0 inside it, or where it can't be read."""
-        current = self._memory.current_bytes()
-        if self.caps.memory_bytes is None or current is None:
+        """How far the peak since the last call stands above the cap; 0 inside it, or where it can't be read."""
+        if self.caps.memory_bytes is None:
             return 0
-        return max(0, current - self.caps.memory_bytes)
+        return max(0, (self._memory.take_recent_peak_bytes() or 0) - self.caps.memory_bytes)
 
     def spent_cap(self, seconds: float, joules: float | None, reserve_s: float) -> StoppedBy | None:
         """The cap that another step would break, if any.

@@ -15,6 +15,7 @@ from edgetune.device.energy import EnergyMeter
 from edgetune.errors import InputError
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Plan, StoppedBy
+from edgetune.train.allocator import keep_malloc_lean, release_free_memory
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, StepReport
 from edgetune.train.folder import Metrics, RunFolder
@@ -82,7 +83,12 @@ class Loop:
             self.progress = msgspec.convert(kept, Progress)
         except msgspec.ValidationError as error:
             raise InputError(f"{self.folder.state} is of another version ({error}); start anew.") from None
-        self.metrics.rewind(self.progress.step)
+        progress = self.progress
+        self.metrics.rewind(progress.step, progress.epoch)
+        if progress.evaluations:  # what a step and an evaluation take here, for the caps
+            self._last_eval_s = progress.eval_s / len(progress.evaluations)
+        if progress.epochs_s:
+            self._step_s = sum(progress.epochs_s) / progress.closed_step
         self._event("resumed", f"resumed after step {self.progress.step}")
 
     def save(self) -> None:
@@ -96,7 +102,11 @@ class Loop:
     def _progress_with_this_sitting(self) -> Progress:
         joules, net = self.joules()
         return msgspec.structs.replace(
-            self.progress, spent_s=self.seconds(), spent_j=joules or 0.0, spent_net_j=net or 0.0
+            self.progress,
+            spent_s=self.seconds(),
+            spent_j=joules,
+            spent_net_j=net,
+            spent_estimated_j=self._estimated_joules() or 0.0,
         )
 
     def seconds(self) -> float:
@@ -105,10 +115,9 @@ class Loop:
 
     def joules(self) -> tuple[float | None, float | None]:
         """Gross and net energy spent on the run, over all sittings; None where it can't be known."""
-        gross, net = self._sitting.joules, self._sitting.net_joules
         return (
-            None if gross is None else self.progress.spent_j + gross,
-            None if net is None else self.progress.spent_net_j + net,
+            _sum(self.progress.spent_j, self._sitting.joules),
+            _sum(self.progress.spent_net_j, self._sitting.net_joules),
         )
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -123,39 +132,44 @@ class Loop:
             with self._timed("save_s"):
                 self.progress.bytes_written += self.engine.save_base(self.folder.base)
             self.save()
-        recipe, progress = self.plan.recipe, self.progress
-        stopped: StoppedBy | None = "epochs"
-        while progress.epoch < self.plan.epochs:
-            stopped = self._epoch()
-            if stopped in ("user", "nan"):
-                break
-            done = progress.epoch + 1
-            due = stopped is not None or done == self.plan.epochs or done % recipe.evaluate_every == 0
-            evaluation = None
-            if due and progress.step_in_epoch:
-                evaluation = self._evaluate()
-                if evaluation is None:
-                    stopped = "user"
-                    break
-            self._end_epoch(evaluation, whole=stopped is None)
-            if stopped is None and recipe.patience and progress.evaluations_without_gain >= recipe.patience:
-                stopped = "patience"
-            if stopped:
-                break
-        stopped = stopped or "epochs"
+        stopped = self._epochs()
         if stopped == "nan":
-            self._event("nan", f"the loss of step {self.progress.step + 1} is not a number; the step was not taken")
+            self._event("nan", f"the loss is no longer a number after step {self.progress.step}")
         else:
             self._save_last()
             self.save()
         return stopped
+
+    def _epochs(self) -> StoppedBy:
+        """Epoch after epoch, evaluated when due; why it ended."""
+        progress = self.progress
+        while progress.epoch < self.plan.epochs:
+            patience = self.plan.recipe.patience
+            if patience is not None and progress.evaluations_without_gain >= patience:
+                return "patience"
+            stopped = self._epoch()
+            if stopped in ("user", "nan"):
+                return stopped
+            done = progress.epoch + 1
+            due = stopped is not None or done == self.plan.epochs or done % self.plan.recipe.evaluate_every == 0
+            evaluation: Evaluation | None = None
+            if due and progress.evaluated_step != progress.step:
+                outcome = self._evaluate()
+                if not isinstance(outcome, Evaluation):
+                    return outcome
+                evaluation = outcome
+            self._end_epoch(evaluation, whole=stopped is None)
+            if stopped:
+                return stopped
+        return "epochs"
 
     def _epoch(self) -> StoppedBy | None:
         """The rest of the epoch in progress; None when it came to its end."""
         progress = self.progress
         clock = self.meters.clock
         with self.meters.energy.window() as window:
-            mark, mark_j = clock(), 0.0
+            mark = clock()
+            mark_j: float | None = 0.0
             for batch in self.train.epoch(progress.epoch, progress.step_in_epoch):
                 stopped = self._should_stop()
                 if stopped:
@@ -168,12 +182,13 @@ class Loop:
                     return "nan"
                 now, joules = clock(), window.joules
                 self._step_s = now - mark
-                self._count(batch, report, self._step_s, None if joules is None else joules - mark_j)
-                mark, mark_j = now, joules or 0.0
+                spent_j = None if joules is None or mark_j is None else joules - mark_j
+                self._count(batch, report, self._step_s, spent_j)
+                mark, mark_j = now, joules
                 self._log_step(batch, report, rate)
                 if clock() - self._saved_at > self.save_every_s:
                     self.save()
-                    mark, mark_j = clock(), window.joules or 0.0  # saving is not part of the epoch's figures
+                    mark, mark_j = clock(), window.joules  # saving is not part of the epoch's figures
                 excess = self.governor.excess_bytes()
                 if excess and not self._shrink(f"{excess} bytes above the memory cap"):
                     return "memory"
@@ -199,8 +214,7 @@ class Loop:
 
     def _estimated_joules(self) -> float | None:
         """Energy spent, holes in the readings filled: a cap has to hold when a sensor is lost half-way."""
-        estimate = self._sitting.estimated_joules
-        return None if estimate is None else self.progress.spent_j + estimate
+        return _sum(self.progress.spent_estimated_j, self._sitting.estimated_joules)
 
     def _save_estimate_s(self) -> float:
         return 0.5 + self.progress.save_s / (1 + len(self.progress.epochs_s))
@@ -212,6 +226,8 @@ class Loop:
             self._event("memory", f"{reason} with one image at a time; stopping")
             return False
         self.progress.micro_batch_size = smaller
+        keep_malloc_lean()
+        release_free_memory()  # or what the larger one left would count against the smaller
         self._event("micro_batch", f"{reason}: micro-batch is now {smaller}")
         return True
 
@@ -220,6 +236,7 @@ class Loop:
         progress.step += 1
         progress.step_in_epoch = batch.number + 1
         progress.epoch_s += seconds
+        progress.epoch_images += len(batch.labels)
         progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
         progress.loss_sum += report.loss
         progress.images += len(batch.labels)
@@ -258,22 +275,33 @@ class Loop:
             budgets=report.budgets,
         )
 
-    def _evaluate(self) -> Evaluation | None:
-        """Validate the model as it stands and keep it if it is the best; None when interrupted."""
+    def _evaluate(self) -> Evaluation | StoppedBy:
+        """Validate the model as it stands and keep it if it is the best; or why that ends the run."""
         progress = self.progress
         with self._timed("eval_s") as elapsed:
-            evaluation = self.engine.evaluate(self.val.epoch(0), self.interrupted)
-        if evaluation is not None:
-            self._last_eval_s = elapsed()
-            progress.evaluations.append((progress.epoch, evaluation.accuracy))
-            if progress.best == progress.last:
-                self._keep_best(evaluation)
+            while True:
+                try:
+                    evaluation = self.engine.evaluate(self.val.epoch(0), progress.micro_batch_size, self.interrupted)
+                    break
+                except OutOfMemoryError as error:
+                    if not self._shrink(f"out of memory while evaluating ({error})"):
+                        return "memory"
+        if evaluation is None:
+            return "user"
+        if not math.isfinite(evaluation.loss):
+            return "nan"
+        self._last_eval_s = elapsed()
+        progress.evaluated_step = progress.step
+        progress.evaluations.append((progress.epoch, evaluation.accuracy))
+        if progress.best == progress.last:
+            self._keep_best(evaluation)
         return evaluation
 
     def _end_epoch(self, evaluation: Evaluation | None, whole: bool) -> None:
         """Log an epoch, cut short by a cap or whole; after a whole one, make ready for the next."""
         progress = self.progress
-        if progress.step_in_epoch:
+        if progress.step > progress.closed_step:
+            progress.closed_step = progress.step
             loss = progress.loss_sum / progress.step_in_epoch
             accuracy = evaluation.accuracy if evaluation else None
             memory_bytes = self.meters.memory.peak_bytes()
@@ -290,7 +318,7 @@ class Loop:
                 epoch_s=progress.epoch_s,
                 energy_j=progress.epoch_j,
                 memory_bytes=memory_bytes,
-                images_per_s=round(progress.step_in_epoch * self.plan.batch_size / progress.epoch_s, 3),
+                images_per_s=round(progress.epoch_images / progress.epoch_s, 3),
             )
             self.display.epoch(
                 epoch=progress.epoch,
@@ -303,7 +331,7 @@ class Loop:
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
-            progress.epoch_s, progress.epoch_j, progress.loss_sum = 0.0, 0.0, 0.0
+            progress.epoch_s, progress.epoch_j, progress.epoch_images, progress.loss_sum = 0.0, 0.0, 0, 0.0
             if progress.epoch < self.plan.epochs:
                 self.save()
 
@@ -318,7 +346,7 @@ class Loop:
     def _save_last(self) -> None:
         with self._timed("save_s"):
             last = self.progress.last
-            current = last is not None and last[0] >= self.progress.epoch - 1
+            current = self.progress.evaluated_step == self.progress.step
             self._save_weights(self.folder.last, last[1] if last and current else None)
 
     def _save_weights(self, path: Path, accuracy: float | None) -> None:
@@ -330,6 +358,11 @@ class Loop:
 
     def _timed(self, field: str) -> _Timed:
         return _Timed(self, field)
+
+
+def _sum(before: float | None, now: float | None) -> float | None:
+    """A sum that is unknown where one of its parts is."""
+    return None if before is None or now is None else before + now
 
 
 class _Timed:

@@ -40,6 +40,7 @@ class Optimizer:
         self.weight_decay = weight_decay
         self.parameters = dict(named_parameters)
         self.state: dict[str, dict[str, Tensor]] = {}
+        self._fresh: set[str] = set()  # have state, but no update yet
 
     def zero_grad(self) -> None:
         """Let go of all gradients."""
@@ -47,14 +48,9 @@ class Optimizer:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
-        """Update every parameter that has a gradient.
-
-        Args:
-            learning_rate: of this step.
-            grad_scale: what gradients were multiplied by (fp16 loss scaling); they are divided by it.
-            found_inf: 1.0 where a scaled gradient overflowed; the update is then skipped.
-        """
+    def step(self, learning_rate: float) -> None:
+        """Update every parameter that has a gradient; allocates nothing after `prepare`."""
+        first = self.prepare()
         for decays in (True, False):
             named = [
                 (name, parameter)
@@ -62,26 +58,29 @@ class Optimizer:
                 if parameter.grad is not None and self._decays(name, parameter) == decays
             ]
             if named:
-                self._update(named, learning_rate, self.weight_decay if decays else 0.0, grad_scale, found_inf)
+                self._update(named, first, learning_rate, self.weight_decay if decays else 0.0)
+        self._fresh.clear()
+
+    def prepare(self) -> set[str]:
+        """Allocate the state of parameters that have their first gradient; the names of those never updated yet.
+
+        Apart from `step`, so that running out of memory here leaves every weight as it was.
+        """
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None and name not in self.state:
+                self._fresh.add(name)
+                self.state[name] = self._new_state(parameter)
+        return self._fresh
 
     def _update(
-        self,
-        named: list[tuple[str, nn.Parameter]],
-        learning_rate: float,
-        weight_decay: float,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
+        self, named: list[tuple[str, nn.Parameter]], fresh: set[str], learning_rate: float, weight_decay: float
     ) -> None:
-        parameters = [parameter for _, parameter in named]
-        gradients = [parameter.grad for _, parameter in named]
-        first_steps = [name not in self.state for name, _ in named]
-        for (name, parameter), first in zip(named, first_steps, strict=True):
-            if first:
-                self.state[name] = self._new_state(parameter)
+        parameters: list[Tensor] = [parameter for _, parameter in named]
+        gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
         states = [self.state[name] for name, _ in named]
         if self.kind == "sgd":
             for first in (True, False):  # the first step's momentum is the gradient itself
-                chosen = [place for place, is_first in enumerate(first_steps) if is_first == first]
+                chosen = [place for place, (name, _) in enumerate(named) if (name in fresh) == first]
                 if chosen:
                     torch._fused_sgd_(
                         [parameters[place] for place in chosen],
@@ -94,8 +93,6 @@ class Optimizer:
                         nesterov=False,
                         maximize=False,
                         is_first_step=first,
-                        grad_scale=grad_scale,
-                        found_inf=found_inf,
                     )
             return
         steps = [state["step"] for state in states]
@@ -115,11 +112,7 @@ class Optimizer:
             eps=_EPSILON,
             amsgrad=False,
             maximize=False,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
         )
-        if found_inf is not None:  # a skipped step does not count
-            torch._foreach_sub_(steps, [found_inf] * len(steps))
 
     def _new_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if self.kind == "sgd":

@@ -15,7 +15,10 @@ class Progress(msgspec.Struct, kw_only=True):
     # the epoch in progress
     epoch_s: float = 0.0
     epoch_j: float | None = 0.0
+    epoch_images: int = 0
     loss_sum: float = 0.0
+    closed_step: int = 0  # the step at which an epoch was last closed: nothing since then is in `epochs_s`
+    evaluated_step: int = -1  # the step at which the model was last evaluated
     # the whole run
     epochs_s: list[float] = []
     epochs_j: list[float | None] = []
@@ -24,8 +27,9 @@ class Progress(msgspec.Struct, kw_only=True):
     eval_s: float = 0.0
     save_s: float = 0.0
     spent_s: float = 0.0  # by the sittings before this one
-    spent_j: float = 0.0
-    spent_net_j: float = 0.0
+    spent_j: float | None = 0.0  # None: some of it can't be known
+    spent_net_j: float | None = 0.0
+    spent_estimated_j: float = 0.0  # holes filled: what a cap counts
     peak_bytes: int = 0
     images: int = 0
     train_flops: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +21,9 @@ from edgetune.errors import InputError
 from edgetune.measure import warm_up_torch
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.lora import add_lora, lora_parameters
+from edgetune.model.registry import find_spec
 from edgetune.model.vit import Block, VisionTransformer
-from edgetune.model.weights import save_weights
+from edgetune.model.weights import build_model, save_weights
 from edgetune.plan.cost import step_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
@@ -80,9 +81,7 @@ class TorchEngine:
         self._all_blocks = tuple(trainable_blocks)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.plan.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.plan.device, torch.float16 if self.plan.precision == "fp16" else torch.bfloat16)
+        return nullcontext() if self.plan.precision == "fp32" else torch.autocast(self.plan.device, torch.bfloat16)
 
     def _tensors(self, *arrays: NDArray[Any]) -> Iterator[Tensor]:
         return (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
@@ -96,15 +95,13 @@ class TorchEngine:
                 parameter.requires_grad_(index in trained)
         self.optimizer.zero_grad()
         try:
-            loss, kept = self._accumulate(batch, min(trained, default=self.spec.depth), micro_batch_size)
-        except (RuntimeError, MemoryError) as error:
+            with _memory_errors():
+                loss, kept = self._accumulate(batch, min(trained, default=self.spec.depth), micro_batch_size)
+                self.optimizer.prepare()
+        except OutOfMemoryError:
             self.optimizer.zero_grad()
             if self.controller and before:
                 self.controller.load_state_dict(before)
-            if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error
             raise
         if math.isfinite(loss):
             self.optimizer.step(learning_rate)
@@ -142,8 +139,14 @@ class TorchEngine:
         return total, kept
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+    def evaluate(
+        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
         """See `Engine.evaluate`."""
+        with _memory_errors():
+            return self._evaluate(batches, micro_batch_size, stop)
+
+    def _evaluate(self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool]) -> Evaluation | None:
         loss = 0.0
         indices: list[int] = []
         labels: list[int] = []
@@ -154,7 +157,7 @@ class TorchEngine:
                 return None
             images, expected = self._tensors(batch.images, batch.labels)
             with self._autocast():
-                logits = self.model(images)
+                logits = torch.cat([self.model(part) for part in images.split(micro_batch_size)])
             loss += float(F.cross_entropy(logits.float(), expected, reduction="sum"))
             confidence, answer = logits.float().softmax(1).max(1)
             indices += [] if batch.indices is None else batch.indices.tolist()
@@ -223,7 +226,46 @@ class TorchEngine:
         return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
 
 
+def load_model(plan: Plan, *, blank: bool) -> VisionTransformer:
+    """The plan's model with its weights; `blank` leaves them out, for a state that holds every one of them.
+
+    Raises:
+        InputError: the weights can't be used.
+    """
+    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    if blank:
+        return VisionTransformer(spec)
+    weights = Path(plan.weights) if plan.weights else None
+    model, _ = build_model(spec, weights, class_names=plan.data.classes, seed=plan.seed)
+    return model
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Whatever says that memory has run out becomes an `OutOfMemoryError`.
+
+    Raises:
+        OutOfMemoryError: see above.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error
+
+
 def start(plan: Plan) -> None:
-    """Set torch up for a run, so that what the bare process takes is there before memory is measured."""
+    """Set torch up for a run, so that what the bare process takes is there before memory is measured.
+
+    Raises:
+        InputError: the plan is for a GPU that torch can't use.
+    """
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda can't be used: this torch finds no GPU; use --device cpu, or torch for this board."
+        )
     warm_up_torch(plan.threads, plan.device)
     torch.manual_seed(plan.seed)

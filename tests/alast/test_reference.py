@@ -26,8 +26,8 @@ SIZES = (8, 8, 8, 8, 8, 8, 3)  # the last batch is smaller
 class Naive:
     """[co], written out."""
 
-    def __init__(self, model, initial, alpha):
-        self.model, self.alpha = model, alpha
+    def __init__(self, model, initial, alpha, k=K, patches=SPEC.patches):
+        self.model, self.alpha, self.k, self.patches = model, alpha, k, patches
         self.b = [initial] * len(model.blocks)
         self.delta = [0.0] * len(model.blocks)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=alpha)
@@ -35,7 +35,7 @@ class Naive:
     def draw(self, numbers):
         p = [math.exp(b) / sum(math.exp(c) for c in self.b) for b in self.b]
         left, chosen = list(range(len(p))), []
-        for _ in range(K):
+        for _ in range(self.k):
             mark = numbers.random() * sum(p[block] for block in left)
             for block in left:
                 mark -= p[block]
@@ -60,7 +60,7 @@ class Naive:
             for parameter in block.parameters():
                 parameter.requires_grad = index in chosen
         x = self.model.embed(images)
-        ids = torch.arange(SPEC.patches).expand(len(x), -1)  # which patch of the image stands where
+        ids = torch.arange(self.patches).expand(len(x), -1)  # which patch of the image stands where
         kept = []
         for index, block in enumerate(self.model.blocks):
             c = x[:, 0]

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 
 from .conftest import SPEC, batches, build
 
-SNIPPET = """\
-from edgetune.alast import Controller
-
-alast = Controller(depth=len(model.blocks), k=9, alpha=1e-4)
-for images, labels in loader:
-    trains, x = alast.draw(), model.embed(images)
-    for i, block in enumerate(model.blocks):
-        block.requires_grad_(i in trains)
-        before, (x, attention) = x, block(x, with_received=alast.needs_attention(i))
-        x = alast.after_block(i, before, x, attention)
-    loss_fn(model.classify(x), labels).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-"""
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SNIPPET = re.search(r"in your own PyTorch loop\n\n```python\n(.*?)```", README, re.DOTALL)[1]
 
 
 def test_the_snippet_trains():

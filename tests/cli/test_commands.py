@@ -165,6 +165,38 @@ def test_a_plan_and_a_conflicting_flag_are_exit_2(edgetune: Callable[..., Ended]
     assert "was made for the DATA" in ended.err
 
 
+def test_a_plan_and_flags_that_agree_with_it_are_no_conflict(
+    edgetune: Callable[..., Ended], photos: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    flags = [*NANO, "--memory", "3GB", "--lr", "0.01", "--seed", "4"]
+    assert edgetune("plan", photos, *flags, "--out", plan).code == 0
+    ended = edgetune("fit", photos, *flags, "--plan", plan, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert edgetune("fit", photos, *flags[:-1], "5", "--plan", plan, "--dry-run").code == 2
+
+
+@pytest.mark.parametrize("extra", [["--dry-run"], ["--config", "c.toml"], ["--plan", "p.json"], ["--epochs", "3"]])
+def test_resume_takes_nothing_else(edgetune: Callable[..., Ended], tmp_path: Path, extra: list[str]) -> None:
+    ended = edgetune("fit", "--resume", "--out", tmp_path / "run", *extra)
+    assert ended.code == 2
+    assert extra[0] in ended.err
+
+
+def test_a_defect_is_one_sentence_and_exit_1(
+    edgetune: Callable[..., Ended], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import edgetune.plan.planner as planner
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("scripted")
+
+    monkeypatch.setattr(planner, "scan", broken)
+    ended = edgetune("plan", photos, *NANO)
+    assert (ended.code, len(ended.err.splitlines())) == (1, 1)
+    assert "--debug" in ended.err
+
+
 def test_dry_run_prints_the_plan_and_makes_nothing(
     edgetune: Callable[..., Ended], photos: Path, tmp_path: Path
 ) -> None:

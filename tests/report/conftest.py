@@ -54,6 +54,7 @@ def a_plan(classes: list[str], blocks: int, epochs: int, steps_per_epoch: int, p
         threads=4,
         workers=0,
         seed=0,
+        power_w=None,
         data=schema.DataFacts(path="photos/animals", classes=classes, train_images=2500, val_images=2000, split="val"),
         caps=schema.Caps(memory_bytes=700 * MIB, memory_source="--memory", energy_j=9000.0, time_s=3600.0),
         batch_size=32,
@@ -62,6 +63,7 @@ def a_plan(classes: list[str], blocks: int, epochs: int, steps_per_epoch: int, p
         optimizer="adamw",
         saved_activations="full",
         feature_cache=True,
+        allocator="fast",
         blocks=[
             schema.BlockPlan(
                 index=index,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pytest
 import torch
 from safetensors import safe_open
 
 from edgetune import schema
+from edgetune.device.system import System
 from edgetune.errors import DivergedError, InputError
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
@@ -116,11 +116,6 @@ def start(plan: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", KILLABLE, str(plan), str(out)])
 
 
-def age_s() -> float:
-    """A run's clock starts with its process, which here is pytest's."""
-    return time.time() - psutil.Process().create_time()
-
-
 def wait_for_step(run: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -166,7 +161,7 @@ def test_an_interruption_ends_with_130_and_can_be_resumed(
     assert done < 240
     # the caps of the rest of the run: enough time for a few steps more
     plan = schema.load(run / "plan.json", Plan)
-    later = msgspec.structs.replace(plan.caps, time_s=result.time.total_s + age_s() + 3.0)
+    later = msgspec.structs.replace(plan.caps, time_s=result.time.total_s + 4.0)
     schema.save(msgspec.structs.replace(plan, caps=later), run / "plan.json")
     again = resume(run, quiet=True)
     assert again.stopped_by == "time"
@@ -221,7 +216,7 @@ def test_a_damaged_state_is_said(plan_for: Any, weights: Path, tmp_path: Path) -
 
 def test_a_time_cap_ends_a_run_with_a_usable_checkpoint(plan_for: Any, weights: Path, tmp_path: Path) -> None:
     plan = plan_for(weights=weights, epochs=500)
-    cap_s = age_s() + 8.0
+    cap_s = 8.0
     plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, time_s=cap_s))
     result = fit(plan, tmp_path / "run", quiet=True)
     assert (result.stopped_by, exit_code(result)) == ("time", 4)
@@ -230,17 +225,60 @@ def test_a_time_cap_ends_a_run_with_a_usable_checkpoint(plan_for: Any, weights: 
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
+def test_the_watts_of_a_plan_hold_its_energy_cap_without_being_said_again(
+    plan_for: Any, weights: Path, tmp_path: Path
+) -> None:
+    plan = plan_for(weights=weights, epochs=500, power_w=10.0)
+    plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, energy_j=60.0))
+    result = fit(plan, tmp_path / "run", quiet=True)
+    assert result.stopped_by == "energy"
+    assert result.energy.total_j is not None
+    assert result.energy.total_j <= 60.0
+
+
+def test_an_energy_cap_that_nothing_measures_is_refused(plan_for: Any, weights: Path, tmp_path: Path) -> None:
+    plan = plan_for(weights=weights)
+    plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, energy_j=60.0))
+    nowhere = System(tmp_path)  # a machine without sensors
+    with pytest.raises(InputError, match="--energy can't be held here"):
+        fit(plan, tmp_path / "run", quiet=True, system=nowhere)
+
+
+def test_a_memory_cap_below_the_bare_process_is_refused(plan_for: Any, weights: Path, tmp_path: Path) -> None:
+    plan = plan_for(weights=weights)
+    plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, memory_bytes=50_000_000))
+    with pytest.raises(InputError, match=r"less than the .* that the bare process takes"):
+        fit(plan, tmp_path / "run", quiet=True)
+
+
+def test_data_that_changed_after_the_plan_is_refused(
+    plan_for: Any, weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    plan = plan_for(weights=weights)
+    plan = msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, train_images=23))
+    with pytest.raises(InputError, match="has changed since the plan was made; plan anew"):
+        fit(plan, tmp_path / "run", quiet=True)
+
+
+def test_one_step_an_epoch_that_diverges_is_not_kept(plan_for: Any, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError):
+        fit(plan_for(method="full", weights=weights, batch_size=24, lr=1e30), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
 def test_energy_from_a_constant_is_marked_as_modelled(plan_for: Any, weights: Path, tmp_path: Path) -> None:
     result = fit(plan_for(weights=weights, epochs=1), tmp_path / "run", power_w=10.0, quiet=True)
     assert result.energy.measured is False
-    assert result.energy.total_j == pytest.approx(10.0 * (sum(result.time.epochs_s) + result.time.eval_s), rel=0.5)
-    assert len(result.energy.epochs_j) == 1
+    assert result.energy.epochs_j == [pytest.approx(10.0 * result.time.epochs_s[0], rel=0.1)]
+    assert result.energy.total_j is not None
+    assert 10.0 * sum(result.time.epochs_s) < result.energy.total_j <= 10.0 * result.time.total_s
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from edgetune import schema
+from edgetune.device.system import System
 from edgetune.errors import EdgetuneError
 from edgetune.train import fit as room
 from edgetune.train.loop import Loop

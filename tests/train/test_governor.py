@@ -10,7 +10,7 @@ class Memory:
     def __init__(self, current: int | None) -> None:
         self.current = current
 
-    def current_bytes(self) -> int | None:
+    def take_recent_peak_bytes(self) -> int | None:
         return self.current
 
 

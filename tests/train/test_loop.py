@@ -39,6 +39,7 @@ class ScriptedEngine:
         self.clock, self.depth = clock, depth
         self.accuracies: list[float] = []
         self.losses: dict[int, float] = {}
+        self.val_loss = 0.7
         self.most_images: int | None = None
         self.steps: list[tuple[int, int]] = []  # images, micro-batch
         self.on_step: Callable[[int], None] = lambda step: None
@@ -52,15 +53,19 @@ class ScriptedEngine:
         loss = self.losses.get(len(self.steps), 1.0)
         return StepReport(loss, (self.depth - 1,), [9.0] * self.depth, None, 100 * len(batch.labels))
 
-    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+    def evaluate(
+        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
         if stop():
             return None
+        if self.most_images is not None and micro_batch_size > self.most_images:
+            raise OutOfMemoryError("scripted")
         self.clock.now += 2.0
         accuracy = self.accuracies.pop(0) if self.accuracies else 0.5
         labels = [int(label) for batch in batches for label in batch.labels]
         right = round(accuracy * len(labels))
         predictions = [label if place < right else (label + 1) % 3 for place, label in enumerate(labels)]
-        return Evaluation(0.7, list(range(len(labels))), labels, predictions, [0.9] * len(labels))
+        return Evaluation(self.val_loss, list(range(len(labels))), labels, predictions, [0.9] * len(labels))
 
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         path.write_text(json.dumps(accuracy))
@@ -221,6 +226,47 @@ def test_a_loss_that_is_not_a_number_stops_before_it_spoils_anything(stage: Any)
     assert made.events() == ["nan"]
 
 
+def test_a_model_that_broke_in_its_last_step_is_never_the_best(stage: Any) -> None:
+    made = stage()
+    made.engine.val_loss = float("nan")
+    loop = made.loop()
+    assert loop.run() == "nan"
+    assert not (made.out / "best.safetensors").exists()
+    assert not (made.out / "last.safetensors").exists()
+
+
+def test_a_cap_before_the_first_step_still_leaves_a_checkpoint(stage: Any) -> None:
+    made = stage(time_s=0.1)
+    assert made.loop().run() == "time"
+    assert (made.out / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(("caps", "ending"), [({"time_s": 16.0}, "time"), ({"patience": 1}, "patience")])
+def test_resuming_a_finished_run_changes_nothing(stage: Any, caps: dict[str, Any], ending: str) -> None:
+    made = stage(**caps)
+    first = made.loop()
+    assert first.run() == ending
+    again = made.loop()
+    again.resume()
+    assert again.run() == ending
+    assert again.progress.step == first.progress.step
+    assert again.progress.evaluations == first.progress.evaluations
+    assert again.progress.epochs_s == first.progress.epochs_s
+
+
+def test_joules_that_were_not_known_once_are_not_known_later(stage: Any) -> None:
+    made = stage(power_w=10.0)
+    with made.energy:
+        loop = made.loop()
+        loop.progress.spent_j = None
+        loop.progress.spent_estimated_j = 500.0
+        assert loop.run() == "epochs"
+        assert loop.joules()[0] is None
+        estimate = loop._estimated_joules()
+    assert estimate is not None
+    assert estimate > 500.0
+
+
 def test_an_interrupted_run_goes_on_where_it_was(stage: Any) -> None:
     made = stage(power_w=10.0)
     made.engine.on_step = lambda step: setattr(made, "interrupted", step == 5)
@@ -250,9 +296,10 @@ def test_what_was_logged_after_the_last_state_is_forgotten(tmp_path: Path) -> No
     metrics = Metrics(tmp_path / "metrics.jsonl")
     for step in range(1, 5):
         metrics.write("step", step, loss=float("nan") if step == 2 else 0.5)
+    metrics.write("epoch", 3, epoch=0)
     with metrics.path.open("a") as log:
         log.write('{"kind": "step", "st')  # a torn line
-    metrics.rewind(3)
+    metrics.rewind(3, epoch=0)
     records = [json.loads(line) for line in metrics.path.read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
     assert records[1]["loss"] is None
