@@ -17,6 +17,7 @@ from edgetune.units import format_size
 
 _SMALL_SHM_BYTES = 256 << 20  # Docker gives 64 MiB
 _ARM = {"aarch64", "arm64"}
+_OLD_PYTHON = {"32": ("4", "3.6"), "34": ("5", "3.8"), "35": ("5", "3.8")}  # JetPack and its Python
 
 
 def advice(
@@ -44,11 +45,12 @@ def _software(system: System, board: Board) -> list[str]:
             "This CPU (Armv8.0) lacks the atomic instructions that the wheels of torch 2.4.0 and 2.10.0 use: they end"
             " in an illegal instruction on import; take another release."
         )
-    python = {"4": "3.6", "5": "3.8"}.get((board.jetpack or "").partition(".")[0])
+    # by the major release of Linux for Tegra, since a JetPack's name may be unknown
+    jetpack, python = _OLD_PYTHON.get((board.l4t or "").partition(".")[0], (None, None))
     if python and not system.live:
         found.append(
-            f"JetPack {board.jetpack} comes with Python {python}, too old for edgetune: on the board itself run it in a"
-            " container with its own Python, or profile with --root as here."
+            f"JetPack {board.jetpack or jetpack} comes with Python {python}, too old for edgetune: on the board itself"
+            " run it in a container with its own Python, or profile with --root as here."
         )
     return found
 

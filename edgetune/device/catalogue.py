@@ -147,12 +147,14 @@ class BoardEntry(_Part, frozen=True):
     def power_model(self, revision: str | None, bits: int | None) -> tuple[PowerModel, bool] | None:
         """The published model nearest to this board revision, and whether it was measured on this very one.
 
-        A model for the other word length is never used; another revision's is a guess, which the caller must say.
+        A model for the other word length is never used; another revision's is a guess, which the caller must say, and
+        so is one for a word length while the board's is unknown. A model without a revision was published for them all.
         """
         fitting = [model for model in self.power.models if None in (model.bits, bits) or model.bits == bits]
-        for model in fitting:
-            if model.revision == revision and revision is not None:
-                return model, True
+        for wanted in (revision, None):
+            for model in fitting:
+                if model.revision == wanted:
+                    return model, model.bits in (None, bits)
         return (fitting[0], False) if fitting else None
 
 

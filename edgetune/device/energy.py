@@ -21,6 +21,7 @@ from edgetune.device.power.base import EnergyCounter, PowerSource, Reading
 BRIDGE_S = 5.0  # a longer silence is a hole: its joules are a guess, however good
 LEAST_COVERAGE = 0.9  # of a window; below it there is no figure
 FROZEN_AFTER_S = 60.0  # rail monitors resolve 8 mA, so a live one rarely repeats itself for a minute
+_WATCHED_SHARE = 0.2  # of the total; a smaller rail may honestly stand still
 _VANISHED_AFTER_S = 2.0
 _FORGET_S = 60.0
 _OFF_ROUND = 0.963209  # makes 0.1 s 10.381966 readings a second: loads have round periods, and none beats with these
@@ -46,6 +47,7 @@ class Window:
         self._samples = [0, 0]  # the meter's count when the window opened, and when it closed
         self._dropped = [0, 0]
         self.frozen = False  # the sensor was seen repeating itself
+        self._lost = False  # it ended long before the first reading came: nothing can be said of it
 
     def __enter__(self) -> Window:
         self._meter._open(self)
@@ -167,7 +169,7 @@ class EnergyMeter:
         self._failing_since: float | None = None
         self._due_s = clock()
         self._retried = False
-        self._same: tuple[Reading, float] | None = None
+        self._same: dict[str, tuple[float, float]] = {}  # by rail: its watts, and since when
         self._open_windows: list[Window] = []
         self._pending: list[Window] = []  # windows with a border after the last good reading
 
@@ -348,8 +350,16 @@ class EnergyMeter:
                 self._open_windows.remove(window)
                 if window not in self._pending:
                     self._pending.append(window)
-                if self._last_s is not None and window._end_s - self._last_s > _FORGET_S:  # it won't come back
+                if self._last_s is None:
+                    self._forget_unread(window._end_s)
+                elif window._end_s - self._last_s > _FORGET_S:  # it won't come back
                     self._settle_dead(window)
+
+    def _forget_unread(self, now_s: float) -> None:
+        """Give up windows that ended more than a bridge before any first reading can come."""
+        for window in self._pending:
+            window._lost = window._end_s is not None and now_s - window._end_s > BRIDGE_S
+        self._pending = [window for window in self._pending if not window._lost]
 
     def _settle_dead(self, window: Window) -> None:
         """Close the books on a window of a sensor that has long been silent, so that such windows don't pile up."""
@@ -373,7 +383,12 @@ class EnergyMeter:
     def _difference(self, window: Window) -> _Point | None:
         """What lies between a window's borders, or None before the first good reading."""
         with self._state:
-            if window._start_s is None or self._last_s is None or (self._counter is not None and self._last_w is None):
+            if (
+                window._lost
+                or window._start_s is None
+                or self._last_s is None
+                or (self._counter is not None and self._last_w is None)
+            ):
                 return None  # not entered, no reading yet, or a counter that has not moved yet
             end = window._end or self._ahead(self.clock() if window._end_s is None else window._end_s)
             start = window._start or self._ahead(window._start_s)
@@ -411,15 +426,27 @@ class EnergyMeter:
         self._failing_since = None
         if reading is None or self.source is None or not self.source.measured:
             return None
-        if self._same is None or self._same[0] != reading:
-            self._same = (reading, now_s)
-        elif now_s - self._same[1] >= FROZEN_AFTER_S:
-            for window in self._open_windows:
-                window.frozen = True
-            return (
-                f"the power source {self._name} has repeated one reading for {FROZEN_AFTER_S:.0f} s; it may be frozen."
-            )
-        return None
+        same, self._same = self._same, {}
+        for name, watts in self._watched(reading).items():
+            before = same.get(name)
+            self._same[name] = before if before is not None and before[0] == watts else (watts, now_s)
+        frozen = [name for name, (_, since_s) in self._same.items() if now_s - since_s >= FROZEN_AFTER_S]
+        if not frozen:
+            return None
+        for window in self._open_windows:
+            window.frozen = True
+        rail = f" of {frozen[0]}" if frozen[0] else ""
+        said = f"has repeated one reading{rail} for {FROZEN_AFTER_S:.0f} s; it may be frozen."
+        return f"the power source {self._name} {said}"
+
+    def _watched(self, reading: Reading) -> dict[str, float]:
+        """The rails that make most of the total, each of which may freeze alone; the total where none is known."""
+        total_w = reading.total_w or 0.0
+        rule = getattr(self.source, "rule", None)
+        rails = {name: reading.rails.get(name) for name in (rule.rails if rule is not None else reading.rails)}
+        least_w = _WATCHED_SHARE * total_w
+        large = {name: watts for name, watts in rails.items() if watts is not None and watts >= least_w}
+        return large or {"": total_w}
 
     def _tell(self, sentence: str) -> None:
         """Pass on a warning once."""

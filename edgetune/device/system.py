@@ -6,7 +6,9 @@ path, and a test injects an errno at the one place that opens files.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +16,10 @@ from pathlib import Path
 
 _MOST_BYTES = 1 << 20  # no pseudo-file we read is larger; garbage may be
 _CHUNK_BYTES = 1 << 14  # most are far smaller; asking for more would cost more than the read
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _run(command: Sequence[str], timeout_s: float) -> str | None:
@@ -66,8 +72,16 @@ class System:
             OSError: as the kernel says it; ENODATA, EAGAIN and EIO are ordinary answers of a sensor.
         """
         content = b""
-        with open(self.path(path), "rb", buffering=0) as handle:
-            while len(content) < _MOST_BYTES and (chunk := handle.read(_CHUNK_BYTES)):
+        # a pipe below a foreign root has no writer: opening it must not wait for one
+        with open(self.path(path), "rb", buffering=0, opener=_open_at_once) as handle:
+            if stat.S_ISFIFO(os.fstat(handle.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "is a pipe", path)
+            while len(content) < _MOST_BYTES:
+                chunk = handle.read(_CHUNK_BYTES)
+                if chunk is None:  # Python's word for EAGAIN, which a gated thermal zone answers
+                    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+                if not chunk:
+                    break
                 content += chunk  # the kernel hands a long pseudo-file out a page at a time
         return content
 

@@ -65,6 +65,8 @@ class PeakMeter:
             meter.warnings.append(f"{meter._self / 'status'} can't be read, so memory is not measured on this system.")
         else:
             meter._reset()
+        if children and meter.baseline_bytes is not None and not (meter._self / "smaps_rollup").exists():
+            meter.warnings.append(_no_rollup(meter._self))
         if children or meter._folders:
             meter._sampler = threading.Thread(target=meter._watch, name="edgetune-memory", daemon=True)
             meter._sampler.start()
@@ -104,13 +106,6 @@ class PeakMeter:
             self._reset()
         return recent + self._most_of_files_bytes
 
-    def device_peak_bytes(self) -> int | None:
-        """Most memory torch's allocator reserved on the CUDA devices, the context excluded; None without CUDA."""
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-            return None
-        return sum(int(torch.cuda.max_memory_reserved(index)) for index in range(torch.cuda.device_count()))
-
     def stop(self) -> None:
         """Stop watching; `peak_bytes` keeps its last answer."""
         self._stop.set()
@@ -145,11 +140,11 @@ class PeakMeter:
         descendants = list(_descendants(self._proc, "self"))
         if not descendants:
             return None
-        own = _status_bytes(self._self / "smaps_rollup", "Pss")
+        own = _pss_bytes(self._self)
         if own is None:
             return None
         # a child that has just ended has no PSS any more
-        return own + sum(_status_bytes(self._proc / process / "smaps_rollup", "Pss") or 0 for process in descendants)
+        return own + sum(_pss_bytes(self._proc / process) or 0 for process in descendants)
 
     def _files_bytes(self) -> int:
         return sum(_folder_bytes(folder) for folder in self._folders)
@@ -167,6 +162,28 @@ def _status_bytes(path: Path, key: str) -> int | None:
             digits = value.split()
             return int(digits[0]) * _KIB if digits and digits[0].isdigit() else None
     return None
+
+
+def _pss_bytes(process: Path) -> int | None:
+    """A process's proportional share of memory: one line on Linux 4.14 and later, else a line for every mapping."""
+    rollup = _status_bytes(process / "smaps_rollup", "Pss")
+    if rollup is not None:
+        return rollup
+    try:
+        lines = (process / "smaps").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    shares = [line.split()[1] for line in lines if line.startswith("Pss:") and len(line.split()) > 1]
+    return sum(int(share) for share in shares if share.isdigit()) * _KIB if shares else None
+
+
+def _no_rollup(process: Path) -> str:
+    if _pss_bytes(process) is not None:
+        return f"{process / 'smaps_rollup'} is missing (Linux before 4.14): memory is summed from smaps, more slowly."
+    return (
+        f"{process / 'smaps_rollup'} and smaps can't be read: the memory of other processes of the run (loader workers)"
+        " is not measured."
+    )
 
 
 def _descendants(proc: Path, process: str) -> Iterator[str]:

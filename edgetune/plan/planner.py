@@ -246,10 +246,13 @@ def _memory_now(profile: Profile, system: System) -> Memory:
 
 def _live_power(system: System) -> Power | None:
     from edgetune.device.board import identify_entry
-    from edgetune.device.power import describe_power, find_power
+    from edgetune.device.power import close_power, describe_power, find_power
 
-    source = find_power(system, *identify_entry(system))
-    return describe_power(system, source) if source is not None else None
+    board, entry = identify_entry(system)
+    source = find_power(system, board, entry)
+    power = describe_power(system, source, entry) if source is not None else None
+    close_power(source)
+    return power
 
 
 def _usable_cores() -> int | None:

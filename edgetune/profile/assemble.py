@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,13 +16,15 @@ from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.memory import read_memory
 from edgetune.device.modes import read_modes
-from edgetune.device.power import PowerSource, describe_power, find_power
+from edgetune.device.power import PowerSource, close_power, describe_power, find_power
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.profile.run import run_probes
 from edgetune.schema import Compute, Power, Profile
 
-_IDLE_S, _QUICK_IDLE_S = 4.0, 2.0  # sensors average over up to a second; a few of their windows
+_IDLE_S, _QUICK_IDLE_S = 4.0, 2.0  # at least; a sensor that averages over more needs more
+_LONGEST_IDLE_S, _LONGEST_QUICK_IDLE_S = 16.0, 2.0
+_SENSOR_WINDOWS = 3  # that a measurement must span to be more than the sensor's memory of what went before
 _BUSY_SHARE = 0.25  # of the cores; above it somebody else's work slows the probes
 
 
@@ -41,14 +45,17 @@ def profile_device(
     system = System("/" if root is None else _checked_root(Path(root)))
     board, entry = identify_entry(system)
     source = find_power(system, board, entry, power_w)
-    power = describe_power(system, source)
+    power = describe_power(system, source, entry)
     throttle = read_throttle(system)
     compute = Compute(cores=_cores())
     warnings: list[str] = []
+    gpu_memory: dict[str, int] = {}
     if system.live and probes:
-        power = _with_idle(power, source, _QUICK_IDLE_S if quick else _IDLE_S)
+        power = _with_idle(power, source, quick)
         warnings += _busy_warning()
-        compute, said = run_probes(quick=quick, power_w=power_w, with_energy=source is not None and source.measured)
+        compute, said, gpu_memory = run_probes(
+            quick=quick, power_w=power_w, with_energy=source is not None and source.measured
+        )
         warnings += said
         after = read_throttle(system)
         if throttled(delta(throttle, after)):
@@ -57,7 +64,8 @@ def profile_device(
     else:
         reason = "no probe was asked for" if system.live else "another root was read (--root)"
         compute = Compute(cores=compute.cores if system.live else None, probe_error=f"{reason}, so nothing was timed")
-    memory, modes = read_memory(system, entry), read_modes(system)
+    close_power(source)
+    memory, modes = msgspec.structs.replace(read_memory(system, entry), **gpu_memory), read_modes(system)
     suggestions = advice(system, board, entry, memory, modes, throttle)
     return Profile(
         board=board,
@@ -66,7 +74,7 @@ def profile_device(
         modes=modes,
         throttle=throttle,
         compute=compute,
-        warnings=[*system.warnings, *warnings],
+        warnings=list(dict.fromkeys([*system.warnings, *warnings])),  # the child reads the same files
         advice=suggestions,
         edgetune_version=__version__,
         created=schema.now(),
@@ -81,11 +89,22 @@ def _checked_root(root: Path) -> Path:
     return root.resolve()
 
 
-def _with_idle(power: Power, source: PowerSource | None, seconds: float) -> Power:
-    """The power of doing nothing, where a sensor can tell."""
+def _with_idle(
+    power: Power, source: PowerSource | None, quick: bool, sleep: Callable[[float], None] = time.sleep
+) -> Power:
+    """The power of doing nothing, where a sensor can tell in the time there is.
+
+    A sensor shows the mean of its last window: one goes by first, so that what was done before is not taken for idling.
+    """
     if source is None or not source.measured:
         return power
-    with EnergyMeter(source) as meter:
+    window_s = power.interval_s or 0.0
+    least_s, longest_s = (_QUICK_IDLE_S, _LONGEST_QUICK_IDLE_S) if quick else (_IDLE_S, _LONGEST_IDLE_S)
+    seconds = max(least_s, _SENSOR_WINDOWS * window_s)
+    if seconds > longest_s:
+        return power
+    with EnergyMeter(source, sleep=sleep) as meter:
+        sleep(window_s)
         return msgspec.structs.replace(power, idle_w=meter.idle(seconds))
 
 

@@ -80,8 +80,10 @@ def saved_bytes(forward: object, module: torch.nn.Module) -> int:
 
 
 def _less(whole: Timing, part: Timing) -> Timing:
-    """A difference of two timings; noise may not make it negative."""
-    joules = None if whole.joules is None or part.joules is None else max(0.0, whole.joules - part.joules)
+    """A difference of two timings; noise may not make seconds negative, and joules lost in it are unknown, not 0."""
+    joules = None if whole.joules is None or part.joules is None else whole.joules - part.joules
+    if joules is not None and joules <= 0:
+        joules = None
     seconds, best_s = (
         max(of_whole - of_part, 0.02 * of_whole)
         for of_whole, of_part in ((whole.seconds, part.seconds), (whole.best_s, part.best_s))

@@ -45,10 +45,13 @@ def main(argument: str) -> None:
             }
         }
     )
+    say({"memory": gpu_memory(device)})
     from edgetune.device.energy import EnergyMeter
+    from edgetune.device.system import System
 
-    source = _power_source(order) if order.with_energy else None
-    with EnergyMeter(source) as energy:
+    system = System()
+    source = _power_source(system, order) if order.with_energy else None
+    with EnergyMeter(source, warn=lambda sentence: say({"warning": sentence})) as energy:
         deadline_s = time.monotonic() + order.budget_s
         bench = Bench(device, order.quick, deadline_s, energy if source is not None else None)
         for (operation, lever), probe in PROBES.items():
@@ -57,12 +60,30 @@ def main(argument: str) -> None:
                 continue
             for line in probe(bench):
                 say(line)
+            say_warnings(system)
+    say_warnings(system)
 
 
 def say(line: dict[str, Any]) -> None:
     """Tell the parent, at once: a later probe may crash."""
     sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def say_warnings(system: Any) -> None:
+    """Tell the parent what reading the sensor brought up since the last time; a crash loses one probe's."""
+    while system.warnings:
+        say({"warning": system.warnings.pop(0)})
+
+
+def gpu_memory(device: str) -> dict[str, int]:
+    """Bytes of GPU memory in all, and free once a process has its context; nothing where CUDA doesn't work."""
+    if device != "cuda":
+        return {}
+    import torch
+
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return {"cuda_total_bytes": total_bytes, "cuda_free_bytes": free_bytes}
 
 
 def _working_device() -> str:
@@ -81,13 +102,13 @@ def _working_device() -> str:
     return "cuda"
 
 
-def _power_source(order: ProbeOrder) -> Any:
+def _power_source(system: Any, order: ProbeOrder) -> Any:
     from edgetune.device.board import identify_entry
     from edgetune.device.power import find_power
-    from edgetune.device.system import System
 
-    system = System()
-    return find_power(system, *identify_entry(system), order.power_w)
+    source = find_power(system, *identify_entry(system), order.power_w)
+    say_warnings(system)
+    return source
 
 
 if __name__ == "__main__":

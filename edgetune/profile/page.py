@@ -96,11 +96,17 @@ def measured_rows(profile: Profile) -> list[Row]:
     if power.source is not None:
         kind = "measured" if power.measured else f"modelled by {power.model or power.source}"
         rows.append(("power now", format_power(power.total_w), f"{power.scope}, {kind}, from {power.source}"))
+        if power.interval_s is not None:
+            rows.append(
+                ("sensor window", f"{power.interval_s:.3g} s", "the sensor averages over it; shorter is unseen")
+            )
         if power.total_corrected_w is not None:
             rows.append(("corrected", format_power(power.total_corrected_w), f"by {power.model}"))
         if power.idle_w is not None:
             rows.append(("idle", format_power(power.idle_w), "before the probes"))
         rows += [(f"  {name}", format_power(watts), "") for name, watts in power.rails.items()]
+        if power.note:
+            rows.append(("about power", "", power.note))
     if compute.runtime_bytes is not None:
         rows.append(("bare process", format_size(compute.runtime_bytes), f"{compute.engine} {compute.engine_version}"))
     where = f"{compute.device}, {compute.threads} threads" if compute.device else ""
@@ -131,7 +137,8 @@ def missing(profile: Profile) -> list[str]:
     power, compute = profile.power, profile.compute
     found = []
     if power.source is None or power.total_w is None:
-        found.append("Power: no sensor answered. Joules can be modelled with --power W, and will be marked so.")
+        why = power.note if power.source is None else None
+        found.append(f"Power: {why or 'no sensor answered.'} Joules can be modelled with --power W, and are marked so.")
     elif not power.measured:
         found.append("Power is modelled, not measured: joules follow the model.")
     if usable_bytes(profile.memory) is None:

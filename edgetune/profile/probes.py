@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from edgetune.device.energy import EnergyMeter
+from edgetune.device.power.base import Facts
 from edgetune.model.spec import ViTSpec
 
 Line = dict[str, Any]
@@ -26,6 +27,8 @@ TOKENS = (50, 101, 197)
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
+_SENSOR_WINDOWS, _LEAST_SAMPLES = 3, 10  # that a probe's energy must span; a shorter one shows what ran before it
+_LONGEST_ENERGY_S = 3.2  # a probe is not stretched further for a slow sensor: it has no joules then
 
 
 class Timing(NamedTuple):
@@ -53,6 +56,9 @@ class Bench:
     def __init__(self, device: str, quick: bool, deadline_s: float, meter: EnergyMeter | None) -> None:
         self.device, self.quick, self.deadline_s, self.meter = device, quick, deadline_s, meter
         self.fp32_flops: float | None = None  # set by the first product, sizes everything after it
+        source = meter.source if meter is not None else None
+        facts: Facts = source.facts() if source is not None and hasattr(source, "facts") else Facts()
+        self.sensor_window_s = facts.interval_s or 0.0
 
     def late(self) -> bool:
         """Whether there is no time for another probe."""
@@ -61,8 +67,7 @@ class Bench:
     def time(self, call: Callable[[], object], least_s: float | None = None) -> Timing:
         """Time a call: once to warm up, then until `least_s` has passed and at least three times (once when slow)."""
         if least_s is None:
-            # a sensor at 10 Hz needs a second to say anything
-            least_s = 1.0 if self.meter is not None and not self.quick else 0.1 if self.quick else 0.3
+            least_s = 0.1 if self.quick else self._energy_s() or 0.3
         call()
         self._wait()
         seconds: list[float] = []
@@ -76,9 +81,23 @@ class Bench:
                 spent = time.monotonic() - began
                 if (spent >= least_s and len(seconds) >= 3) or spent > 4 * max(least_s, 0.25) or self.late():
                     break
-        joules = window.joules if window is not None else None
+        joules = self._joules(window)
         ranked = sorted(seconds)
         return Timing(ranked[len(ranked) // 4], None if joules is None else joules / len(ranked), ranked[0])
+
+    def _energy_s(self) -> float | None:
+        """How long a call must be repeated for its joules to be known; None where that takes too long, or for ever."""
+        if self.meter is None:
+            return None
+        seconds = 1.05 * max(_LEAST_SAMPLES * self.meter.interval_s, _SENSOR_WINDOWS * self.sensor_window_s)
+        return seconds if seconds <= _LONGEST_ENERGY_S else None
+
+    def _joules(self, window: Any) -> float | None:
+        """A window's joules where it holds enough readings of a sensor that is quick enough."""
+        if window is None or window.samples < _LEAST_SAMPLES:
+            return None
+        joules: float | None = window.joules if window.seconds >= _SENSOR_WINDOWS * self.sensor_window_s else None
+        return joules if joules is not None and joules > 0 else None
 
     def _window(self) -> AbstractContextManager[Any]:
         return self.meter.window() if self.meter is not None else nullcontext()

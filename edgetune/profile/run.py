@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from edgetune.schema import BlockCost, Compute
 
 QUICK_S, FULL_S = 9.0, 75.0  # for the probes themselves
-_GRACE_S = 90.0  # for importing torch from a slow card, and for the probe under way when the time is up
+_GRACE_S = 45.0  # for importing torch from a slow card, and for the probe under way when the time is up
+_DYING_S = 5.0  # for a killed child to go; one that hangs in a driver can't, and is left behind
+_MOST_BYTES = 4 << 20  # of what a child prints
+_GPU_MEMORY = ("cuda_total_bytes", "cuda_free_bytes")
 _LAST_LINES = 400  # characters of the child's complaint that fit a sentence
 
 
@@ -25,7 +29,15 @@ class ProbeOrder(msgspec.Struct, frozen=True):
     with_energy: bool = False
 
 
-def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool = False) -> tuple[Compute, list[str]]:
+class Probed(NamedTuple):
+    """What a child found: figures, sentences, and bytes of GPU memory (fields of `schema.Memory`)."""
+
+    compute: Compute
+    warnings: list[str]
+    memory: dict[str, int]
+
+
+def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool = False) -> Probed:
     """What the probes measured, and what they had to say; a failure is `Compute.probe_error`."""
     budget_s = QUICK_S if quick else FULL_S
     order = ProbeOrder(budget_s=budget_s, quick=quick, power_w=power_w, with_energy=with_energy)
@@ -33,25 +45,57 @@ def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool =
     return collect(command, budget_s + _GRACE_S)
 
 
-def collect(command: list[str], timeout_s: float) -> tuple[Compute, list[str]]:
+def collect(command: list[str], timeout_s: float) -> Probed:
     """Run a child and gather the lines it printed until it ended, failed or ran out of time."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=False)
-        out, err, status = done.stdout, done.stderr, done.returncode
-    except subprocess.TimeoutExpired as expired:
-        out, err, status = expired.stdout or b"", expired.stderr or b"", None
+        out, err, status = _run(command, timeout_s)
     except OSError as error:
-        return Compute(probe_error=f"the probes could not be started ({error.strerror})"), []
+        return Probed(Compute(probe_error=f"the probes could not be started ({error.strerror})"), [], {})
     fields: dict[str, Any] = {"gemm_flops": {}, "block_costs": []}
     warnings: list[str] = []
+    memory: dict[str, int] = {}
     for line in out.splitlines():
-        _take(line, fields, warnings)
+        _take(line, fields, warnings, memory)
     if fields.get("probe_error") is None:
         fields["probe_error"] = _failure(status, err, timeout_s)
-    return Compute(**fields), warnings
+    return Probed(Compute(**fields), list(dict.fromkeys(warnings)), memory)
 
 
-def _take(line: bytes, fields: dict[str, Any], warnings: list[str]) -> None:
+def _run(command: list[str], timeout_s: float) -> tuple[bytes, bytes, int | None]:
+    """Output, complaints and exit status of a child, None where its time was up.
+
+    Files rather than pipes: a pipe stays open, and waiting for its end goes on, as long as any process the child
+    started holds it. The child leads a group of its own so that those end with it.
+    """
+    import tempfile  # not wanted where only a root is read
+
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+        status: int | None = None
+        try:
+            status = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if status is None:
+                _kill(child)
+        out.seek(0)
+        err.seek(max(0, err.seek(0, os.SEEK_END) - _MOST_BYTES))
+        return out.read(_MOST_BYTES), err.read(), status
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except OSError:
+        child.kill()
+    try:
+        child.wait(_DYING_S)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict[str, int]) -> None:
     """Fold one line of the child into the fields of `Compute`; anything else it printed is ignored."""
     try:
         said = msgspec.json.decode(line, type=dict[str, Any])
@@ -66,6 +110,8 @@ def _take(line: bytes, fields: dict[str, Any], warnings: list[str]) -> None:
         fields["gemm_flops"].update(said["gemm"])
     elif "warning" in said:
         warnings.append(said["warning"])
+    elif "memory" in said:
+        memory.update({name: size for name, size in said["memory"].items() if name in _GPU_MEMORY and size > 0})
     elif "compute" in said:
         fields.update({name: value for name, value in said["compute"].items() if name in Compute.__struct_fields__})
 

@@ -28,6 +28,12 @@ def given_advice(system: System) -> str:
         ("orin-nano-super-jp6", {"tmp/.X11-unix/X0": ""}, "A desktop is running"),
         ("xavier-nx-jp5", {}, "Python 3.8"),
         ("nano-jp4", {}, "Python 3.6"),
+        (
+            "nano-jp4",
+            {"etc/nv_tegra_release": "# R32 (release), REVISION: 99.9, GCID: 1"},
+            "Python 3.6",
+        ),  # unknown name
+        ("xavier-nx-jp5", {"etc/nv_tegra_release": "# R35 (release), REVISION: 9.9, GCID: 1"}, "Python 3.8"),
         ("rpi4", {}, "illegal instruction"),
         ("rpi5", {}, "cgroup_enable=memory"),
         ("cm4", {}, "supply voltage is too low right now"),

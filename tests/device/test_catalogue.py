@@ -93,6 +93,8 @@ def test_module_figures_take_the_place_of_the_familys() -> None:
         ("raspberry-pi-4b", "1.1", 32, 4.061799, True),
         ("raspberry-pi-4b", "1.5", 64, 4.552906, False),
         ("raspberry-pi-3b-plus", "1.3", 64, 3.651396, True),
+        ("raspberry-pi-400", "1.0", 64, 4.334818, True),  # published for every revision
+        ("raspberry-pi-400", "1.0", None, 4.334818, False),  # for 64 bits, which nothing says this board has
     ],
 )
 def test_published_models_at_half_load(family: str, revision: str, bits: int, watts: float, exact: bool) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.energy_accuracy import constant, ramp, sine, square, window_error
 from edgetune.device.board import identify_entry
+from edgetune.device.catalogue import TotalRule
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import Reading, find_power
 from edgetune.device.power.constant import UserConstant
@@ -183,6 +184,59 @@ def test_a_sensor_that_freezes_is_noticed():
     assert window.frozen
     assert len(bench.told) == 1
     assert "repeated one reading" in bench.told[0]
+
+
+class Rails(Bench):
+    """Two rails that make the total and one that is only listed."""
+
+    rule = TotalRule(rails=["IN", "SYS"], scope="module")
+
+    def read(self):
+        rails = self.watts(self.now)
+        return Reading(rails["IN"] + rails["SYS"], rails)
+
+
+def test_a_counted_rail_that_freezes_is_noticed_though_others_move():
+    bench = Rails(lambda t: {"IN": 5.0, "SYS": 4.0 + t % 1, "LISTED": t})
+    with bench.meter() as meter, meter.window() as window:
+        bench.run(meter, 70)
+    assert window.frozen
+    assert len(bench.told) == 1
+    assert "one reading of IN" in bench.told[0]
+
+
+@pytest.mark.parametrize("rails", [{"IN": 0.0}, {"IN": 0.5}])
+def test_a_small_or_resting_rail_may_stand_still(rails):
+    bench = Rails(lambda t: {"SYS": 4.0 + t % 1, **rails})
+    with bench.meter() as meter, meter.window() as window:
+        bench.run(meter, 90)
+    assert not window.frozen
+    assert bench.told == []
+
+
+def test_a_listed_rail_that_moves_hides_no_frozen_total():
+    bench = Rails(lambda t: {"IN": 5.0, "SYS": 4.0, "LISTED": t})
+    with bench.meter() as meter, meter.window() as window:
+        bench.run(meter, 70)
+    assert window.frozen
+    assert len(bench.told) == 1
+
+
+def test_windows_of_a_source_that_never_answers_do_not_pile_up_and_never_have_joules():
+    bench = Bench(None)
+    with bench.meter() as meter:
+        with meter.window() as first:
+            bench.run(meter, 1)
+        for _ in range(500):
+            with meter.window():
+                bench.run(meter, 0.5, step=0.25)
+        assert len(meter._pending) < 15
+        bench.watts = 10.0
+        bench.run(meter, 5)
+        assert (first.joules, first.coverage) == (None, 0.0)
+        with meter.window() as window:
+            bench.run(meter, 10)
+    assert window.joules == pytest.approx(100.0)
 
 
 def test_a_users_constant_is_not_called_frozen():

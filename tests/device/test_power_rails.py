@@ -71,7 +71,7 @@ def test_rails_inside_the_total_are_listed_not_added(open_board):
 
 @pytest.mark.parametrize("error", ["ENODATA", "EAGAIN", "EIO", "EACCES", "ENOENT"])
 def test_an_unreadable_total_rail_makes_the_total_unknown_not_smaller(open_board, error):
-    system = open_board("agx-orin-jp5", errnos={"hwmon3/curr2_input": error})
+    system = open_board("agx-orin-jp5", errnos={"hwmon3/curr2_input": error}, files={"cmd/tegrastats.txt": None})
     power = power_of(system)
     assert power.total_w is None
     assert power.rails["VDD_CPU_CV"] is None
@@ -86,7 +86,10 @@ def test_an_unreadable_total_rail_makes_the_total_unknown_not_smaller(open_board
 def test_garbage_is_unknown_with_one_warning_that_names_the_file(open_board, content):
     system = open_board(
         "orin-nano-super-jp6",
-        files={"sys/devices/platform/bus@0/c240000.i2c/i2c-1/1-0040/hwmon/hwmon4/in1_input": content},
+        files={
+            "sys/devices/platform/bus@0/c240000.i2c/i2c-1/1-0040/hwmon/hwmon4/in1_input": content,
+            "cmd/tegrastats.txt": None,
+        },
     )
     board, entry = identify_entry(system)
     source = find_power(system, board, entry)
@@ -98,7 +101,7 @@ def test_garbage_is_unknown_with_one_warning_that_names_the_file(open_board, con
 @pytest.mark.parametrize(("current", "word"), [("-80", "negative"), ("90000000", "not believable")])
 def test_negative_and_absurd_readings_are_unknown_with_one_warning(open_board, current, word):
     chip = "sys/devices/platform/bus@0/c240000.i2c/i2c-1/1-0040/hwmon/hwmon4"
-    system = open_board("orin-nano-super-jp6", files={f"{chip}/curr1_input": current})
+    system = open_board("orin-nano-super-jp6", files={f"{chip}/curr1_input": current, "cmd/tegrastats.txt": None})
     board, entry = identify_entry(system)
     source = find_power(system, board, entry)
     for _ in range(3):
@@ -106,6 +109,47 @@ def test_negative_and_absurd_readings_are_unknown_with_one_warning(open_board, c
     assert len(system.warnings) == 1
     assert "/sys/class/hwmon/hwmon4/curr1_input" in system.warnings[0]
     assert word in system.warnings[0]
+
+
+@pytest.mark.parametrize("error", ["EACCES", "EIO", "ENODATA", None])
+def test_tegrastats_is_asked_where_the_monitors_can_not_be_read(open_board, error):
+    chip = "sys/devices/platform/bus@0/c240000.i2c/i2c-1/1-0040/hwmon/hwmon4"
+    if error is None:
+        system = open_board("orin-nano-super-jp6", files={f"{chip}/in1_input": "garbage\n"})
+    else:
+        system = open_board("orin-nano-super-jp6", errnos={"in1_input": error})
+    power = power_of(system)
+    assert (power.source, power.scope, power.measured) == ("tegrastats", "module", True)
+    assert power.total_w == pytest.approx(5.251)
+    named = [warning for warning in system.warnings if "/in1_input" in warning]
+    assert len(named) == (0 if error == "ENODATA" else 1)
+
+
+def test_monitors_that_can_not_be_read_now_stay_the_fallback(open_board):
+    system = open_board("orin-nano-super-jp6", errnos={"in1_input": "EACCES"}, files={"cmd/tegrastats.txt": None})
+    board, entry = identify_entry(system)
+    source = find_power(system, board, entry)
+    assert source.name == "ina3221"
+    assert source.read().total_w is None
+    system.errnos.clear()
+    assert source.read().total_w == pytest.approx(5.251904)
+
+
+def test_a_total_of_nothing_is_not_believed(open_board):
+    chip = "sys/devices/platform/bus@0/c240000.i2c/i2c-1/1-0040/hwmon/hwmon4"
+    system = open_board("orin-nano-super-jp6", files={f"{chip}/curr1_input": "0\n", "cmd/tegrastats.txt": None})
+    board, entry = identify_entry(system)
+    source = find_power(system, board, entry)
+    for _ in range(3):
+        assert source.read().total_w is None
+    (warning,) = system.warnings
+    assert warning.startswith("/sys/class/hwmon/hwmon4/curr1_input says")
+    assert "0 W" in warning
+    zero = open_board("orin-nano-super-jp6", files={f"{chip}/curr2_input": "0\n"})
+    power = power_of(zero)
+    assert power.rails["VDD_CPU_GPU_CV"] == 0.0  # a rail may be off
+    assert power.total_w == pytest.approx(5.251904)
+    assert zero.warnings == []
 
 
 def test_thors_gated_gpu_rail_reads_below_zero_and_leaves_the_total_alone(open_board):

@@ -161,6 +161,27 @@ def test_a_card_reads_out_watts_and_its_loss_is_unknown(tmp_path):
     assert gpus.read().total_w is None
 
 
+def test_a_card_that_draws_nothing_is_no_sensor_and_no_zero(tmp_path):
+    system = System(tmp_path)
+    assert find_gpus(system, FakeNvml([0])) is None
+    assert len(system.warnings) == 1
+    assert "NVML gpu0" in system.warnings[0]
+    library = FakeNvml([71_500])
+    gpus = find_gpus(system, library)
+    library.milliwatts[0] = 0
+    assert gpus.read() == (None, {"gpu0": None}, None)
+
+
+def test_a_stub_library_is_no_sensor(tmp_path):
+    class Stub:
+        def __getattr__(self, name):
+            raise AttributeError(f"undefined symbol: {name}")
+
+    system = System(tmp_path)
+    assert find_gpus(system, Stub()) is None
+    assert "nvmlInit_v2" in system.warnings[0]
+
+
 # ----------------------------------------------------------------------------------------------------------------- battery
 
 
@@ -186,6 +207,17 @@ def test_a_negative_current_is_a_convention_not_a_direction(open_board):
     assert find_batteries(system).read().total_w == pytest.approx(3.921 * 0.512)
     system = open_board("sbc-battery", files={f"{folder}/power_now": "2500000\n"})
     assert find_batteries(system).read().total_w == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(("name", "content"), [("current_now", "0\n"), ("power_now", "0\n")])
+def test_a_battery_that_discharges_nothing_is_not_believed(open_board, name, content):
+    path = f"sys/class/power_supply/axp20x-battery/{name}"
+    system = open_board("sbc-battery", files={path: content})
+    source = find_batteries(system)
+    for _ in range(2):
+        assert source.read() == (None, {"axp20x-battery": None}, None)
+    assert len(system.warnings) == 1
+    assert f"/{path}" in system.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["generic-sbc", "thor-t5000-jp7"])
@@ -316,6 +348,13 @@ def test_a_users_constant_wins_over_a_sensor_and_says_so(open_board):
     board, entry = identify_entry(system)
     assert find_power(system, board, entry, 7.0).read().total_w == 7.0
     assert "ina3221" in system.warnings[0]
+
+
+def test_a_users_constant_needs_no_sensor_and_is_told_of_none(open_board):
+    system = open_board("rpi500")
+    board, entry = identify_entry(system)
+    assert find_power(system, board, entry, 7.0).read().total_w == 7.0
+    assert system.warnings == []
 
 
 def test_an_unlabelled_chip_is_listed_until_the_user_says_what_it_measures(open_board):

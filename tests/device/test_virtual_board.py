@@ -12,6 +12,10 @@ from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import describe_power, find_power
 from edgetune.device.system import System
+from edgetune.measure import PeakMeter
+from edgetune.profile import profile_device
+from edgetune.schema import Caps
+from edgetune.train.governor import Governor
 from tests.virtual_board import virtual_board
 
 BURN = "import time\nend = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
@@ -76,6 +80,37 @@ def test_it_is_an_orin_nano_to_whoever_reads_it(tmp_path):
         assert power.total_w == power.rails["VDD_IN"] >= 5.2
         assert set(power.rails) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
         assert system.warnings == []
+
+
+def test_a_profile_of_the_board_is_of_its_live_sensor(tmp_path):
+    with virtual_board(tmp_path, idle_w=5.0, core_w=6.0) as board:
+        resting = profile_device(root=board.root)
+        with subprocess.Popen([sys.executable, "-c", BURN.format(seconds=3.0)]) as child:
+            time.sleep(1.0)
+            loaded = profile_device(root=board.root)
+            child.wait()
+    assert resting.board.family == "jetson-orin-nano"
+    assert (resting.power.source, resting.power.interval_s) == ("ina3221", 0.1)
+    assert loaded.power.total_w > resting.power.total_w + 0.5  # the child shows
+    assert resting.memory.unified is True
+    assert resting.modes.current == "25W"
+
+
+def test_an_energy_cap_ends_work_on_the_board_before_it_is_broken(tmp_path):
+    cap_j, reserve_s = 12.0, 0.1
+    with virtual_board(tmp_path, idle_w=4.0, core_w=3.0) as board:
+        _, source, _ = open_source(board)
+        governor = Governor(Caps(energy_j=cap_j), PeakMeter())
+        with EnergyMeter(source) as meter, meter.window() as window:
+            began = time.monotonic()
+            while governor.spent_cap(window.seconds, window.estimated_joules, reserve_s) is None:
+                burn(0.05)  # a step
+                assert time.monotonic() - began < 10
+            stopped_by = governor.spent_cap(window.seconds, window.estimated_joules, reserve_s)
+            ended = time.monotonic()
+        truth = board.true_joules(began, ended)
+    assert stopped_by == "energy"
+    assert 0.75 * cap_j < truth <= cap_j * 1.01
 
 
 def test_a_sensor_that_vanishes_half_way_is_noticed_and_the_truth_goes_on(tmp_path):

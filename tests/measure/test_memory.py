@@ -117,12 +117,33 @@ def test_garbage_in_procfs_is_unknown(tmp_path: Path) -> None:
     assert meter.peak_bytes() is None
 
 
-def test_device_peak_is_unknown_without_torch() -> None:
-    (known,) = in_fresh_process("""
-        from edgetune.measure import PeakMeter
-        print(int(PeakMeter.start().device_peak_bytes() is not None))
-    """)
-    assert known == 0
+def tree_without_rollup(proc: Path) -> None:
+    """A process with one child under a kernel that has no smaps_rollup yet."""
+    for name, children in (("self", "7"), ("7", "")):
+        (proc / name / "task" / "1").mkdir(parents=True)
+        (proc / name / "task" / "1" / "children").write_text(children)
+        (proc / name / "status").write_text("VmRSS:\t  1000 kB\nVmHWM:\t  1000 kB\n")
+        (proc / name / "smaps").write_text(
+            "00400000-00452000 r-xp 00000000 08:02 173521 /usr/bin/x\nRss: 900 kB\nPss:                 300 kB\n"
+            "00652000-00655000 rw-p 00000000 08:02 173521 /usr/bin/x\nPss:                 200 kB\nPss_Dirty: 9 kB\n"
+        )
+
+
+def test_a_kernel_without_smaps_rollup_is_summed_from_smaps(tmp_path: Path) -> None:
+    tree_without_rollup(tmp_path)
+    meter = PeakMeter.start(proc=tmp_path, children=True)
+    meter.stop()
+    assert meter.current_bytes() == 2 * 500 * 1024
+    assert [("before 4.14" in sentence) for sentence in meter.warnings if "smaps" in sentence] == [True]
+
+
+def test_children_that_can_not_be_measured_are_said(tmp_path: Path) -> None:
+    tree_without_rollup(tmp_path)
+    (tmp_path / "self" / "smaps").unlink()
+    meter = PeakMeter.start(proc=tmp_path, children=True)
+    meter.stop()
+    assert meter.current_bytes() == 1000 * 1024  # this process alone
+    assert [("not measured" in sentence) for sentence in meter.warnings if "smaps" in sentence] == [True]
 
 
 @linux

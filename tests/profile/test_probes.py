@@ -8,8 +8,11 @@ import weakref
 
 import pytest
 
+from edgetune.device.energy import EnergyMeter
+from edgetune.device.power import PowerSource, Reading
+from edgetune.device.power.base import Facts
 from edgetune.model.spec import ViTSpec
-from edgetune.profile.probes import PROBES, Bench, probe
+from edgetune.profile.probes import PROBES, Bench, Timing, probe
 
 torch = pytest.importorskip("torch")
 
@@ -69,6 +72,52 @@ def test_a_matrix_product_that_has_no_kernel_is_unknown(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "ones", refuse)
     (line,) = PROBES["matmul", "bf16"](quick_bench())
     assert line == {"gemm": {"bf16": None}}
+
+
+class Metered(PowerSource):
+    """A steady sensor with an averaging window of its own."""
+
+    name, scope, measured = "test", "module", True
+
+    def __init__(self, window_s: float | None, watts: float = 10.0) -> None:
+        self.window_s, self.watts = window_s, watts
+
+    def read(self) -> Reading:
+        return Reading(self.watts)
+
+    def facts(self) -> Facts:
+        return Facts(interval_s=self.window_s)
+
+
+@pytest.mark.parametrize(
+    ("window_s", "least_s", "known"),
+    [(None, 0.2, True), (0.05, 0.2, True), (0.2, 0.2, False), (3.4, 0.2, False), (None, 0.03, False)],
+)
+def test_joules_need_three_windows_of_the_sensor_and_ten_readings(
+    window_s: float | None, least_s: float, known: bool
+) -> None:
+    with EnergyMeter(Metered(window_s), interval_s=0.01) as meter:
+        bench = Bench("cpu", True, time.monotonic() + 30, meter)
+        timing = bench.time(lambda: time.sleep(0.01), least_s)
+    if known:
+        assert timing.joules == pytest.approx(10.0 * timing.seconds, rel=0.5)
+    else:
+        assert timing.joules is None
+
+
+def test_a_sensor_too_slow_for_a_probe_does_not_stretch_it() -> None:
+    with EnergyMeter(Metered(3.4)) as slow, EnergyMeter(Metered(0.5)) as quick:
+        assert Bench("cpu", False, time.monotonic(), slow)._energy_s() is None
+        assert Bench("cpu", False, time.monotonic(), quick)._energy_s() == pytest.approx(1.575)
+
+
+def test_joules_lost_in_a_difference_are_unknown_not_zero() -> None:
+    from edgetune.profile.block import _less
+
+    assert _less(Timing(2.0, 10.0, 2.0), Timing(1.0, 4.0, 1.0)).joules == 6.0
+    assert _less(Timing(2.0, 4.0, 2.0), Timing(1.0, 4.0, 1.0)).joules is None
+    assert _less(Timing(2.0, 3.0, 2.0), Timing(1.0, 4.0, 1.0)).joules is None
+    assert _less(Timing(2.0, None, 2.0), Timing(1.0, 4.0, 1.0)).joules is None
 
 
 def test_timing_stops_at_its_deadline() -> None:

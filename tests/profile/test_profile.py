@@ -16,6 +16,7 @@ from edgetune.errors import InputError
 from edgetune.profile import profile_device
 from edgetune.profile.page import print_profile
 from edgetune.schema import BlockCost, Compute, Profile
+from tests.device.conftest import FIXTURES
 
 
 def empty_root(folder: Path) -> Path:
@@ -66,6 +67,14 @@ def test_the_page_fits_eighty_columns_and_names_what_is_missing(tmp_path: Path) 
     assert max(map(len, text.splitlines())) <= 80
     for word in ("Limits", "Measured", "Not known", "free now", "--power"):
         assert word in text
+
+
+def test_the_page_says_what_the_watts_stand_for() -> None:
+    text = page(profile_device(root=FIXTURES / "orin-nano-super-jp6"))
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("5.25 W", "3.38 s", "total = VDD_IN", "module, measured, from ina3221"):
+        assert word in text
+    assert "Zero 2 W has no power sensor" in " ".join(page(profile_device(root=FIXTURES / "rpi-zero2w")).split())
 
 
 def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,39 @@ def test_findings_are_gathered() -> None:
         '{"block":{"width":192,"heads":3,"tokens":50,"batch_size":2,"lever":"eager","part":"forward","seconds":0.5,'
         '"saved_bytes":0,"energy_j":null}}'
     )
-    compute, warnings = collect(child(f'print({block!r}); print(\'{{"warning":"warm today"}}\')'), 30)
+    compute, warnings, memory = collect(child(f'print({block!r}); print(\'{{"warning":"warm today"}}\')'), 30)
     assert (compute.device, compute.threads, compute.gemm_flops) == ("cpu", 2, {"fp32": 1e9})
     assert [cost.seconds for cost in compute.block_costs] == [0.5]
     assert warnings == ["warm today"]
+    assert memory == {}
     assert compute.probe_error is None
 
 
+def test_gpu_memory_is_gathered_and_nothing_else_of_that_kind() -> None:
+    line = '{"memory":{"cuda_total_bytes":8000,"cuda_free_bytes":5000,"total_bytes":1}}'
+    assert collect(child(f"print({line!r})"), 30).memory == {"cuda_total_bytes": 8000, "cuda_free_bytes": 5000}
+
+
+def test_a_child_that_leaves_a_process_behind_is_not_waited_for() -> None:
+    began = time.monotonic()
+    compute, *_ = collect(child("import subprocess; subprocess.Popen(['sleep', '30'])"), 20)
+    assert compute.probe_error is None
+    assert time.monotonic() - began < 10
+
+
+def test_a_hung_child_takes_its_own_children_with_it(tmp_path: Path) -> None:
+    body = f"import subprocess, time; p = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(60)"
+    compute, *_ = collect(child(body), 1.5)
+    assert compute.probe_error is not None
+    deadline = time.monotonic() + 5
+    state = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 def test_noise_on_standard_output_is_ignored() -> None:
-    compute, _ = collect(
+    compute, *_ = collect(
         child("print('hello'); print('[1]'); print('{\"block\":{\"width\":\"wide\"}}'); print('{')"), 30
     )
     assert compute.threads == 2
@@ -46,26 +71,26 @@ def test_noise_on_standard_output_is_ignored() -> None:
     [(signal.SIGILL, "illegal instruction"), (signal.SIGKILL, "memory"), (signal.SIGSEGV, "SIGSEGV")],
 )
 def test_a_crash_keeps_what_was_found(number: signal.Signals, words: str) -> None:
-    compute, _ = collect(child(f"import os; os.kill(os.getpid(), {int(number)})"), 30)
+    compute, *_ = collect(child(f"import os; os.kill(os.getpid(), {int(number)})"), 30)
     assert compute.gemm_flops == {"fp32": 1e9}
     assert compute.probe_error is not None
     assert words in compute.probe_error
 
 
 def test_an_exception_is_one_sentence() -> None:
-    compute, _ = collect(child("raise RuntimeError('no kernel image is available')"), 30)
+    compute, *_ = collect(child("raise RuntimeError('no kernel image is available')"), 30)
     assert compute.probe_error == "the probes failed: RuntimeError: no kernel image is available"
 
 
 def test_a_child_that_hangs_is_ended() -> None:
-    compute, _ = collect(child("import time; time.sleep(60)"), 1.5)
+    compute, *_ = collect(child("import time; time.sleep(60)"), 1.5)
     assert compute.gemm_flops == {"fp32": 1e9}
     assert compute.probe_error is not None
     assert "did not end" in compute.probe_error
 
 
 def test_a_missing_interpreter_is_no_crash() -> None:
-    compute, _ = collect(["/nonexistent/python"], 5)
+    compute, *_ = collect(["/nonexistent/python"], 5)
     assert compute.probe_error is not None
     assert "could not be started" in compute.probe_error
 

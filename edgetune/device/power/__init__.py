@@ -8,5 +8,6 @@ One file a family of sensors: `ina3221.py` (Jetson's rail monitors, both drivers
 from edgetune.device.power.base import EnergyCounter as EnergyCounter
 from edgetune.device.power.base import PowerSource as PowerSource
 from edgetune.device.power.base import Reading as Reading
+from edgetune.device.power.find import close_power as close_power
 from edgetune.device.power.find import describe_power as describe_power
 from edgetune.device.power.find import find_power as find_power

@@ -106,6 +106,14 @@ class Judge:
         self.warn_once(path, f"{path} says {watts:.6g} W, which is {said}; what it measures is unknown.")
         return None
 
+    def believable_total(self, path: str, watts: float | None) -> float | None:
+        """The same for a board's total, which is never 0 while something reads it; a single rail may be off."""
+        watts = self.believable(path, watts)
+        if watts == 0.0:
+            self.warn_once(f"{path} 0", f"{path} says that the whole draws 0 W, which can't be; its power is unknown.")
+            return None
+        return watts
+
     def warn_once(self, path: str, sentence: str) -> None:
         """Note the first trouble with a file."""
         if path not in self._told:

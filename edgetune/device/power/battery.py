@@ -46,12 +46,12 @@ class Batteries:
         path = f"{folder}/power_now"
         if self.system.exists(path):
             microwatts = read_number(self.system, path)
-            return None if microwatts is None else self._judge.believable(path, abs(microwatts) / 1e6)
+            return None if microwatts is None else self._judge.believable_total(path, abs(microwatts) / 1e6)
         microvolts = read_number(self.system, f"{folder}/voltage_now")
         microamperes = read_number(self.system, f"{folder}/current_now")
         if microvolts is None or microamperes is None:
             return None
-        return self._judge.believable(f"{folder}/current_now", microvolts * abs(microamperes) / 1e12)
+        return self._judge.believable_total(f"{folder}/current_now", microvolts * abs(microamperes) / 1e12)
 
 
 def find_batteries(system: System) -> Batteries | None:

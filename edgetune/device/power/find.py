@@ -2,7 +2,9 @@
 
 What the user says comes first, then sensors from the widest and surest view to the narrowest, then what is modelled:
 rail monitors with a rule for the total, the Raspberry Pi's power chip, processor counters (and graphics cards beside
-them), a battery that is discharging, tegrastats, published models. A sensor is chosen only after it has answered.
+them), a battery that is discharging, published models. tegrastats speaks for a Jetson whose rail monitors can't be
+read. A sensor is chosen only after it has answered; monitors that know their total but can't read it now stay the
+fallback.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from edgetune.device.system import System
 from edgetune.errors import InputError
 
 _REVISION = re.compile(r"\bRev (\d+\.\d+)")
+_PMIC_HINT = "The power chip did not answer: join the group `video`, or give a container --device /dev/vcio."
 _LOOK_AGAIN_S = 0.05  # between the two looks that a counter or a utilisation needs
 
 
@@ -73,25 +76,21 @@ def find_power(
     rails = find_rails(system)
     if meter is not None:
         return SupplyMeter(system, _named(rails, meter))
-    sensor = _find_sensor(system, entry, rails)
+    sensor = _find_sensor(system, entry, rails, wanted=user_w is None)
     if user_w is not None:
-        if sensor is not None:
+        if sensor is not None and not (isinstance(sensor, RailMonitors) and sensor.read().total_w is None):
             system.warn(f"--power is used instead of the sensor {sensor.name}; leave it out to measure.")
-        _close(sensor)
+        close_power(sensor)
         return UserConstant(user_w)
     if sensor is not None:
         return sensor
-    if entry is not None and entry.kind == "jetson" and (tool := find_tegrastats(system, entry)) is not None:
-        if tool.read().total_w is not None:
-            return tool
-        tool.close()
     if entry is not None and (model := _find_model(system, board, entry)) is not None:
         return model
     # rails that add up to nothing known are still worth listing
     return RailMonitors(system, rails, entry) if any(rail.labelled for rail in rails) else None
 
 
-def describe_power(system: System, source: PowerSource | None, entry: BoardEntry | None = None) -> schema.Power:
+def describe_power(system: System, source: PowerSource | None, entry: BoardEntry | None) -> schema.Power:
     """What the profile says of a source: one reading, and what has to be known to use the figure.
 
     Args:
@@ -117,15 +116,24 @@ def describe_power(system: System, source: PowerSource | None, entry: BoardEntry
     )
 
 
-def _find_sensor(system: System, entry: BoardEntry | None, rails: list[Rail]) -> PowerSource | None:
-    """The first sensor that has answered."""
+def _find_sensor(system: System, entry: BoardEntry | None, rails: list[Rail], *, wanted: bool) -> PowerSource | None:
+    """The first sensor that has answered; where one is `wanted`, a warning says why the board's own did not."""
     monitors = RailMonitors(system, [rail for rail in rails if rail.labelled], entry)
+    if monitors.rule is not None and monitors.read().total_w is not None:
+        return monitors
+    if entry is not None and entry.kind == "jetson" and (tool := find_tegrastats(system, entry)) is not None:
+        if tool.read().total_w is not None:
+            return tool
+        tool.close()
     if monitors.rule is not None:
         return monitors
     if entry is not None and entry.power.sensor == "rpi-pmic":
         pmic = Pmic(system, entry)
         if pmic.read().total_w is not None:
             return pmic
+        if wanted:
+            instead = "modelled from CPU use, not measured" if entry.power.models else "unknown"
+            system.warn(f"{_unread(pmic)} Until then this board's power is {instead}.")
     rapl, gpus = find_rapl(system), find_gpus(system)
     if rapl is not None and rapl.read_j() is None:
         rapl = None
@@ -135,6 +143,13 @@ def _find_sensor(system: System, entry: BoardEntry | None, rails: list[Rail]) ->
         return rapl or gpus
     batteries = find_batteries(system)
     return batteries if batteries is not None and batteries.read().total_w is not None else None
+
+
+def _unread(pmic: Pmic) -> str:
+    """Why a Raspberry Pi's power chip gave no total, and how to get one."""
+    if pmic.trouble is None:
+        return _PMIC_HINT
+    return _PMIC_HINT.replace("did not answer:", f"did not answer ({pmic.trouble}):")
 
 
 def _find_model(system: System, board: schema.Board, entry: BoardEntry) -> LinearModel | None:
@@ -188,7 +203,7 @@ def _reason(system: System, entry: BoardEntry | None) -> str:
     if PERMISSION_HINT in system.warnings:
         return PERMISSION_HINT
     if entry is not None and entry.power.sensor == "rpi-pmic":
-        return "The power chip did not answer: join the group `video`, or give a container --device /dev/vcio."
+        return _PMIC_HINT
     return "No power sensor was found: give the board's watts with --power to have energy estimated."
 
 
@@ -209,7 +224,8 @@ def _join(notes: list[str]) -> str | None:
     return "; ".join(note.rstrip(".") for note in notes if note) + "." if any(notes) else None
 
 
-def _close(source: PowerSource | None) -> None:
+def close_power(source: PowerSource | None) -> None:
+    """End what a source keeps running (the tool tegrastats); the others keep nothing."""
     close = getattr(source, "close", None)
     if close is not None:
         close()

@@ -38,6 +38,7 @@ class Rail:
     read_w: Callable[[], float | None]
     kind: str = "ina3221"
     labelled: bool = True
+    path: str = ""  # the file that warnings name
 
 
 def find_rails(system: System) -> list[Rail]:
@@ -58,6 +59,7 @@ class RailMonitors:
 
     def __init__(self, system: System, rails: list[Rail], entry: BoardEntry | None) -> None:
         self.system = system
+        self._judge = Judge(system)
         self.rails: dict[str, Rail] = {}
         doubtful = set()
         for rail in rails:
@@ -74,7 +76,10 @@ class RailMonitors:
     def read(self) -> Reading:
         """All rails now; the total only where every rail it needs could be read."""
         watts = {name: rail.read_w() for name, rail in self.rails.items()}
-        return Reading(total_w(self.rule, watts), watts)
+        total = total_w(self.rule, watts)
+        if total == 0.0 and self.rule is not None:
+            total = self._judge.believable_total(self.rails[self.rule.rails[0]].path, total)
+        return Reading(total, watts)
 
     def facts(self) -> Facts:
         """The averaging window of the slowest chip in the total, and what is listed only."""
@@ -92,13 +97,14 @@ class SupplyMeter:
 
     def __init__(self, system: System, rail: Rail) -> None:
         self.system = system
+        self._judge = Judge(system)
         self.rail = rail
         self.name = rail.name
 
     def read(self) -> Reading:
         """Its watts now."""
         watts = self.rail.read_w()
-        return Reading(watts, {self.rail.name: watts})
+        return Reading(self._judge.believable_total(self.rail.path, watts), {self.rail.name: watts})
 
     def facts(self) -> Facts:
         """Whose word it is that this is the supply."""
@@ -170,7 +176,7 @@ def _ina3221_rails(judge: Judge, folder: str) -> list[Rail]:
             continue
         name = label if label is not None and named else f"{_bus_address(judge.system, folder)}.ch{channel}"
         volts, amperes = f"{folder}/in{channel}_input", f"{folder}/curr{channel}_input"
-        rails.append(Rail(name, folder, _volts_times_amperes(judge, volts, amperes), labelled=named))
+        rails.append(Rail(name, folder, _volts_times_amperes(judge, volts, amperes), labelled=named, path=amperes))
     return rails
 
 
@@ -183,7 +189,8 @@ def _jetpack4_rails(judge: Judge, folder: str) -> list[Rail]:
             continue
         power = f"{folder}/in_power{channel}_input"
         volts, amperes = f"{folder}/in_voltage{channel}_input", f"{folder}/in_current{channel}_input"
-        rails.append(Rail(label, folder, _milliwatts(judge, power, _volts_times_amperes(judge, volts, amperes))))
+        otherwise = _volts_times_amperes(judge, volts, amperes)
+        rails.append(Rail(label, folder, _milliwatts(judge, power, otherwise), path=power))
     return rails
 
 
@@ -201,7 +208,7 @@ def _single_rail(judge: Judge, folder: str, chip: str) -> Rail:
         sign = -1 if milliamperes is not None and milliamperes < 0 else 1
         return judge.believable(power, sign * abs(microwatts) / 1e6)
 
-    return Rail(label if labelled and label else chip, folder, read_w, chip, labelled)
+    return Rail(label if labelled and label else chip, folder, read_w, chip, labelled, power)
 
 
 def _volts_times_amperes(judge: Judge, volts: str, amperes: str) -> Callable[[], float | None]:

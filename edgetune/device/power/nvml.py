@@ -39,27 +39,38 @@ class Gpus:
 
     def _watts(self, name: str, handle: Any) -> float | None:
         milliwatts = _unsigned(self.library, "nvmlDeviceGetPowerUsage", handle)
-        return None if milliwatts is None else self._judge.believable(f"NVML {name}", milliwatts / 1e3)
+        return None if milliwatts is None else self._judge.believable_total(f"NVML {name}", milliwatts / 1e3)
 
 
 def find_gpus(system: System, library: Any = None) -> Gpus | None:
     """The GPUs whose power can be read right now, or None. A foreign root never asks this machine's driver."""
     if library is None:
         library = _load() if system.live else None
-    if library is None or library.nvmlInit_v2() != _SUCCESS:
+    try:
+        handles = _answering(library, system) if library is not None else {}
+    except AttributeError as error:  # a stub in the library's place, as build images have it
+        system.warn(f"libnvidia-ml.so.1 lacks a function ({error}); no graphics card is read through it.")
         return None
+    return Gpus(system, library, handles) if handles else None
+
+
+def _answering(library: Any, system: System) -> dict[str, Any]:
+    """Handles of the GPUs that read out watts, by name."""
     from ctypes import byref, c_uint, c_void_p
 
     count = c_uint()
-    if library.nvmlDeviceGetCount_v2(byref(count)) != _SUCCESS:
-        return None
+    if library.nvmlInit_v2() != _SUCCESS or library.nvmlDeviceGetCount_v2(byref(count)) != _SUCCESS:
+        return {}
+    judge = Judge(system)
     handles: dict[str, Any] = {}
     for index in range(min(count.value, 64)):
-        handle = c_void_p()
-        found = library.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(handle)) == _SUCCESS
-        if found and _unsigned(library, "nvmlDeviceGetPowerUsage", handle) is not None:
-            handles[f"gpu{index}"] = handle
-    return Gpus(system, library, handles) if handles else None
+        handle, name = c_void_p(), f"gpu{index}"
+        if library.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(handle)) != _SUCCESS:
+            continue
+        milliwatts = _unsigned(library, "nvmlDeviceGetPowerUsage", handle)
+        if milliwatts is not None and judge.believable_total(f"NVML {name}", milliwatts / 1e3) is not None:
+            handles[name] = handle
+    return handles
 
 
 def _load() -> Any:

@@ -12,10 +12,11 @@ vcgencmd/vcgencmd.c), which saves a fork per sample; otherwise the tool is run.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from edgetune.device.catalogue import BoardEntry
 from edgetune.device.power.base import Facts, Judge, Reading, sum_known
@@ -74,7 +75,8 @@ class Pmic:
         self.system = system
         self.entry = entry
         self.correction = entry.power.correction if entry else None
-        self._known = {name for rule in entry.power.totals for name in rule.rails} if entry else set()
+        self._names: tuple[str, ...] | None = None  # the outputs that make the total, fixed by the first good listing
+        self.trouble: str | None = None  # why the firmware could not be asked
         self._judge = Judge(system)
         self._ioctl = ioctl
         self._device: str | None = None
@@ -82,13 +84,15 @@ class Pmic:
             self._device = next((device for device in DEVICES if self._ask(device) is not None), None)
 
     def read(self) -> Reading:
-        """All outputs now; the total only where the processor's rail is among them and no pair is torn."""
+        """All outputs now; the total only where every output that makes it is listed and no pair is torn."""
         text = self._ask(self._device) if self._device else None
         if text is None:
             text = self.system.command("vcgencmd", _COMMAND, timeout_s=2.0)
+            if text and not _LINE.search(text):
+                self.trouble = text.strip().splitlines()[0][:100]  # the tool says why on its standard output
         rails = parse_pmic(text or "")
         watts = {name: self._judge.believable(f"pmic_read_adc {name}", value) for name, value in rails.items()}
-        total = self._judge.believable("pmic_read_adc", self._total_w(watts))
+        total = self._judge.believable_total("pmic_read_adc", self._total_w(watts))
         fit = self.correction
         return Reading(total, watts, None if total is None or fit is None else fit.slope * total + fit.offset_w)
 
@@ -100,19 +104,43 @@ class Pmic:
         )
 
     def _total_w(self, watts: dict[str, float | None]) -> float | None:
-        """The catalogue's outputs; firmware that lists fewer is summed as far as it goes, new names are left out."""
-        if _MAIN_RAIL not in watts:
+        """The sum of the catalogue's outputs under this firmware's names for them; outputs of new names are left out.
+
+        A line that is missing or garbled would make a smaller sum that looks like a smaller load: then there is none.
+        """
+        if self._names is None:
+            if _MAIN_RAIL not in watts:
+                return None
+            rules = self.entry.power.totals if self.entry else []
+            rule = self.entry.total_rule(set(watts)) if self.entry else None
+            if rules and rule is None:
+                nearest = min((list(rule.rails) for rule in rules), key=lambda rails: len(set(rails) - set(watts)))
+                self._lacks(name for name in nearest if name not in watts)
+                return None
+            self._names = tuple(rule.rails if rule else watts)
+        missing = [name for name in self._names if name not in watts]
+        if missing:
+            if watts:  # an empty answer is a failed read, which the meter counts
+                self._lacks(missing)
             return None
-        rule = self.entry.total_rule(set(watts)) if self.entry else None
-        names = rule.rails if rule else [name for name in watts if name in self._known or not self._known]
-        return sum_known(watts[name] for name in names)
+        return sum_known(watts[name] for name in self._names)
+
+    def _lacks(self, names: Iterable[str]) -> None:
+        """Say once which outputs a listing lacks."""
+        listed = ", ".join(names)
+        self._judge.warn_once(
+            "pmic_read_adc",
+            f"pmic_read_adc does not list {listed}: a sum without it would be too small, so the total is unknown.",
+        )
 
     def _ask(self, device: str) -> str | None:
         """One question to the firmware, or None where the device is missing, forbidden or says no."""
         message = mailbox_message(_COMMAND)
         try:
             handle = os.open(self.system.path(device), os.O_RDWR)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                self.trouble = f"{device} is forbidden"
             return None
         try:
             if self._ioctl:
@@ -121,7 +149,9 @@ class Pmic:
                 import fcntl  # not on every system that may read a mounted card
 
                 fcntl.ioctl(handle, request_code(), message, True)
-        except (OSError, ImportError):
+        except (OSError, ImportError) as error:
+            if isinstance(error, PermissionError):
+                self.trouble = f"{device} is forbidden"
             return None
         finally:
             os.close(handle)

@@ -72,7 +72,10 @@ class Tegrastats:
             name: self._judge.believable(f"tegrastats {name}", watts)
             for name, watts in parse_tegrastats(line[1]).items()
         }
-        return Reading(total_w(self.rule, rails), rails)
+        total = total_w(self.rule, rails)
+        if total == 0.0 and self.rule is not None:
+            total = self._judge.believable_total(f"tegrastats {self.rule.rails[0]}", total)
+        return Reading(total, rails)
 
     def facts(self) -> Facts:
         """Its own interval."""
