@@ -65,7 +65,8 @@ def run(data: Path, weights: Path, methods: list[str], seeds: list[int], runs: P
             shown = command("W1", weights.name, method, seed, f"runs/w1/{method}-{seed}")
             result = json.loads((out / "result.json").read_text())
             plan = json.loads((out / "plan.json").read_text())
-            plan.pop("data")
+            plan.pop("data")  # names folders of this machine, as does the next
+            plan["weights"] = weights.name
             append(
                 NAME,
                 {"method": method, "seed": seed, "command": shlex.join(shown), "result": result, "plan": plan},

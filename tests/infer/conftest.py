@@ -106,6 +106,8 @@ def plan_of() -> Callable[[Path, int], schema.Plan]:
                 "optimizer": "adamw",
                 "saved_activations": "full",
                 "feature_cache": False,
+                "allocator": "fast",
+                "power_w": None,
                 "blocks": [],
                 "k": 1,
                 "lowest_trainable_block": 0,

@@ -64,7 +64,8 @@ def options_of(command: Any) -> dict[str, set[str]]:
         if hasattr(sub, "commands"):
             found |= {f"{name} {inner}": options for inner, options in options_of(sub).items()}
         else:
-            found[name] = {option for parameter in sub.params for option in parameter.opts if option[:2] == "--"}
+            spelled = [option for parameter in sub.params for option in (*parameter.opts, *parameter.secondary_opts)]
+            found[name] = {option for option in spelled if option[:2] == "--"}
     return found
 
 
