@@ -40,7 +40,7 @@ FOREIGN = re.compile(
             "/opt/" + "pypi",
             "/tmp/" + "w/",
             "pypi" + r"\.org",
-            "pythonhosted" + r"\.org",
+            "python" + "hosted" + r"\.org",
             "registry" + r"\.npmjs",
             "deb" + r"\.debian\.org",
         )
