@@ -34,6 +34,8 @@ _INDEX_BYTES = 8
 STEP_BYTES = 24 << 20
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
+# glibc keeps tensors of up to 32 MiB in a heap; sizes that change from step to step can fragment it by as much again.
+FAST_HEAP_BYTES = 96 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
 # An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.
@@ -51,7 +53,9 @@ class Moment(NamedTuple):
 
     def slack(self, job: Job) -> int:
         """What the allocator can't reuse of what comes and goes."""
-        return int(SLACK_SHARE[job.allocator] * (self.activations + self.workspace))
+        moving = self.activations + self.workspace
+        slack = int(SLACK_SHARE[job.allocator] * moving)
+        return slack if job.allocator == "lean" else max(slack, min(moving, FAST_HEAP_BYTES))
 
     def total(self, job: Job) -> int:
         """Sum over the terms, slack included."""
