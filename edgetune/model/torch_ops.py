@@ -1,0 +1,148 @@
+"""`edgetune.model.ops` in torch: eager kernels, written into place where the caller allows it, no autograd.
+
+On the CPU attention is torch's flash kernel, called below autograd because its log-sum-exp is what the backward pass
+needs. On other devices the same fused attention is reached through autograd, which runs its forward pass once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_aten = torch.ops.aten
+
+
+class TorchOps:
+    """See `edgetune.model.ops.Ops`."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def linear_add(self, into: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        if scale is not None:
+            return into.addcmul_(F.linear(x, weight, bias), scale)
+        if not into.is_contiguous():  # part of a longer sequence
+            return into.add_(F.linear(x, weight, bias))
+        if bias is not None:
+            into.add_(bias)
+        _rows(into).addmm_(_rows(x), weight.t())
+        return into
+
+    def linear_input(self, dy: Tensor, weight: Tensor, total: Tensor | None = None) -> Tensor:
+        if total is None:
+            return dy @ weight
+        _rows(total).addmm_(_rows(dy), weight)
+        return total
+
+    def linear_weight(self, dy: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:
+        if total is None:
+            return _rows(dy).t() @ _rows(x)
+        return total.addmm_(_rows(dy).t(), _rows(x))
+
+    def sum_tokens(self, dy: Tensor, total: Tensor | None = None) -> Tensor:
+        found = _rows(dy).sum(0)
+        return found if total is None else total.add_(found)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, [x.shape[-1]], weight, bias, eps)
+
+    def layer_norm_input(
+        self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, into: Tensor
+    ) -> Tensor:
+        mask = [True, False, False]
+        dx, _, _ = _aten.native_layer_norm_backward(dy, x, [x.shape[-1]], mean, rstd, weight, None, mask)
+        return into.add_(dx)
+
+    def layer_norm_weight(
+        self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, total: Tensor | None = None
+    ) -> Tensor:
+        normed = (x - mean).mul_(rstd).mul_(dy)
+        return self.sum_tokens(normed, total)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+    def gelu_input(self, dy: Tensor, x: Tensor) -> Tensor:
+        return _aten.gelu_backward.grad_input(dy, x, approximate="none", grad_input=dy)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        q, k, v = _by_head(q, heads), _by_head(k, heads), _by_head(v, heads)
+        if q.device.type == "cpu":
+            out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        else:
+            out, lse = F.scaled_dot_product_attention(q, k, v), q.new_empty(0)
+        return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1), lse
+
+    def attention_input(
+        self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [_by_head(part, heads) for part in (dy, q, k, v)]
+        if q.device.type == "cpu":
+            gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *parts, _by_head(out, heads), lse, 0.0, False
+            )
+        else:
+            with torch.enable_grad():
+                inputs = [part.detach().requires_grad_() for part in parts[1:]]
+                gradients = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, parts[0])
+        dq, dk, dv = (_together(gradient) for gradient in gradients)
+        return dq, dk, dv
+
+    def attention_received(self, q: Tensor, k: Tensor, heads: int) -> Tensor:
+        q, k = _by_head(q, heads), _by_head(k, heads)
+        scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+        return scores.float().softmax(-1).mean((1, 2))
+
+    def size(self, x: Tensor) -> int:
+        return x.shape[-1]
+
+    def split(self, x: Tensor, parts: int) -> list[Tensor]:
+        return list(x.chunk(parts, -1))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts), -1)
+
+    def first_rows(self, x: Tensor, count: int) -> Tensor:
+        return x[:count]
+
+    def later_rows(self, x: Tensor, start: int) -> Tensor:
+        return x[start:]
+
+    def first_tokens(self, x: Tensor, count: int) -> Tensor:
+        return x[:, :count]
+
+    def pad_tokens(self, x: Tensor, like: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, like.shape[1] - x.shape[1]))
+
+    def stack_rows(self, upper: Tensor, lower: Tensor) -> Tensor:
+        return torch.cat([upper, lower])
+
+    def scale(self, x: Tensor, factor: Tensor) -> Tensor:
+        return x * factor
+
+    def scale_rows(self, weight: Tensor, factor: Tensor) -> Tensor:
+        return weight * factor[:, None]
+
+    def dot_rows(self, left: Tensor, right: Tensor) -> Tensor:
+        return (left * right).sum(1)
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor:
+        return left.add_(right)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All tokens of all images as the rows of a matrix."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) to (B, H, N, D), a view."""
+    return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _together(x: Tensor) -> Tensor:
+    """(B, H, N, D) to (B, N, C)."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
