@@ -22,14 +22,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with open(temporary, "rb+") as handle:
-                os.fchmod(handle.fileno(), 0o666 & ~_umask())  # some writers make their files private
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
+            put_in_place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Let a file written whole take the place of `path`, synced. Errors are the system's; see `storage_errors`."""
+    with open(temporary, "rb+") as handle:
+        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # some writers make their files private
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def read_at(handle: int, buffer: memoryview, start: int) -> int:
+    """Fill `buffer` (bytes) from byte `start` of an open file, whatever else reads it; less only at the file's end.
+
+    Nothing is mapped: what was read costs no memory but the buffer.
+
+    Returns:
+        Bytes read.
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(handle, [buffer[done:]], start + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+def write_at(handle: int, content: memoryview, start: int) -> None:
+    """Write all of `content` (bytes) from byte `start` of an open file on."""
+    done = 0
+    while done < len(content):
+        done += os.pwrite(handle, content[done:], start + done)
 
 
 @contextmanager

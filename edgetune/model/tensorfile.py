@@ -1,8 +1,8 @@
 """A safetensors file, read and written one tensor at a time, so that no process ever holds the whole model.
 
-The safetensors library writes what is in memory as a whole and reads by mapping the file, whose pages then count as the
-process's own until it is closed. Here a tensor goes to and from its place in the file by plain reads and writes, through
-a small buffer where it changes its type. Format: https://github.com/huggingface/safetensors#format
+The safetensors library writes from memory all at once, and reads by mapping the file, whose pages then count as the
+process's own until it is closed. Here a tensor goes to and from its place in the file by plain reads and writes,
+through a small buffer where it changes its type. Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations

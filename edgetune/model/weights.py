@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgetune.errors import InputError
-from edgetune.files import atomic_path
-from edgetune.model.header import WeightsMetadata, read_header
+from edgetune.model.header import WeightsMetadata
 from edgetune.model.header import read_metadata as read_metadata
 from edgetune.model.hub import find_weights
 from edgetune.model.lora import merged_state
 from edgetune.model.names import Match, Naming, match
 from edgetune.model.spec import ViTSpec
+from edgetune.model.tensorfile import FILE_TYPES, WeightsStore, WeightsWriter
 from edgetune.model.vit import VisionTransformer
 
 
@@ -82,34 +77,41 @@ def load_weights(
     Raises:
         InputError: the file is missing, damaged, pickled, or of another architecture.
     """
-    header = read_header(find_weights(model.spec, path, pretrained_tag=pretrained_tag))
-    found = match(header, model.spec)
-    metadata = WeightsMetadata.parse(header.metadata)
-    other_classes = class_names is not None and metadata.classes is not None and metadata.classes != list(class_names)
-    heads = {f"{head}.{kind}" for head in model.spec.classifiers for kind in ("weight", "bias")}
-    fresh_head = other_classes or found.classes != model.spec.classes
-    wanted = {name: names for name, names in found.sources.items() if not (fresh_head and name in heads)}
+    report, tensors = read_weights(model.spec, path, pretrained_tag=pretrained_tag, class_names=class_names, seed=seed)
+    for name, values in tensors:
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        parameter: nn.Parameter = getattr(owner, leaf)
+        if parameter.is_meta:
+            setattr(owner, leaf, nn.Parameter(values, requires_grad=parameter.requires_grad))
+        else:
+            with torch.no_grad():
+                parameter.copy_(values)
+    return report
 
-    shapes = {parameter.name: parameter.shape for parameter in model.spec.parameters()}
-    class_position: Tensor | None = None
-    # The file is opened anew for every few tensors: its pages are mapped into memory while it is open, and would
-    # otherwise add up to a second copy of the weights.
-    for _, group in groupby(wanted.items(), key=lambda item: item[0].rpartition(".attn.")[0] or item[0][:9]):
-        with safe_open(header.path, framework="pt") as file:
-            for name, names in group:
-                parts = [file.get_tensor(part) for part in names]
-                if name == "pos_embed":
-                    values, class_position = _positions(parts[0], found, model.spec)
-                    parts = [values]
-                _fill(model, name, shapes[name], parts, header.path)
-    if class_position is not None:  # DINOv2 with registers: one position for the class token, kept in the token
-        with torch.no_grad():
-            model.cls_token.add_(class_position)
-    if fresh_head:
-        _draw_classifier(model, seed)
-    grids = (found.positions[1], model.spec.grid)
-    return LoadReport(
-        path=str(header.path),
+
+def read_weights(
+    spec: ViTSpec,
+    path: Path | None = None,
+    *,
+    pretrained_tag: str | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[LoadReport, Iterator[tuple[str, Tensor]]]:
+    """What a weights file holds for `spec`, and its tensors one by one; arguments and errors as `load_weights`.
+
+    Returns:
+        The report, and all tensors of `spec` under timm's names, in its order, new and in float32. The file is open
+        until the last one was taken.
+    """
+    store = WeightsStore(find_weights(spec, path, pretrained_tag=pretrained_tag))
+    found = match(store.header, spec)
+    metadata = WeightsMetadata.parse(store.header.metadata)
+    other_classes = class_names is not None and metadata.classes is not None and metadata.classes != list(class_names)
+    fresh_head = other_classes or found.classes != spec.classes
+    grids = (found.positions[1], spec.grid)
+    report = LoadReport(
+        path=str(store.path),
         naming=found.naming,
         classes_in_file=found.classes,
         fresh_head=fresh_head,
@@ -117,6 +119,7 @@ def load_weights(
         unused=found.unused,
         metadata=metadata,
     )
+    return report, _tensors(store, found, spec, seed if fresh_head else None)
 
 
 def save_weights(
@@ -135,18 +138,10 @@ def save_weights(
         EdgetuneError: the disk is full or the folder can't be written to; what stood at `path` before is untouched.
     """
     state = merged_state(model_or_state) if isinstance(model_or_state, nn.Module) else model_or_state
-    if isinstance(metadata, WeightsMetadata):
-        strings = metadata.strings()
-    else:
-        strings = {
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for name, value in metadata.items()
-        }
-    with atomic_path(path) as temporary:
-        try:
-            save_file({name: value.detach().contiguous() for name, value in state.items()}, temporary, strings)
-        except Exception as error:
-            raise _as_os_error(error) from error
+    entries = {name: (FILE_TYPES[value.dtype], tuple(value.shape)) for name, value in state.items()}
+    with WeightsWriter(path, entries, metadata_strings(metadata)) as writer:
+        for name, value in state.items():
+            writer.write(name, value)
 
 
 def resample_positions(positions: Tensor, grid: int) -> Tensor:
@@ -159,48 +154,61 @@ def resample_positions(positions: Tensor, grid: int) -> Tensor:
     return square.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
 
 
-def _positions(values: Tensor, found: Match, spec: ViTSpec) -> tuple[Tensor, Tensor | None]:
-    """The model's position embeddings, and the one of the class token where the model keeps it in the token."""
-    prefix = found.positions[0]
-    patches = resample_positions(values[:, prefix:].float(), spec.grid)
-    if prefix == spec.prefix_positions:
-        return torch.cat([values[:, :prefix].float(), patches], 1), None
-    return patches, values[:, :prefix].float()
+def metadata_strings(metadata: WeightsMetadata | Mapping[str, Any]) -> dict[str, str]:
+    """What goes to a header: text by name, everything that is not text as JSON."""
+    if isinstance(metadata, WeightsMetadata):
+        return metadata.strings()
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in metadata.items()
+    }
 
 
-def _fill(model: nn.Module, name: str, shape: tuple[int, ...], parts: Sequence[Tensor], path: Path) -> None:
-    """Copy the values of one parameter, joined along the first axis, converting as they go."""
-    owner_name, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
-    parameter: nn.Parameter = getattr(owner, leaf)
-    if parameter.is_meta:
-        parameter = nn.Parameter(torch.empty(shape), requires_grad=parameter.requires_grad)
-        setattr(owner, leaf, parameter)
-    with torch.no_grad():
-        start = 0
-        for part in parts:
-            rows = len(part) if len(parts) > 1 else shape[0]
-            parameter[start : start + rows].copy_(part.reshape(rows, *shape[1:]))
-            start += rows
-        if not math.isfinite(float(parameter.sum())):
-            raise InputError(f"{path} holds values in {name} that are not numbers; fetch or copy it anew.")
+def _tensors(store: WeightsStore, found: Match, spec: ViTSpec, seed: int | None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of `spec`; those of the classifier are drawn where there is a seed."""
+    generator = torch.Generator().manual_seed(seed or 0)
+    heads = {f"{head}.{kind}" for head in spec.classifiers for kind in ("weight", "bias")}
+    with store:
+        for name, shape in ((parameter.name, parameter.shape) for parameter in spec.parameters()):
+            if seed is not None and name in heads:
+                yield name, _draw_classifier(shape, generator)
+                continue
+            if name == "pos_embed":
+                values = _positions(store, found, spec)
+            else:
+                values = _joined(store, found.sources[name], shape)
+            if name == "cls_token" and found.positions[0] != spec.prefix_positions:
+                # DINOv2 with registers: one position for the class token, which the model keeps in the token
+                values += _read_float(store, found.sources["pos_embed"][0])[:, : found.positions[0]]
+            if not math.isfinite(float(values.sum())):
+                raise InputError(f"{store.path} holds values in {name} that are not numbers; fetch or copy it anew.")
+            yield name, values
 
 
-def _draw_classifier(model: VisionTransformer, seed: int) -> None:
-    """A fresh classifier: truncated normal weights, zero biases, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    for name in model.spec.classifiers:
-        linear: nn.Linear = getattr(model, name)
-        if linear.weight.is_meta:
-            linear.weight = nn.Parameter(torch.empty(linear.weight.shape))
-            linear.bias = nn.Parameter(torch.empty(linear.bias.shape))
-        nn.init.trunc_normal_(linear.weight, std=0.02, generator=generator)
-        nn.init.zeros_(linear.bias)
+def _read_float(store: WeightsStore, name: str) -> Tensor:
+    """A tensor of the file in float32."""
+    return store.read(name, torch.empty(store.shape(name)))
 
 
-def _as_os_error(error: Exception) -> Exception:
-    """The system's error that safetensors has wrapped in its own; the number is in its text."""
-    number = re.search(r"(?:os error |code: )(\d+)", str(error))
-    if number is None:
-        return error
-    return OSError(int(number[1]), os.strerror(int(number[1])))
+def _joined(store: WeightsStore, names: Sequence[str], shape: tuple[int, ...]) -> Tensor:
+    """Tensors of the file joined along the first axis, in float32 and of the model's shape."""
+    values, start = torch.empty(shape), 0
+    flat = values.view(-1)
+    for name in names:
+        theirs = store.shape(name)
+        store.read(name, flat[start : start + math.prod(theirs)].view(theirs))
+        start += math.prod(theirs)
+    return values
+
+
+def _positions(store: WeightsStore, found: Match, spec: ViTSpec) -> Tensor:
+    """The model's position embeddings. What the file has for a class token that has none in the model is left out."""
+    values, prefix = _read_float(store, found.sources["pos_embed"][0]), found.positions[0]
+    patches = resample_positions(values[:, prefix:], spec.grid)
+    return torch.cat([values[:, : spec.prefix_positions], patches], 1)
+
+
+def _draw_classifier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A tensor of a fresh classifier: truncated normal weights, zero biases."""
+    values = torch.zeros(shape)
+    return nn.init.trunc_normal_(values, std=0.02, generator=generator) if len(shape) > 1 else values
