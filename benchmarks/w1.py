@@ -5,15 +5,15 @@
     python benchmarks/w1.py table
 
 Ten classes, 250 training images a class drawn with seed 0, the first 200 validation images a class, 98 px, batch 32,
-three epochs, two threads, no workers. Each run is a fresh process on an otherwise idle machine; runs that have a line
-in `results/w1.jsonl` for the same seed are not repeated, so a series cut off half-way goes on. `table` prints Markdown.
+three epochs, two threads, no workers; `workloads.py` draws the images. Each run is a fresh process on an otherwise idle
+machine; runs that have a line in `results/w1.jsonl` for the same seed are not repeated, so a series cut off half-way
+goes on. `table` prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shlex
 import shutil
 import statistics
@@ -23,23 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
+from workloads import prepare_w1
 
 NAME = "w1"
 METHODS = ("full", "alast", "last-4", "lora", "head", "edgetune")
-TRAIN_PER_CLASS, VAL_PER_CLASS = 250, 200
-
-
-def prepare(cifar: Path, data: Path, seed: int = 0) -> None:
-    """Copy the workload's images out of the CIFAR-10 folder."""
-    rng = random.Random(seed)
-    for part in ("train", "val"):
-        for folder in sorted(path for path in (cifar / part).iterdir() if path.is_dir()):
-            images = sorted(folder.iterdir())
-            chosen = rng.sample(images, TRAIN_PER_CLASS) if part == "train" else images[:VAL_PER_CLASS]
-            target = data / part / folder.name
-            target.mkdir(parents=True, exist_ok=True)
-            for image in chosen:
-                shutil.copyfile(image, target / image.name)
 
 
 def command(data: str, weights: str, method: str, seed: int, out: str) -> list[str]:
@@ -138,7 +125,7 @@ def main() -> None:
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
-        prepare(arguments.cifar, arguments.data)
+        prepare_w1(arguments.cifar, arguments.data)
     elif arguments.command == "run":
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
         run(arguments.data, arguments.weights, arguments.methods.split(","), seeds, arguments.runs)
