@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -134,17 +135,23 @@ def ensure(run: Run, method: Method, setting: Setting) -> None:
     shown = shlex.join(fit_command(run, folder, weights.name if weights else None, f"runs/{label}"))
     print(shown, flush=True)
     commit = commit_of(setting.code)
-    subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", *arguments, "--quiet"],
-        check=True,
+        check=False,
         cwd=setting.code,
         env={**os.environ, "PYTHONPATH": str(setting.code.resolve())},
     )
-    result = json.loads((out / "result.json").read_text())
-    shutil.rmtree(out)
-    if result["stopped_by"] != "epochs":
+    written = out / "result.json"
+    result: dict[str, Any] = {"stopped_by": f"exit status {ended.returncode}"}
+    if written.exists():
+        result = json.loads(written.read_text())
+    shutil.rmtree(out, ignore_errors=True)
+    diverged = run.split == "tune" and result["stopped_by"] == "nan"  # a rate like any other, only never chosen
+    if not diverged and (ended.returncode or result["stopped_by"] != "epochs"):
         raise SystemExit(f"{shown} was stopped by {result['stopped_by']}; no line was written.")
-    print(f"  {result['accuracy']['last']:.4f} in {result['time']['total_s']:.0f} s", flush=True)
+    accuracy = None if diverged else result["accuracy"]["last"]
+    outcome = "diverged" if accuracy is None else f"{accuracy:.4f}"
+    print(f"  {outcome} in {result['time']['total_s']:.0f} s", flush=True)
     append(
         NAME,
         {
@@ -155,7 +162,7 @@ def ensure(run: Run, method: Method, setting: Setting) -> None:
             "arguments": list(run.arguments),
             "lr": run.lr,
             "seed": run.seed,
-            "accuracy": result["accuracy"]["last"],
+            "accuracy": accuracy,
             "images": result["work"]["images"],
             "train_flops": result["work"]["train_flops"],
             "epochs_s": result["time"]["epochs_s"],
@@ -170,21 +177,26 @@ def ensure(run: Run, method: Method, setting: Setting) -> None:
 
 
 def tune_means(workload: str, method: Method) -> dict[float, float]:
-    """Mean accuracy on the tune split by learning rate, of the rates tried with the most seeds."""
+    """Mean accuracy on the tune split by learning rate, of the rates tried with the most seeds; NaN: one diverged."""
     found: dict[float, list[float]] = {}
     for run, line in recorded(workload).items():
         if run.split == "tune" and (run.method, run.arguments) == (method.method, method.arguments):
-            found.setdefault(run.lr, []).append(line["accuracy"])
+            found.setdefault(run.lr, []).append(math.nan if line["accuracy"] is None else line["accuracy"])
     most = max(map(len, found.values()), default=0)
-    return {lr: statistics.mean(values) for lr, values in sorted(found.items()) if len(values) == most}
+    return {lr: sum(values) / most for lr, values in sorted(found.items()) if len(values) == most}
 
 
 def chosen_rate(workload: str, method: Method) -> float:
     """The rate with the best mean; of equals the lowest."""
-    means = tune_means(workload, method)
-    if not means:
+    rate = _best(tune_means(workload, method))
+    if rate is None:
         raise SystemExit(f"{method.name} has no rate on {workload} yet: run `grid` first.")
-    return max(means, key=lambda lr: means[lr])
+    return rate
+
+
+def _best(means: dict[float, float]) -> float | None:
+    sound = {lr: mean for lr, mean in means.items() if not math.isnan(mean)}
+    return max(sound, key=lambda lr: sound[lr]) if sound else None
 
 
 def grid(methods: list[Method], setting: Setting, rates: list[float], seeds: int) -> None:
@@ -223,8 +235,8 @@ def bootstrap_interval(differences: list[float], resamples: int = RESAMPLES, see
 
 
 def final_lines(workload: str, method: Method) -> dict[int, dict[str, Any]]:
-    """Final lines at the chosen rate, by seed."""
-    lr = chosen_rate(workload, method)
+    """Final lines at the chosen rate, by seed; none without a rate."""
+    lr = _best(tune_means(workload, method))
     wanted = ("final", method.method, method.arguments, lr)
     return {run.seed: line for run, line in recorded(workload).items() if run[1:5] == wanted}
 
@@ -255,8 +267,11 @@ def table(workload: str, methods: list[Method]) -> str:
             f"| `{method.name}` | {100 * statistics.mean(values):.2f} %{spread} | {len(values)}"
             f" | {chosen_rate(workload, method):g} | {difference} | {seconds} |"
         )
-        tried = ", ".join(f"{lr:g}: {100 * mean:.2f} %" for lr, mean in tune_means(workload, method).items())
-        rates.append(f"- `{method.name}`, mean on the tune split by rate: {tried}")
+        tried = [
+            f"{lr:g}: " + ("diverged" if math.isnan(mean) else f"{100 * mean:.2f} %")
+            for lr, mean in tune_means(workload, method).items()
+        ]
+        rates.append(f"- `{method.name}`, mean on the tune split by rate: {', '.join(tried)}")
         commits = " and ".join(sorted({line["code"] for line in found.values()}))
         example = found[min(found)]["command"]
         code.append(f"- `{method.name}` ({commits}): `{example}`")

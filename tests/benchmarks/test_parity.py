@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import machine
 import numpy as np
@@ -34,7 +35,7 @@ def started(results, setting, monkeypatch):
     commands: list[list[str]] = []
 
     def run(arguments, check, cwd, env):
-        assert check
+        assert not check
         assert cwd == setting.code
         assert env["PYTHONPATH"] == str(setting.code)
         commands.append(arguments)
@@ -42,14 +43,16 @@ def started(results, setting, monkeypatch):
         best = 4e-4 if arguments[arguments.index("--method") + 1] == "full" else 6.4e-3
         out = Path(arguments[arguments.index("--out") + 1])
         out.mkdir(parents=True)
+        diverged = lr > 0.05
         result = {
-            "stopped_by": "epochs",
+            "stopped_by": "nan" if diverged else "epochs",
             "accuracy": {"last": 0.8 - 0.01 * abs(math.log2(lr / best)) + 0.001 * seed},
             "work": {"images": 15000, "train_flops": 1},
             "time": {"epochs_s": [2.0, 1.0, 1.0], "total_s": 5.0},
             "memory": {"measured_peak_bytes": 2, "baseline_bytes": 1},
         }
         (out / "result.json").write_text(json.dumps(result))
+        return SimpleNamespace(returncode=2 if diverged else 0)
 
     monkeypatch.setattr(parity, "commit_of", lambda code: "abc")
     monkeypatch.setattr("subprocess.run", run)
@@ -122,6 +125,26 @@ def test_another_commit_counts_unless_told_otherwise(started, setting, monkeypat
     for _ in range(2):
         parity.ensure(run, FULL, setting._replace(this_commit=True))
     assert len(started) == 2
+
+
+def test_a_rate_that_diverges_is_recorded_and_never_chosen(started, setting, results):
+    parity.grid([LEAN], setting, [3.2e-3, 6.4e-3, 0.1], seeds=1)
+    parity.grid([LEAN], setting, [3.2e-3, 6.4e-3, 0.1], seeds=1)
+    assert len(started) == 3
+    assert json.loads(results.read_text().splitlines()[-1])["accuracy"] is None
+    assert math.isnan(parity.tune_means("fashion", LEAN)[0.1])
+    assert parity.chosen_rate("fashion", LEAN) == 6.4e-3
+    parity.run_seeds([LEAN], setting, seeds=1)
+    assert "0.1: diverged" in parity.table("fashion", [LEAN])
+    with pytest.raises(SystemExit, match="stopped by nan"):
+        parity.ensure(parity.Run("fashion", "final", LEAN.method, LEAN.arguments, 0.1, 0), LEAN, setting)
+
+
+def test_a_run_that_fails_stops_the_series(started, setting, results, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *arguments, **options: SimpleNamespace(returncode=3))
+    with pytest.raises(SystemExit, match="stopped by exit status 3"):
+        parity.grid([FULL], setting, list(parity.GRID), seeds=1)
+    assert not results.exists()
 
 
 def test_a_run_that_a_cap_stopped_leaves_no_line(started, setting, results, monkeypatch):
