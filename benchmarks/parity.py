@@ -250,6 +250,12 @@ def table(workload: str, methods: list[Method]) -> str:
     ]
     rates, code = [], []
     for method in methods:
+        tried = [
+            f"{lr:g}: " + ("diverged" if math.isnan(mean) else f"{100 * mean:.2f} %")
+            for lr, mean in tune_means(workload, method).items()
+        ]
+        if tried:
+            rates.append(f"- `{method.name}`, mean on the tune split by rate: {', '.join(tried)}")
         found = final_lines(workload, method)
         if not found:
             continue
@@ -258,7 +264,7 @@ def table(workload: str, methods: list[Method]) -> str:
         paired = [(line["accuracy"], reference[seed]["accuracy"]) for seed, line in found.items() if seed in reference]
         pairs = [100 * (accuracy - other) for accuracy, other in paired]
         difference = ""
-        if pairs and method.method != REFERENCE:
+        if pairs and method[1:] != (REFERENCE, ()):  # a recipe may be `full` with arguments
             low, high = bootstrap_interval(pairs)
             difference = f"{statistics.mean(pairs):+.2f} [{low:+.2f}, {high:+.2f}], {len(pairs)} pairs"
         times = [statistics.mean(line["epochs_s"]) for line in found.values() if line["quiet"]]
@@ -267,11 +273,6 @@ def table(workload: str, methods: list[Method]) -> str:
             f"| `{method.name}` | {100 * statistics.mean(values):.2f} %{spread} | {len(values)}"
             f" | {chosen_rate(workload, method):g} | {difference} | {seconds} |"
         )
-        tried = [
-            f"{lr:g}: " + ("diverged" if math.isnan(mean) else f"{100 * mean:.2f} %")
-            for lr, mean in tune_means(workload, method).items()
-        ]
-        rates.append(f"- `{method.name}`, mean on the tune split by rate: {', '.join(tried)}")
         commits = " and ".join(sorted({line["code"] for line in found.values()}))
         example = found[min(found)]["command"]
         code.append(f"- `{method.name}` ({commits}): `{example}`")
