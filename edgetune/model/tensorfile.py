@@ -217,4 +217,4 @@ class WeightsStore:
 
 def _bytes(values: Tensor) -> memoryview:
     """The memory of a contiguous one-dimensional tensor on the CPU."""
-    return memoryview(values.view(torch.uint8).numpy())
+    return values.view(torch.uint8).numpy().data
