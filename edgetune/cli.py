@@ -68,6 +68,9 @@ EngineOption = Annotated[str | None, typer.Option(metavar="auto|torch|onnx", hel
 DeviceOption = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where it runs.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in the main one.")]
+LeverOption = Annotated[
+    list[str] | None, typer.Option("--lever", metavar="NAME=VALUE", help="Set a lever by hand; may be repeated.")
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of split, order, augmentation, draw and new weights.")]
 ConfigOption = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML or JSON with these options; flags win.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON artifact and nothing else.")]
@@ -139,6 +142,7 @@ def plan(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
+    lever: LeverOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here.")] = None,
@@ -190,6 +194,7 @@ def fit(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
+    lever: LeverOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune plan --out`.")] = None,
@@ -291,6 +296,58 @@ def export(
 
     report = run_export(run, format, out)
     typer.echo(report.sentence)
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The benchmark's folder; a cut-off one is gone on with.")],
+    workload: Annotated[
+        str | None, typer.Option(metavar="NAME", help="w1, w2, w3 or w4; or --data and --model.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Image folder, as for fit.")] = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    image_size: ImageSizeOption = None,
+    batch_size: BatchOption = None,
+    epochs: EpochsOption = None,
+    threads: ThreadsOption = None,
+    augment: AugmentOption = None,
+    flip: FlipOption = None,
+    lever: LeverOption = None,
+    seed: SeedOption = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Methods of fit, eager-full[-trimmed|-fused], names of --recipe.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Methods under other arguments; JSON or TOML.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
+) -> None:
+    """Compare methods side by side, each run in a process of its own."""
+    from edgetune.bench import bench as run_bench
+
+    found = run_bench(
+        out,
+        methods=None if methods is None else methods.split(","),
+        recipe=recipe,
+        repetitions=repetitions,
+        say=typer.echo,
+        workload=workload,
+        data=data,
+        model=model,
+        weights=None if weights is None else Path(weights),
+        image_size=image_size,
+        batch_size=batch_size,
+        epochs=epochs,
+        threads=threads,
+        augment=augment,
+        flip=flip,
+        seed=seed or 0,
+    )
+    from edgetune.bench.page import print_bench
+
+    print_bench(found)
+    typer.echo(f"written: {out / 'bench.json'}, {out / 'bench.md'}")
 
 
 @app.command()

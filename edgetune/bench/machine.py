@@ -1,0 +1,101 @@
+"""What a run records about the machine it took place on, and about who else used it meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from edgetune.__about__ import __version__
+from edgetune.bench.records import Machine
+from edgetune.device.memory import read_memory
+from edgetune.device.system import System
+
+_PACKAGES = ("numpy", "onnxruntime", "peft", "pillow", "timm", "torch", "torchao", "torchvision", "transformers")
+_PACKAGE_FOLDER = Path(__file__).parents[1]
+
+
+def describe_machine(system: System) -> Machine:
+    """Processor, cores, memory, kernel, and the versions that matter. No host name, no paths."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        memory_bytes=read_memory(system).total_bytes,
+        kernel=platform.release(),
+        python=platform.python_version(),
+        versions=versions,
+        edgetune_version=__version__,
+        commit=_commit(),
+    )
+
+
+class Bystanders:
+    """How much of the processor others take while children of this process run, from now on."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._busy_s, self._own_s = _busy_s(), _own_s()
+
+    def share(self) -> float | None:
+        """Of all cores' time since: what neither this process nor its ended children used; None where unknown."""
+        busy_s, cores = _busy_s(), os.cpu_count()
+        seconds = time.monotonic() - self._start
+        if busy_s is None or self._busy_s is None or cores is None or seconds <= 0:
+            return None
+        others_s = busy_s - self._busy_s - (_own_s() - self._own_s)
+        return max(0.0, others_s / (seconds * cores))
+
+
+def _busy_s() -> float | None:
+    """Processor time of the whole system since it started."""
+    try:
+        times = psutil.cpu_times()
+    except (OSError, RuntimeError):
+        return None
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+
+
+def _own_s() -> float:
+    """Processor time of this process and its ended children."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _processor() -> str:
+    """Its name where the kernel knows one (x86), else the board's, else the architecture."""
+    for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", None)):
+        try:
+            text = Path(path).read_text(errors="replace")
+        except OSError:
+            continue
+        if key is None:
+            return text.strip("\0 \n")
+        for line in text.splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, with `-dirty` where files were changed; None for an installed package."""
+    if not (_PACKAGE_FOLDER.parent / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=_PACKAGE_FOLDER, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,161 @@
+"""A benchmark as a person reads it: a Markdown table for a README, and the same in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgetune.bench.records import Bench, MethodRow, Spread
+from edgetune.units import format_size
+
+_MIB = 1 << 20
+_HEADS = ("method", "acc.", "MiB", "rel.", "s/ep", "rel.", "later", "rel.", "GFLOP")
+_SPREAD_HEADS = ("method", "runs", "MiB", "s/epoch", "later", "acc.", "bare")
+
+
+def markdown(bench: Bench) -> str:
+    """The whole benchmark as Markdown; its tables fit 80 columns with names up to 18 letters."""
+    lines = [f"# {title(bench)}", "", *_table(_HEADS, cells(bench)), "", *legend(bench), ""]
+    lines += [f"Lowest to highest of {bench.repetitions}:", "", *_table(_SPREAD_HEADS, spread_cells(bench)), ""]
+    lines += [f"- `{row.entry.name}`: {_how(row)}" for row in bench.methods]
+    lines += ["", *_machine_lines(bench)]
+    if bench.warnings:
+        lines += ["", *(f"- Warning: {warning}" for warning in bench.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def print_bench(bench: Bench) -> None:
+    """Print the tables, and what to beware of."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(title(bench), markup=False, soft_wrap=True)
+    tables: list[tuple[tuple[str, ...], list[list[str]]]]
+    tables = [(_HEADS, cells(bench)), (_SPREAD_HEADS, spread_cells(bench))]
+    for heads, rows in tables:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="right" if place else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    for line in legend(bench):
+        console.print(line, markup=False, soft_wrap=True)
+    for warning in bench.warnings:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def title(bench: Bench) -> str:
+    """What was compared."""
+    settings = bench.settings
+    name = f"{settings.workload.upper()}: " if settings.workload else ""
+    threads = f"{settings.threads} thread" + "s" * (settings.threads > 1)
+    epochs = f"{settings.epochs} epoch" + "s" * (settings.epochs > 1)
+    return (
+        f"{name}{settings.model}, {settings.image_size} px, batch {settings.batch_size}, {epochs} of"
+        f" {settings.train_images} images, {threads}"
+    )
+
+
+def legend(bench: Bench) -> list[str]:
+    """What the columns mean."""
+    if bench.memory_baseline is None:
+        relative = "nothing, since no eager variant was measured"
+    elif bench.memory_baseline == bench.time_baseline:
+        relative = f"`{bench.memory_baseline}`"
+    else:
+        relative = f"`{bench.memory_baseline}` (MiB) and `{bench.time_baseline}` (time)"
+    return [
+        "acc.: last epoch's accuracy, %. MiB: peak above the bare process. s/ep: mean of",
+        "all epochs, caching included; later: without the first. GFLOP: per training",
+        f"image. bare: MiB before the model. Medians of {bench.repetitions}; rel.: to",
+        f"{relative}.",
+    ]
+
+
+def cells(bench: Bench) -> list[list[str]]:
+    """The main table, row by row."""
+    return [
+        [
+            row.entry.name,
+            _middle(row.accuracy, lambda share: f"{share * 100:.1f}"),
+            _middle(row.above_baseline_bytes, _mib),
+            _ratio(row.to_eager.above_baseline if row.to_eager else None),
+            _middle(row.epoch_s, _seconds),
+            _ratio(row.to_eager.epoch if row.to_eager else None),
+            _middle(row.later_epoch_s, _seconds),
+            _ratio(row.to_eager.later_epoch if row.to_eager else None),
+            _middle(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}"),
+        ]
+        for row in bench.methods
+    ]
+
+
+def spread_cells(bench: Bench) -> list[list[str]]:
+    """The table of lowest and highest figures."""
+    return [
+        [
+            row.entry.name,
+            str(row.runs),
+            _range(row.above_baseline_bytes, _mib),
+            _range(row.epoch_s, _seconds),
+            _range(row.later_epoch_s, _seconds),
+            _range(row.accuracy, lambda share: f"{share * 100:.1f}"),
+            _middle(row.baseline_bytes, _mib),
+        ]
+        for row in bench.methods
+    ]
+
+
+def _table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    """A Markdown table, padded so that it reads well as text too."""
+    widths = [max(len(row[place]) for row in [list(heads), *rows]) for place in range(len(heads))]
+
+    def line(row: list[str]) -> str:
+        name, *figures = row
+        padded = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(figures, widths[1:], strict=True))]
+        return "|" + "|".join(f" {text} " for text in padded) + "|"
+
+    rule = "|" + "|".join("-" * (width + 1) + (":" if place else "-") for place, width in enumerate(widths)) + "|"
+    return [line(list(heads)), rule, *map(line, rows)]
+
+
+def _how(row: MethodRow) -> str:
+    note = f"{row.entry.note}. " if row.entry.note else ""
+    return f"{note}`{row.command}`" if row.command else f"{note}not run"
+
+
+def _machine_lines(bench: Bench) -> list[str]:
+    lines = []
+    for machine in bench.machines:
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        commit = f" ({machine.commit})" if machine.commit else ""
+        lines.append(
+            f"- {machine.processor}, {machine.cores} cores, {format_size(machine.memory_bytes)}; Linux"
+            f" {machine.kernel}, Python {machine.python}; edgetune {machine.edgetune_version}{commit}, {versions}"
+        )
+    return lines
+
+
+def _middle(spread: Spread | None, text: Callable[[float], str]) -> str:
+    return text(spread.median) if spread else "—"
+
+
+def _range(spread: Spread | None, text: Callable[[float], str]) -> str:
+    if spread is None:
+        return "—"
+    low, high = text(spread.low), text(spread.high)
+    return low if low == high else f"{low}–{high}"
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / _MIB:.3g}" if size_bytes < 100 * _MIB else f"{size_bytes / _MIB:.0f}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "—" if ratio is None else f"{ratio:.2f}"

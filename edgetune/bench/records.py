@@ -1,0 +1,171 @@
+"""What a benchmark keeps: a line per run while it goes on, one record of medians and ratios at the end.
+
+`runs.jsonl` is a log of `Run`; `bench.json` is a `Bench`, made from that log alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+
+import msgspec
+
+from edgetune.schema import Record
+
+
+class Settings(Record, frozen=True):
+    """What every method of a benchmark has in common."""
+
+    workload: str | None  # None: the user's own folder
+    model: str
+    weights: str | None  # the file's name; None: the package's or the hub's
+    data: str  # the folder's name, or how the images were made
+    image_size: int
+    batch_size: int
+    epochs: int
+    threads: int
+    seed: int  # of the first repetition; each further one adds 1
+    augment: bool
+    flip: bool
+    classes: int
+    train_images: int
+    val_images: int
+
+
+class Entry(Record, frozen=True):
+    """One row of the benchmark: a method under the arguments it is run with."""
+
+    name: str
+    method: str
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
+    note: str | None = None  # how it is run, in words
+
+
+class Machine(Record, frozen=True):
+    """Where a run took place."""
+
+    processor: str
+    cores: int | None
+    memory_bytes: int | None
+    kernel: str
+    python: str
+    versions: dict[str, str]
+    edgetune_version: str
+    commit: str | None = None  # of a source checkout
+
+
+class Figures(Record, frozen=True):
+    """What one run measured, in the sense of docs/artifacts.md."""
+
+    baseline_bytes: int | None
+    peak_bytes: int | None
+    epochs_s: list[float]
+    eval_s: float
+    accuracy: float | None  # of the last epoch
+    train_losses: list[float]  # mean of each epoch
+    images: int
+    train_flops_per_image: float
+    predicted_above_baseline_bytes: int | None = None  # modelled; None where nothing predicts it
+    bytes_written: int | None = None  # None: not counted
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def above_baseline_bytes(self) -> int | None:
+        """Measured peak above baseline."""
+        if self.peak_bytes is None or self.baseline_bytes is None:
+            return None
+        return self.peak_bytes - self.baseline_bytes
+
+    @property
+    def epoch_s(self) -> float | None:
+        """Mean over all epochs, the first one with whatever it builds for the others included."""
+        return fmean(self.epochs_s) if self.epochs_s else None
+
+    @property
+    def first_epoch_s(self) -> float | None:
+        """The first epoch."""
+        return self.epochs_s[0] if self.epochs_s else None
+
+    @property
+    def later_epoch_s(self) -> float | None:
+        """Mean from the second epoch on; None where there was one."""
+        return fmean(self.epochs_s[1:]) if len(self.epochs_s) > 1 else None
+
+
+class Run(Record, frozen=True):
+    """One run in a process of its own: a line of `runs.jsonl`. Either `figures` or `error` is None."""
+
+    entry: Entry
+    repetition: int  # from 0
+    place: int  # in the order of its repetition, from 0
+    seed: int
+    command: str  # folders and files of this machine left out
+    total_s: float | None  # process start to exit; None where it failed
+    others_share: float | None  # of all cores' time during the run: what other processes took
+    throttled: bool | None
+    figures: Figures | None
+    error: str | None
+    machine: Machine
+    created: str
+
+
+class Spread(Record, frozen=True):
+    """One figure over the repetitions."""
+
+    median: float
+    low: float
+    high: float
+    values: list[float]  # by repetition
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        """None where a value is unknown or there is none."""
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None
+        return cls(median=median(known), low=min(known), high=max(known), values=known)
+
+
+class Ratios(Record, frozen=True):
+    """A method's medians divided by another's: below 1 is less memory, less time."""
+
+    above_baseline: float | None
+    epoch: float | None
+    later_epoch: float | None
+
+
+class MethodRow(Record, frozen=True):
+    """One method's figures over the repetitions that ended well."""
+
+    entry: Entry
+    command: str | None  # of its first run
+    runs: int
+    errors: list[str]  # of repetitions that failed
+    baseline_bytes: Spread | None = None
+    above_baseline_bytes: Spread | None = None
+    predicted_above_baseline_bytes: Spread | None = None  # modelled
+    epoch_s: Spread | None = None
+    first_epoch_s: Spread | None = None
+    later_epoch_s: Spread | None = None
+    image_s: Spread | None = None  # epoch_s over the images of an epoch
+    total_s: Spread | None = None
+    accuracy: Spread | None = None
+    train_flops_per_image: Spread | None = None
+    bytes_written: Spread | None = None
+    to_eager: Ratios | None = None
+    to_alast: Ratios | None = None
+
+
+class Bench(Record, frozen=True, tag_field="schema", tag="edgetune/bench/1"):
+    """Methods side by side; written by `edgetune bench`."""
+
+    settings: Settings
+    repetitions: int
+    methods: list[MethodRow]
+    memory_baseline: str | None  # the eager variant with the lowest peak, by which `to_eager` divides memory
+    time_baseline: str | None  # the one with the fastest epochs, by which it divides times
+    machines: list[Machine]  # one, unless the benchmark was taken up elsewhere or with other versions
+    warnings: list[str]
+    edgetune_version: str
+    created: str

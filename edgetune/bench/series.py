@@ -1,0 +1,354 @@
+"""The series of runs: every method in a fresh process, interleaved, one line in `runs.jsonl` for each that ended.
+
+Within a repetition all methods see the same seed: the same images in the same order from the same weights. Their order
+moves on by one from repetition to repetition, so that no method is always the first on a cool machine. A series that
+was cut off goes on where it was; a run that failed is tried again then, and what was run under another recipe is left
+aside.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edgetune import schema
+from edgetune.bench.entries import MALLOC_VARIABLES, find_entries, is_eager, read_recipes
+from edgetune.bench.machine import Bystanders, describe_machine
+from edgetune.bench.records import Bench, Entry, Figures, Run, Settings
+from edgetune.bench.summary import summarise
+from edgetune.bench.workloads import Job, choose, prepare
+from edgetune.device.system import System
+from edgetune.device.throttle import delta, read_throttle, throttled
+from edgetune.errors import EdgetuneError, InputError
+from edgetune.files import storage_errors, write_atomically
+from edgetune.model.registry import find_spec
+from edgetune.units import format_size
+
+# Kept of a run's folder; weights and states of every run would fill a card.
+_KEPT = frozenset({"plan.json", "profile.json", "config.json", "metrics.jsonl", "result.json", "report.html"})
+_OWN = frozenset({"data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md"})
+_NO_CAP = "1000TB"  # the eager loop's plan is read for its recipe only
+_MOST_OF_AN_ERROR = 500  # characters
+
+
+class Series:
+    """The runs of one benchmark.
+
+    Args:
+        job: what all methods share.
+        entries: the methods.
+        out: the benchmark's folder.
+        say: shows a line to the user.
+    """
+
+    def __init__(self, job: Job, entries: Sequence[Entry], out: Path, say: Callable[[str], None]) -> None:
+        self.job, self.entries, self.out, self.say = job, list(entries), out, say
+        self.log = out / "runs.jsonl"
+        self._system = System()
+        self._machine = describe_machine(self._system)
+
+    def run(self, repetitions: int) -> list[Run]:
+        """Run what has no good line yet; all runs of these entries, failed ones included."""
+        total = repetitions * len(self.entries)
+        log = read_runs(self.log)
+        for repetition in range(repetitions):
+            for place, entry in enumerate(rotated(self.entries, repetition)):
+                number = f"{repetition * len(self.entries) + place + 1}/{total} {entry.name}"
+                if any(_is(run, entry, repetition) and run.figures is not None for run in log):
+                    self.say(f"{number}: done before")
+                    continue
+                run = self._run(entry, repetition, place)
+                self._append(run)
+                log.append(run)
+                self.say(f"{number}: {sentence(run)}")
+        last = {
+            (index, run.repetition): run
+            for run in log
+            for index, entry in enumerate(self.entries)
+            if run.repetition < repetitions and _is(run, entry, run.repetition)
+        }
+        return [last[key] for key in sorted(last)]
+
+    def command(self, entry: Entry, repetition: int, data: str, weights: str | None, out: str) -> list[str]:
+        """The command line of one run, after `edgetune`. For the eager loop: what plans its data and rates."""
+        settings = self.job.settings
+        words = ["plan" if is_eager(entry) else "fit", data, "--model", settings.model]
+        words += ["--weights", weights] if weights else []
+        words += ["--image-size", str(settings.image_size), "--batch-size", str(settings.batch_size)]
+        words += ["--epochs", str(settings.epochs), "--evaluate-every", str(settings.epochs)]
+        words += ["--threads", str(settings.threads), "--workers", "0", "--seed", str(settings.seed + repetition)]
+        words += ([] if settings.flip else ["--no-flip"]) if settings.augment else ["--no-augment"]
+        words += ["--method", "full" if is_eager(entry) else entry.method, *entry.arguments]
+        if is_eager(entry):
+            return [*words, "--memory", _NO_CAP, "--out", out]
+        return [*words, "--quiet", "--out", out]
+
+    def _run(self, entry: Entry, repetition: int, place: int) -> Run:
+        folder = self.out / "runs" / f"{entry.name}-{repetition}"
+        with storage_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        bystanders, before = Bystanders(), read_throttle(self._system)
+        figures: Figures | None = None
+        seconds: float | None = None
+        error: str | None = None
+        try:
+            figures, seconds = (self._eager if is_eager(entry) else self._fit)(entry, repetition, folder)
+        except EdgetuneError as reason:
+            error = str(reason)
+        others_share = bystanders.share()
+        _tidy(folder)
+        settings = self.job.settings
+        shown = "edgetune " + shlex.join(self.command(entry, repetition, "DATA", settings.weights, "OUT"))
+        if is_eager(entry):
+            variables = "".join(f"{name}={value} " for name, value in entry.environment.items())
+            shown += f" && {variables}python -m edgetune.bench.eager {entry.method} OUT FIGURES"
+        return Run(
+            entry=entry,
+            repetition=repetition,
+            place=place,
+            seed=settings.seed + repetition,
+            command=shown,
+            total_s=seconds,
+            others_share=others_share,
+            throttled=throttled(delta(before, read_throttle(self._system))),
+            figures=figures,
+            error=error,
+            machine=self._machine,
+            created=schema.now(),
+        )
+
+    def _words(self, entry: Entry, repetition: int, out: Path) -> list[str]:
+        weights = str(self.job.weights) if self.job.weights else None
+        return self.command(entry, repetition, str(self.job.data), weights, str(out))
+
+    def _fit(self, entry: Entry, repetition: int, folder: Path) -> tuple[Figures, float]:
+        """One run of `edgetune fit`, read from the artifacts it left."""
+        ended = _execute(["edgetune", *self._words(entry, repetition, folder)], entry.environment)
+        if ended.status not in (0, 4):
+            raise EdgetuneError(ended.said)
+        result = schema.load(folder / "result.json", schema.Result)
+        plan = schema.load(folder / "plan.json", schema.Plan)
+        if result.stopped_by != "epochs" or len(result.time.epochs_s) != self.job.settings.epochs:
+            raise EdgetuneError(
+                f"{len(result.time.epochs_s)} of {self.job.settings.epochs} epochs ran, ended by {result.stopped_by};"
+                " not comparable."
+            )
+        memory, work = result.memory, result.work
+        figures = Figures(
+            baseline_bytes=memory.baseline_bytes,
+            peak_bytes=memory.measured_peak_bytes,
+            predicted_above_baseline_bytes=plan.predicted.peak_memory_bytes - plan.predicted.memory.runtime,
+            epochs_s=result.time.epochs_s,
+            eval_s=result.time.eval_s,
+            accuracy=result.accuracy.last,
+            train_losses=_train_losses(folder / "metrics.jsonl"),
+            images=work.images,
+            train_flops_per_image=work.train_flops / work.images,
+            bytes_written=work.bytes_written,
+            warnings=tuple(result.warnings),
+        )
+        return figures, ended.seconds
+
+    def _eager(self, entry: Entry, repetition: int, folder: Path) -> tuple[Figures, float]:
+        """One run of the eager loop: planned for data and rates, then run."""
+        plan, figures = folder / "plan.json", folder / "figures.json"
+        ended = _execute(["edgetune", *self._words(entry, repetition, plan)], {})
+        if ended.status == 0:
+            words = ["edgetune.bench.eager", entry.method, str(plan), str(figures)]
+            ended = _execute(words, entry.environment)
+        if ended.status:
+            raise EdgetuneError(ended.said)
+        return msgspec.json.decode(figures.read_bytes(), type=Figures), ended.seconds
+
+    def _append(self, run: Run) -> None:
+        """Add a line, on disk before the next run starts; after a torn line, on one of its own."""
+        with storage_errors(self.log), open(self.log, "ab+") as log:
+            log.seek(0, os.SEEK_END)
+            if log.tell():
+                log.seek(-1, os.SEEK_END)
+                torn = log.read(1) != b"\n"
+                log.write(b"\n" if torn else b"")
+            log.write(msgspec.json.encode(run) + b"\n")
+            log.flush()
+            os.fsync(log.fileno())
+
+
+def bench(
+    out: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    recipe: Path | None = None,
+    repetitions: int = 3,
+    say: Callable[[str], None] = lambda line: None,
+    workload: str | None = None,
+    data: Path | None = None,
+    model: str | None = None,
+    weights: Path | None = None,
+    **settings: Any,
+) -> Bench:
+    """Compare methods side by side, and leave `bench.json`, `bench.md`, `runs.jsonl` and the runs' folders at `out`.
+
+    Args:
+        out: a folder; one that holds the same benchmark, cut off or with fewer methods or repetitions, is gone on with.
+        methods: names of methods and of recipes; None: the usual ones and all recipes.
+        recipe: a file of recipes, see `edgetune.bench.entries`.
+        repetitions: of every method.
+        say: shows a line to the user.
+        workload: "w1" to "w4"; None: `data` and `model` say.
+        data: an image folder.
+        model: timm name of a plain ViT.
+        weights: a `.safetensors` file.
+        **settings: what else all methods share, see `edgetune.bench.workloads.prepare`.
+
+    Raises:
+        InputError: something given can't be used, or `out` holds another benchmark.
+        MissingDependencyError: timm is needed and not installed.
+        EdgetuneError: no run ended well.
+    """
+    if repetitions < 1:
+        raise InputError(f"--repetitions {repetitions} is too small; give 1 or more.")
+    chosen = choose(workload, data=data, model=model, weights=weights)
+    recipes = read_recipes(recipe) if recipe is not None else {}
+    entries = find_entries(methods, recipes, find_spec(chosen.model))
+    _refuse_foreign(out)
+    job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
+    _keep_settings(out / "settings.json", job.settings)
+    runs = Series(job, entries, out, say).run(repetitions)
+    made = summarise(job.settings, entries, runs, repetitions)
+    schema.save(made, out / "bench.json")
+    from edgetune.bench.page import markdown
+
+    write_atomically(out / "bench.md", markdown(made).encode())
+    if not any(run.figures for run in runs):
+        raise EdgetuneError(f"every run failed; the first: {runs[0].error}")
+    return made
+
+
+def rotated(entries: Sequence[Entry], repetition: int) -> list[Entry]:
+    """The order of a repetition: each begins with another method."""
+    start = repetition % len(entries)
+    return [*entries[start:], *entries[:start]]
+
+
+def recipe_of(entry: Entry) -> tuple[str, str, tuple[str, ...], dict[str, str]]:
+    """What makes two runs of one repetition the same; a note does not."""
+    return entry.name, entry.method, entry.arguments, entry.environment
+
+
+def read_runs(path: Path) -> list[Run]:
+    """The lines of a log, oldest first; a line torn by a power cut, or of another version, is no run."""
+    runs = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            runs.append(msgspec.json.decode(line, type=Run))
+        except msgspec.DecodeError:  # a ValidationError is one
+            continue
+    return runs
+
+
+def _is(run: Run, entry: Entry, repetition: int) -> bool:
+    return run.repetition == repetition and recipe_of(run.entry) == recipe_of(entry)
+
+
+def sentence(run: Run) -> str:
+    """How a run went, for the terminal."""
+    figures = run.figures
+    if figures is None:
+        return f"failed: {run.error}"
+    peak, epoch_s = figures.above_baseline_bytes, figures.epoch_s
+    said = f"{epoch_s:.3g} s per epoch, {format_size(peak)} above baseline"
+    return said + ("" if figures.accuracy is None else f", accuracy {figures.accuracy:.1%}")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Leave alone a folder that is not a benchmark's.
+
+    Raises:
+        InputError: `out` is a file, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder.")
+    foreign = (
+        [path.name for path in out.iterdir() if path.name not in _OWN and path.name[0] != "."] if out.exists() else []
+    )
+    if foreign:
+        raise InputError(f"--out {out} holds {sorted(foreign)[0]}, which is no benchmark's; name a new folder.")
+
+
+def _keep_settings(path: Path, settings: Settings) -> None:
+    """Remember what this folder's runs have in common.
+
+    Raises:
+        InputError: they have something else in common.
+    """
+    if path.exists():
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=Settings)
+        except msgspec.DecodeError as error:
+            raise InputError(f"{path} can't be understood ({error}); choose another --out.") from None
+        differing = [name for name in Settings.__struct_fields__ if getattr(kept, name) != getattr(settings, name)]
+        if differing:
+            name = differing[0]
+            raise InputError(
+                f"{path.parent} holds a benchmark with {name} {getattr(kept, name)}, not {getattr(settings, name)};"
+                " give the same options, or another --out."
+            )
+        return
+    write_atomically(path, schema.to_json(settings))
+
+
+class _Ended(NamedTuple):
+    """How a process ended, what it said last, and the wall time it took."""
+
+    status: int
+    said: str
+    seconds: float
+
+
+def _execute(words: list[str], environment: dict[str, str]) -> _Ended:
+    """Run a module of edgetune in a fresh process."""
+    inherited = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=inherited | environment,
+            check=False,
+        )
+    except OSError as error:
+        raise EdgetuneError(f"a process could not be started ({error.strerror}).") from error
+    seconds = time.monotonic() - started
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    said = (lines[-1] if lines else f"exit status {done.returncode}").removeprefix("error: ")[:_MOST_OF_AN_ERROR]
+    if done.returncode < 0:
+        said = f"killed by signal {-done.returncode}" + (", most likely for want of memory" * (done.returncode == -9))
+    return _Ended(done.returncode, said, seconds)
+
+
+def _train_losses(path: Path) -> list[float]:
+    lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    return [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
+
+
+def _tidy(folder: Path) -> None:
+    """Leave a run's small artifacts, and let go of weights and states."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in _KEPT and path.name != "figures.json":
+            path.unlink(missing_ok=True)

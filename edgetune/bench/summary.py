@@ -1,0 +1,130 @@
+"""From runs to a benchmark: medians over repetitions, their spread, and ratios of medians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from edgetune import schema
+from edgetune.__about__ import __version__
+from edgetune.bench.entries import is_eager
+from edgetune.bench.records import Bench, Entry, Figures, Machine, MethodRow, Ratios, Run, Settings, Spread
+
+_REFERENCE = "alast"
+_OTHERS_SHARE = 0.05  # of all cores' time: from here on other processes show in what is timed
+
+_OF_NO_CONCERN = "no --profile was given"  # that a plan could not predict takes nothing from what was measured
+
+
+def summarise(settings: Settings, entries: Sequence[Entry], runs: Sequence[Run], repetitions: int) -> Bench:
+    """The record of a benchmark.
+
+    Memory is divided by the lowest peak among the eager variants, times by those of the variant with the fastest
+    epochs: eager PyTorch is given whichever of its settings is best for the figure at hand.
+
+    Args:
+        settings: what all runs have in common.
+        entries: the rows, in their order.
+        runs: of these entries; failed ones count as such.
+        repetitions: wanted of each.
+    """
+    rows = [_row(entry, [run for run in runs if run.entry.name == entry.name], settings) for entry in entries]
+    eager = [row for row in rows if is_eager(row.entry)]
+    leanest = _least(eager, lambda row: row.above_baseline_bytes)
+    fastest = _least(eager, lambda row: row.epoch_s)
+    reference = next((row for row in rows if row.entry.name == _REFERENCE), None)
+    return Bench(
+        settings=settings,
+        repetitions=repetitions,
+        methods=[
+            msgspec.structs.replace(
+                row, to_eager=ratios(row, leanest, fastest), to_alast=ratios(row, reference, reference)
+            )
+            for row in rows
+        ],
+        memory_baseline=leanest.entry.name if leanest else None,
+        time_baseline=fastest.entry.name if fastest else None,
+        machines=_machines(runs),
+        warnings=_warnings(rows, runs, repetitions),
+        edgetune_version=__version__,
+        created=schema.now(),
+    )
+
+
+def ratios(row: MethodRow, memory: MethodRow | None, time: MethodRow | None) -> Ratios | None:
+    """A row's medians over those of the rows that `memory` and `time` are measured by; None where there are none."""
+    if memory is None and time is None:
+        return None
+    return Ratios(
+        above_baseline=_ratio(row.above_baseline_bytes, memory.above_baseline_bytes if memory else None),
+        epoch=_ratio(row.epoch_s, time.epoch_s if time else None),
+        later_epoch=_ratio(row.later_epoch_s, time.later_epoch_s if time else None),
+    )
+
+
+def _ratio(mine: Spread | None, other: Spread | None) -> float | None:
+    return mine.median / other.median if mine and other and other.median > 0 else None
+
+
+def _least(rows: Sequence[MethodRow], figure: Callable[[MethodRow], Spread | None]) -> MethodRow | None:
+    """The row whose median is the lowest; None where none has that figure."""
+    known = [(spread.median, place) for place, row in enumerate(rows) if (spread := figure(row)) is not None]
+    return rows[min(known)[1]] if known else None
+
+
+def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
+    good = [(run, run.figures) for run in runs if run.figures is not None]
+
+    def over(figure: Callable[[Figures], float | None]) -> Spread | None:
+        return Spread.of([figure(figures) for _, figures in good])
+
+    def image_s(figures: Figures) -> float | None:
+        return figures.epoch_s / settings.train_images if figures.epoch_s is not None else None
+
+    return MethodRow(
+        entry=entry,
+        command=runs[0].command if runs else None,
+        runs=len(good),
+        errors=[run.error for run in runs if run.error is not None],
+        baseline_bytes=over(lambda figures: figures.baseline_bytes),
+        above_baseline_bytes=over(lambda figures: figures.above_baseline_bytes),
+        predicted_above_baseline_bytes=over(lambda figures: figures.predicted_above_baseline_bytes),
+        epoch_s=over(lambda figures: figures.epoch_s),
+        first_epoch_s=over(lambda figures: figures.first_epoch_s),
+        later_epoch_s=over(lambda figures: figures.later_epoch_s),
+        image_s=over(image_s),
+        total_s=Spread.of([run.total_s for run, _ in good]),
+        accuracy=over(lambda figures: figures.accuracy),
+        train_flops_per_image=over(lambda figures: figures.train_flops_per_image),
+        bytes_written=over(lambda figures: figures.bytes_written),
+    )
+
+
+def _machines(runs: Sequence[Run]) -> list[Machine]:
+    found: list[Machine] = []
+    for run in runs:
+        if run.machine not in found:
+            found.append(run.machine)
+    return found
+
+
+def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) -> list[str]:
+    said = [
+        f"{row.entry.name}: {len(row.errors)} of {repetitions} repetitions failed: {row.errors[0]}"
+        for row in rows
+        if row.errors
+    ]
+    if len(_machines(runs)) > 1:
+        said.append("the runs are of different machines or versions (see machines): their ratios mean little.")
+    crowded = [run for run in runs if run.others_share is not None and run.others_share > _OTHERS_SHARE]
+    if crowded:
+        said.append(
+            f"other processes used up to {max(run.others_share or 0 for run in crowded):.0%} of the processor during"
+            f" {len(crowded)} of {len(runs)} runs: times may be too high; run it again on an idle machine."
+        )
+    hot = [run for run in runs if run.throttled]
+    if hot:
+        said.append(f"the machine was throttled during {len(hot)} of {len(runs)} runs: their times are too high.")
+    seen = [warning for run in runs if run.figures for warning in run.figures.warnings]
+    return said + list(dict.fromkeys(warning for warning in seen if not warning.startswith(_OF_NO_CONCERN)))

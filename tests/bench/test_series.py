@@ -1,0 +1,182 @@
+"""The series: real processes once, and what happens around them with processes that only pretend."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgetune.bench import bench, series
+from edgetune.bench.records import Entry, Figures
+from edgetune.errors import EdgetuneError, InputError
+from tests.bench.facts import Told, command, make_run
+
+NANO: dict[str, Any] = {"model": "vit_nano_patch8_64", "image_size": 32, "batch_size": 6, "epochs": 2, "threads": 1}
+
+
+def figures_of(told: Told, name: str) -> Figures:
+    return next(run.figures for run in series.read_runs(told.out / "runs.jsonl") if run.entry.name == name)
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------
+
+
+def test_eager_pytorch_and_our_full_walk_the_same_path(series: Told) -> None:
+    eager, ours = figures_of(series, "eager-full"), figures_of(series, "full")
+    assert len(eager.train_losses) == 2
+    assert eager.train_losses == pytest.approx(ours.train_losses, abs=2e-4)
+    assert eager.train_losses[0] != eager.train_losses[1]
+    assert eager.accuracy == pytest.approx(ours.accuracy, abs=1.01 / 12)  # one image of twelve on the border
+    assert eager.images == ours.images == 36
+    assert eager.train_flops_per_image == pytest.approx(ours.train_flops_per_image, rel=1e-6)
+
+
+def test_figures_are_measured(series: Told) -> None:
+    for name in ("eager-full", "full"):
+        figures = figures_of(series, name)
+        # weights, gradients and two moments of 2.7 M parameters are there at the same time, in 4 bytes each
+        assert figures.above_baseline_bytes > 2.7e6 * 4 * 2
+        assert figures.above_baseline_bytes < 400 << 20
+        assert all(0 < seconds < 60 for seconds in figures.epochs_s)
+        assert len(figures.epochs_s) == 2
+
+
+def test_a_failed_run_is_recorded_and_the_rest_goes_on(series: Told) -> None:
+    rows = {row.entry.name: row for row in series.bench.methods}
+    assert rows["starved"].runs == 0
+    assert "the least that would do is --memory" in rows["starved"].errors[0]
+    assert rows["starved"].above_baseline_bytes is None
+    assert (rows["eager-full"].runs, rows["full"].runs) == (1, 1)
+    assert rows["full"].to_eager.epoch > 0
+    assert "failed" in series.printed
+    assert any("starved" in warning for warning in series.bench.warnings)
+
+
+def test_only_small_artifacts_are_kept(series: Told) -> None:
+    left = {path.name for path in (series.out / "runs" / "full-0").iterdir()}
+    assert {"plan.json", "result.json", "metrics.jsonl"} <= left
+    assert not {name for name in left if name.endswith(".safetensors")} | left & {"state"}
+
+
+def test_nothing_recorded_names_a_folder_of_this_machine(series: Told, photos: Path) -> None:
+    for name in ("bench.json", "bench.md", "settings.json"):
+        text = (series.out / name).read_text()
+        assert str(photos.parent) not in text
+        assert str(Path.cwd()) not in text
+
+
+def test_going_on_repeats_only_what_failed(series: Told, photos: Path) -> None:
+    before = (series.out / "runs.jsonl").read_text()
+    line = command(photos, series.out, "--methods", "eager-full,full", "--repetitions", "1")
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout.count("done before") == 2
+    assert (series.out / "runs.jsonl").read_text() == before
+
+
+# --- pretended ones ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Runs that end at once; what was asked for, in order. A method called last-1 always fails."""
+    asked: list[tuple[str, int]] = []
+
+    def fit(self: series.Series, entry: Entry, repetition: int, folder: Path) -> tuple[Figures, float]:
+        asked.append((entry.name, repetition))
+        if entry.method == "last-1":
+            raise EdgetuneError("out of luck")
+        return make_run(entry.name).figures, 1.0
+
+    monkeypatch.setattr(series.Series, "_fit", fit)
+    return asked
+
+
+def test_methods_take_turns_and_none_is_always_first(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path
+) -> None:
+    bench(tmp_path / "out", methods=["full", "head", "last-2"], data=photos, **NANO)
+    assert pretend == [
+        *[("full", 0), ("head", 0), ("last-2", 0)],
+        *[("head", 1), ("last-2", 1), ("full", 1)],
+        *[("last-2", 2), ("full", 2), ("head", 2)],
+    ]
+
+
+def test_more_repetitions_and_methods_are_added_to_what_is_there(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    bench(out, methods=["full"], repetitions=1, data=photos, **NANO)
+    made = bench(out, methods=["full", "head"], repetitions=2, data=photos, **NANO)
+    assert sorted(pretend) == [("full", 0), ("full", 1), ("head", 0), ("head", 1)]
+    assert [row.runs for row in made.methods] == [2, 2]
+
+
+def test_a_failed_run_is_tried_again_and_its_old_error_forgotten(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(EdgetuneError, match="out of luck"):
+        bench(out, methods=["last-1"], repetitions=1, data=photos, **NANO)
+    monkeypatch.setattr(series.Series, "_fit", lambda *_: (make_run("last-1").figures, 1.0))
+    made = bench(out, methods=["last-1"], repetitions=1, data=photos, **NANO)
+    assert (made.methods[0].runs, made.methods[0].errors) == (1, [])
+
+
+def test_another_recipe_of_the_same_name_is_run_anew(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "recipe.json", tmp_path / "out"
+    for rate in ("1e-4", "1e-3", "1e-3"):
+        recipe.write_text(msgspec.json.encode({"mine": {"method": "full", "arguments": ["--lr", rate]}}).decode())
+        made = bench(out, methods=["mine"], recipe=recipe, repetitions=1, data=photos, **NANO)
+    assert pretend == [("mine", 0), ("mine", 0)]
+    assert made.methods[0].runs == 1
+
+
+def test_a_torn_line_is_no_run(pretend: list[tuple[str, int]], photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bench(out, methods=["full"], repetitions=2, data=photos, **NANO)
+    log = out / "runs.jsonl"
+    log.write_bytes(log.read_bytes()[:-40])
+    made = bench(out, methods=["full"], repetitions=2, data=photos, **NANO)
+    assert pretend == [("full", 0), ("full", 1), ("full", 1)]
+    assert made.methods[0].runs == len(series.read_runs(log)) == 2
+
+
+@pytest.mark.parametrize("change", [{"epochs": 3}, {"seed": 1}, {"flip": False}])
+def test_a_folder_keeps_to_its_benchmark(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    bench(out, methods=["full"], repetitions=1, data=photos, **NANO)
+    with pytest.raises(InputError, match=next(iter(change))):
+        bench(out, methods=["full"], repetitions=1, data=photos, **(NANO | change))
+    assert len(pretend) == 1
+
+
+def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        bench(tmp_path, methods=["full"], data=photos, **NANO)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_malloc_inherits_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    seen: list[dict[str, str]] = []
+
+    def run(line: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        seen.append(env)
+        return subprocess.CompletedProcess(line, 2, stderr=b"noise\nerror: --lr is wrong; use another.\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    ended = series._execute(["edgetune", "fit"], {})
+    series._execute(["edgetune", "fit"], {"MALLOC_MMAP_THRESHOLD_": "131072"})
+    assert (ended.status, ended.said) == (2, "--lr is wrong; use another.")
+    assert "MALLOC_TRIM_THRESHOLD_" not in seen[0]
+    assert seen[1]["MALLOC_MMAP_THRESHOLD_"] == "131072"
+    assert "PATH" in seen[0]

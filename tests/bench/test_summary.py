@@ -1,0 +1,127 @@
+"""Medians, ratios and tables, in round numbers."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edgetune.bench.page import markdown, print_bench
+from edgetune.bench.records import Bench, Entry, Figures, MethodRow, Run, Spread
+from edgetune.bench.summary import summarise
+from tests.bench.facts import HERE, SETTINGS, make_run
+
+
+def summary(runs: list[Run], repetitions: int = 3) -> Bench:
+    names = list(dict.fromkeys(run.entry.name for run in runs))
+    return summarise(SETTINGS, [Entry(name=name, method=name) for name in names], runs, repetitions)
+
+
+def row(bench: Bench, name: str) -> MethodRow:
+    return next(row for row in bench.methods if row.entry.name == name)
+
+
+def three(name: str, peaks: tuple[int, int, int], epochs: tuple[float, float, float], later: float = 2.0) -> list[Run]:
+    return [
+        make_run(name, repetition, peak_bytes=100 + peak, epochs_s=[2 * first - later, later])
+        for repetition, (peak, first) in enumerate(zip(peaks, epochs, strict=True))
+    ]
+
+
+EAGER = [
+    *three("eager-full", (800, 900, 850), (4.0, 4.2, 3.0), later=4.0),
+    *three("eager-full-trimmed", (600, 610, 400), (6.0, 8.0, 6.5), later=5.0),
+]
+
+
+def test_epochs_are_told_apart() -> None:
+    figures = make_run("full", epochs_s=[9.0, 1.0, 2.0]).figures
+    assert isinstance(figures, Figures)
+    assert (figures.epoch_s, figures.first_epoch_s, figures.later_epoch_s) == (4.0, 9.0, 1.5)
+    assert make_run("full", epochs_s=[9.0]).figures.later_epoch_s is None
+    assert figures.above_baseline_bytes == 200
+    assert make_run("full", peak_bytes=None).figures.above_baseline_bytes is None
+
+
+def test_medians_and_spread() -> None:
+    assert Spread.of([3, 1, 2]) == Spread(median=2, low=1, high=3, values=[3, 1, 2])
+    assert Spread.of([1, 2]).median == 1.5
+    assert Spread.of([]) is None
+    assert Spread.of([1, None]) is None
+
+
+def test_memory_is_held_against_the_leaner_and_time_against_the_faster_eager_variant() -> None:
+    bench = summary([*EAGER, *three("full", (300, 200, 100), (2.0, 1.0, 3.0))])
+    assert (bench.memory_baseline, bench.time_baseline) == ("eager-full-trimmed", "eager-full")
+    ratios = row(bench, "full").to_eager
+    assert ratios.above_baseline == pytest.approx(200 / 600)
+    assert ratios.epoch == pytest.approx(2.0 / 4.0)
+    assert ratios.later_epoch == pytest.approx(2.0 / 4.0)
+    assert row(bench, "eager-full").to_eager.above_baseline == pytest.approx(850 / 600)
+    assert row(bench, "eager-full-trimmed").to_eager.epoch == pytest.approx(6.5 / 4.0)
+    assert row(bench, "full").to_alast is None
+
+
+def test_the_reference_method_is_a_measure_of_its_own() -> None:
+    bench = summary(
+        [*three("alast", (400, 400, 400), (2.0, 2.0, 2.0), 2.0), *three("edgetune", (100,) * 3, (1.0,) * 3, 0.5)]
+    )
+    ratios = row(bench, "edgetune").to_alast
+    assert (ratios.above_baseline, ratios.epoch, ratios.later_epoch) == (0.25, 0.5, 0.25)
+    assert row(bench, "edgetune").to_eager is None
+    assert bench.memory_baseline is None
+
+
+def test_failed_runs_are_counted_and_leave_the_rest_whole() -> None:
+    bench = summary([*EAGER[:2], make_run("eager-full", 2, error="killed by signal 9")])
+    found = row(bench, "eager-full")
+    assert (found.runs, found.errors) == (2, ["killed by signal 9"])
+    assert found.above_baseline_bytes.values == [800, 900]
+    assert any("killed by signal 9" in warning for warning in bench.warnings)
+    nothing = summary([make_run("full", error="no")])
+    assert row(nothing, "full").epoch_s is None
+    assert "—" in markdown(nothing)
+
+
+def test_a_memory_that_could_not_be_measured_gives_no_ratio() -> None:
+    bench = summary([make_run("eager-full", peak_bytes=None), make_run("full")])
+    assert bench.memory_baseline is None
+    assert row(bench, "full").to_eager.above_baseline is None
+    assert row(bench, "full").to_eager.epoch == 1.0
+
+
+def test_who_else_used_the_machine_is_said() -> None:
+    crowded = msgspec.structs.replace(make_run("full"), others_share=0.6)
+    assert any("60%" in warning for warning in summary([crowded]).warnings)
+    elsewhere = msgspec.structs.replace(make_run("head"), machine=msgspec.structs.replace(HERE, kernel="7"))
+    bench = summary([make_run("full"), elsewhere])
+    assert len(bench.machines) == 2
+    assert any("different machines" in warning for warning in bench.warnings)
+    hot = msgspec.structs.replace(make_run("full"), throttled=True)
+    assert any("throttled" in warning for warning in summary([hot]).warnings)
+    assert summary([make_run("full")]).warnings == []
+
+
+def test_the_record_survives_its_file() -> None:
+    bench = summary(EAGER)
+    raw = msgspec.json.encode(bench)
+    assert msgspec.json.decode(raw)["schema"] == "edgetune/bench/1"
+    assert msgspec.json.decode(raw, type=Bench) == bench
+
+
+def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    large = [
+        make_run(name, repetition, peak_bytes=(1234 << 20) + repetition, epochs_s=[1234.5, 1000.25 + repetition, 999.0])
+        for name in ("eager-full", "eager-full-trimmed", "eager-full-fused", "edgetune")
+        for repetition in range(3)
+    ]
+    bench = summary(large)
+    text = markdown(bench)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 * (2 + 4)
+    assert max(map(len, tables)) <= 80
+    assert len({line.count("|") for line in tables[:6]}) == 1
+    assert "1234" in text
+    print_bench(bench)
+    printed = capsys.readouterr().out
+    assert "eager-full-trimmed" in printed
+    assert "…" not in printed
