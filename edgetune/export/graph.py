@@ -25,7 +25,7 @@ INPUT, OUTPUT = "images", "logits"
 Floats = NDArray[np.float32]
 
 
-class _Graph:
+class Graph:
     """Nodes and constants in the making. Every call appends one operator and returns the name of its output."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ def build_graph(spec: ViTSpec, weights: Mapping[str, Floats], metadata: Mapping[
         weights: its parameters under timm's names.
         metadata: goes to the model's metadata.
     """
-    graph = _Graph()
+    graph = Graph()
     x = _embed(graph, spec, weights)
     for index in range(spec.depth):
         x = _block(graph, spec, weights, f"blocks.{index}.", x)
@@ -74,7 +74,7 @@ def build_graph(spec: ViTSpec, weights: Mapping[str, Floats], metadata: Mapping[
     return model
 
 
-def _embed(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
+def _embed(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
     """Images to tokens (batch, N, C)."""
     kernel = [graph.constant(name, weights[name]) for name in ("patch_embed.proj.weight", "patch_embed.proj.bias")]
     sides = [spec.patch_size, spec.patch_size]
@@ -96,7 +96,7 @@ def _embed(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
     return str(graph.add("Concat", [prefix_name, x], "tokens", axis=1))
 
 
-def _block(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str) -> str:
+def _block(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str) -> str:
     """One transformer block."""
     head_width = spec.width // spec.heads
     scale = graph.constant("attention_scale", np.array(1 / math.sqrt(head_width), np.float32))
@@ -127,7 +127,7 @@ def _block(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str,
     return _residual(graph, spec, weights, at + "ls2", x, y)
 
 
-def _classify(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats], x: str) -> None:
+def _classify(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], x: str) -> None:
     """Tokens to logits."""
     if spec.pool == "avg":
         ends = [graph.shape(spec.prefix), graph.shape(spec.tokens), graph.shape(1)]
@@ -152,19 +152,19 @@ def _classify(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats], x: st
         graph.add("Mul", [graph.add("Add", answers, "logits.sum"), half], OUTPUT)
 
 
-def _norm(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, name: str | None = None) -> str:
+def _norm(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, name: str | None = None) -> str:
     inputs = [x, *(graph.constant(f"{at}.{kind}", weights[f"{at}.{kind}"]) for kind in ("weight", "bias"))]
     return str(graph.add("LayerNormalization", inputs, name or at, axis=-1, epsilon=spec.norm_eps))
 
 
-def _linear(graph: _Graph, weights: Mapping[str, Floats], at: str, x: str) -> str:
+def _linear(graph: Graph, weights: Mapping[str, Floats], at: str, x: str) -> str:
     """`x Wᵀ + b`, as the MatMul and Add that quantisation looks for."""
     matrix = graph.constant(f"{at}.weight", weights[f"{at}.weight"].T)
     y = graph.add("MatMul", [x, matrix], f"{at}.product")
     return str(graph.add("Add", [y, graph.constant(f"{at}.bias", weights[f"{at}.bias"])], at))
 
 
-def _residual(graph: _Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, y: str) -> str:
+def _residual(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, y: str) -> str:
     if spec.layer_scale:
         y = graph.add("Mul", [y, graph.constant(f"{at}.gamma", weights[f"{at}.gamma"])], at)
     return str(graph.add("Add", [x, y], f"{at}.sum"))
