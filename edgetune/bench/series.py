@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from edgetune import schema
-from edgetune.bench.entries import MALLOC_VARIABLES, find_entries, is_eager, read_recipes
+from edgetune.bench.entries import find_entries, is_eager, read_recipes
 from edgetune.bench.machine import Bystanders, describe_machine
-from edgetune.bench.records import Bench, Entry, Figures, Run, Settings
+from edgetune.bench.page import markdown
+from edgetune.bench.process import Measured, run_eager, run_fit, tidy
+from edgetune.bench.records import Bench, Entry, Run, Settings
 from edgetune.bench.summary import summarise
 from edgetune.bench.workloads import Job, choose, prepare
 from edgetune.device.system import System
@@ -33,11 +32,8 @@ from edgetune.files import storage_errors, write_atomically
 from edgetune.model.registry import find_spec
 from edgetune.units import format_size
 
-# Kept of a run's folder; weights and states of every run would fill a card.
-_KEPT = frozenset({"plan.json", "profile.json", "config.json", "metrics.jsonl", "result.json", "report.html"})
 _OWN = frozenset({"data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md"})
 _NO_CAP = "1000TB"  # the eager loop's plan is read for its recipe only
-_MOST_OF_AN_ERROR = 500  # characters
 
 
 class Series:
@@ -51,13 +47,18 @@ class Series:
     """
 
     def __init__(self, job: Job, entries: Sequence[Entry], out: Path, say: Callable[[str], None]) -> None:
-        self.job, self.entries, self.out, self.say = job, list(entries), out, say
-        self.log = out / "runs.jsonl"
+        self.job, self.entries, self.out, self.say = job, list(entries), out.absolute(), say
+        self.log = self.out / "runs.jsonl"
         self._system = System()
         self._machine = describe_machine(self._system)
 
-    def run(self, repetitions: int) -> list[Run]:
-        """Run what has no good line yet; all runs of these entries, failed ones included."""
+    def run(self, repetitions: int, keep: Callable[[list[Run]], object]) -> list[Run]:
+        """Run what has no good line yet; all runs of these entries, failed ones included.
+
+        Args:
+            repetitions: of each entry.
+            keep: sees the runs known so far after each new one.
+        """
         total = repetitions * len(self.entries)
         log = read_runs(self.log)
         for repetition in range(repetitions):
@@ -70,6 +71,11 @@ class Series:
                 self._append(run)
                 log.append(run)
                 self.say(f"{number}: {sentence(run)}")
+                keep(self._latest(log, repetitions))
+        return self._latest(log, repetitions)
+
+    def _latest(self, log: Sequence[Run], repetitions: int) -> list[Run]:
+        """The last run of each entry and repetition, entry by entry."""
         last = {
             (index, run.repetition): run
             for run in log
@@ -98,15 +104,16 @@ class Series:
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
         bystanders, before = Bystanders(), read_throttle(self._system)
-        figures: Figures | None = None
-        seconds: float | None = None
+        measured: Measured | None = None
         error: str | None = None
         try:
-            figures, seconds = (self._eager if is_eager(entry) else self._fit)(entry, repetition, folder)
+            measured = self._measure(entry, repetition, folder)
+            warnings = tuple(map(self._without_paths, measured.figures.warnings))
+            measured = measured._replace(figures=msgspec.structs.replace(measured.figures, warnings=warnings))
         except EdgetuneError as reason:
-            error = str(reason)
+            error = self._without_paths(str(reason))
         others_share = bystanders.share()
-        _tidy(folder)
+        tidy(folder)
         settings = self.job.settings
         shown = "edgetune " + shlex.join(self.command(entry, repetition, "DATA", settings.weights, "OUT"))
         if is_eager(entry):
@@ -118,57 +125,32 @@ class Series:
             place=place,
             seed=settings.seed + repetition,
             command=shown,
-            total_s=seconds,
+            total_s=measured.total_s if measured else None,
             others_share=others_share,
             throttled=throttled(delta(before, read_throttle(self._system))),
-            figures=figures,
+            figures=measured.figures if measured else None,
             error=error,
             machine=self._machine,
             created=schema.now(),
         )
 
-    def _words(self, entry: Entry, repetition: int, out: Path) -> list[str]:
-        weights = str(self.job.weights) if self.job.weights else None
-        return self.command(entry, repetition, str(self.job.data), weights, str(out))
+    def _measure(self, entry: Entry, repetition: int, folder: Path) -> Measured:
+        data, weights = str(self.job.data), str(self.job.weights) if self.job.weights else None
+        if is_eager(entry):
+            plan = folder / "plan.json"
+            words = self.command(entry, repetition, data, weights, str(plan))
+            return run_eager(words, entry, plan, folder / "figures.json")
+        words = self.command(entry, repetition, data, weights, str(folder))
+        return run_fit(words, entry.environment, folder, self.job.settings.epochs)
 
-    def _fit(self, entry: Entry, repetition: int, folder: Path) -> tuple[Figures, float]:
-        """One run of `edgetune fit`, read from the artifacts it left."""
-        ended = _execute(["edgetune", *self._words(entry, repetition, folder)], entry.environment)
-        if ended.status not in (0, 4):
-            raise EdgetuneError(ended.said)
-        result = schema.load(folder / "result.json", schema.Result)
-        plan = schema.load(folder / "plan.json", schema.Plan)
-        if result.stopped_by != "epochs" or len(result.time.epochs_s) != self.job.settings.epochs:
-            raise EdgetuneError(
-                f"{len(result.time.epochs_s)} of {self.job.settings.epochs} epochs ran, ended by {result.stopped_by};"
-                " not comparable."
-            )
-        memory, work = result.memory, result.work
-        figures = Figures(
-            baseline_bytes=memory.baseline_bytes,
-            peak_bytes=memory.measured_peak_bytes,
-            predicted_above_baseline_bytes=plan.predicted.peak_memory_bytes - plan.predicted.memory.runtime,
-            epochs_s=result.time.epochs_s,
-            eval_s=result.time.eval_s,
-            accuracy=result.accuracy.last,
-            train_losses=_train_losses(folder / "metrics.jsonl"),
-            images=work.images,
-            train_flops_per_image=work.train_flops / work.images,
-            bytes_written=work.bytes_written,
-            warnings=tuple(result.warnings),
-        )
-        return figures, ended.seconds
-
-    def _eager(self, entry: Entry, repetition: int, folder: Path) -> tuple[Figures, float]:
-        """One run of the eager loop: planned for data and rates, then run."""
-        plan, figures = folder / "plan.json", folder / "figures.json"
-        ended = _execute(["edgetune", *self._words(entry, repetition, plan)], {})
-        if ended.status == 0:
-            words = ["edgetune.bench.eager", entry.method, str(plan), str(figures)]
-            ended = _execute(words, entry.environment)
-        if ended.status:
-            raise EdgetuneError(ended.said)
-        return msgspec.json.decode(figures.read_bytes(), type=Figures), ended.seconds
+    def _without_paths(self, text: str) -> str:
+        """A sentence for the record, which says nothing of how this machine's folders are called."""
+        places = {str(self.job.data): "DATA", str(self.out): "OUT"}
+        if self.job.weights:
+            places = {str(self.job.weights): self.job.weights.name} | places
+        for path, name in places.items():
+            text = text.replace(path, name)
+        return text
 
     def _append(self, run: Run) -> None:
         """Add a line, on disk before the next run starts; after a torn line, on one of its own."""
@@ -223,12 +205,15 @@ def bench(
     _refuse_foreign(out)
     job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
     _keep_settings(out / "settings.json", job.settings)
-    runs = Series(job, entries, out, say).run(repetitions)
-    made = summarise(job.settings, entries, runs, repetitions)
-    schema.save(made, out / "bench.json")
-    from edgetune.bench.page import markdown
 
-    write_atomically(out / "bench.md", markdown(made).encode())
+    def keep(runs: list[Run]) -> Bench:
+        made = summarise(job.settings, entries, runs, repetitions)
+        schema.save(made, out / "bench.json")
+        write_atomically(out / "bench.md", markdown(made).encode())
+        return made
+
+    runs = Series(job, entries, out, say).run(repetitions, keep)
+    made = keep(runs)
     if not any(run.figures for run in runs):
         raise EdgetuneError(f"every run failed; the first: {runs[0].error}")
     return made
@@ -305,50 +290,3 @@ def _keep_settings(path: Path, settings: Settings) -> None:
             )
         return
     write_atomically(path, schema.to_json(settings))
-
-
-class _Ended(NamedTuple):
-    """How a process ended, what it said last, and the wall time it took."""
-
-    status: int
-    said: str
-    seconds: float
-
-
-def _execute(words: list[str], environment: dict[str, str]) -> _Ended:
-    """Run a module of edgetune in a fresh process."""
-    inherited = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=inherited | environment,
-            check=False,
-        )
-    except OSError as error:
-        raise EdgetuneError(f"a process could not be started ({error.strerror}).") from error
-    seconds = time.monotonic() - started
-    if done.returncode == 130:
-        raise KeyboardInterrupt
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    said = (lines[-1] if lines else f"exit status {done.returncode}").removeprefix("error: ")[:_MOST_OF_AN_ERROR]
-    if done.returncode < 0:
-        said = f"killed by signal {-done.returncode}" + (", most likely for want of memory" * (done.returncode == -9))
-    return _Ended(done.returncode, said, seconds)
-
-
-def _train_losses(path: Path) -> list[float]:
-    lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
-    return [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
-
-
-def _tidy(folder: Path) -> None:
-    """Leave a run's small artifacts, and let go of weights and states."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in _KEPT and path.name != "figures.json":
-            path.unlink(missing_ok=True)

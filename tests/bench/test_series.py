@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from edgetune.bench import bench, series
-from edgetune.bench.records import Entry, Figures
+from edgetune.bench.process import Measured, execute
+from edgetune.bench.records import Bench, Entry, Figures
 from edgetune.errors import EdgetuneError, InputError
 from tests.bench.facts import Told, command, make_run
 
@@ -84,13 +85,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Runs that end at once; what was asked for, in order. A method called last-1 always fails."""
     asked: list[tuple[str, int]] = []
 
-    def fit(self: series.Series, entry: Entry, repetition: int, folder: Path) -> tuple[Figures, float]:
+    def measure(self: series.Series, entry: Entry, repetition: int, folder: Path) -> Measured:
         asked.append((entry.name, repetition))
         if entry.method == "last-1":
-            raise EdgetuneError("out of luck")
-        return make_run(entry.name).figures, 1.0
+            raise EdgetuneError(f"{self.job.data}/train/a.jpg and {folder} are out of luck")
+        return Measured(make_run(entry.name).figures, 1.0)
 
-    monkeypatch.setattr(series.Series, "_fit", fit)
+    monkeypatch.setattr(series.Series, "_measure", measure)
     return asked
 
 
@@ -119,11 +120,29 @@ def test_a_failed_run_is_tried_again_and_its_old_error_forgotten(
     pretend: list[tuple[str, int]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(EdgetuneError, match="out of luck"):
+    with pytest.raises(EdgetuneError, match=r"DATA/train/a\.jpg and OUT/runs/last-1-0 are out of luck"):
         bench(out, methods=["last-1"], repetitions=1, data=photos, **NANO)
-    monkeypatch.setattr(series.Series, "_fit", lambda *_: (make_run("last-1").figures, 1.0))
+    monkeypatch.setattr(series.Series, "_measure", lambda *_: Measured(make_run("last-1").figures, 1.0))
     made = bench(out, methods=["last-1"], repetitions=1, data=photos, **NANO)
     assert (made.methods[0].runs, made.methods[0].errors) == (1, [])
+
+
+def test_what_is_known_is_written_after_every_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def measure(self: series.Series, entry: Entry, repetition: int, folder: Path) -> Measured:
+        if repetition:
+            raise KeyboardInterrupt
+        return Measured(make_run(entry.name).figures, 1.0)
+
+    monkeypatch.setattr(series.Series, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench(out, methods=["full"], repetitions=2, data=photos, **NANO)
+    kept = msgspec.json.decode((out / "bench.json").read_bytes(), type=Bench)
+    assert [row.runs for row in kept.methods] == [1]
+    assert "| full" in (out / "bench.md").read_text()
 
 
 def test_another_recipe_of_the_same_name_is_run_anew(
@@ -174,8 +193,8 @@ def test_what_malloc_inherits_is_the_methods_own(monkeypatch: pytest.MonkeyPatch
         return subprocess.CompletedProcess(line, 2, stderr=b"noise\nerror: --lr is wrong; use another.\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    ended = series._execute(["edgetune", "fit"], {})
-    series._execute(["edgetune", "fit"], {"MALLOC_MMAP_THRESHOLD_": "131072"})
+    ended = execute(["edgetune", "fit"], {})
+    execute(["edgetune", "fit"], {"MALLOC_MMAP_THRESHOLD_": "131072"})
     assert (ended.status, ended.said) == (2, "--lr is wrong; use another.")
     assert "MALLOC_TRIM_THRESHOLD_" not in seen[0]
     assert seen[1]["MALLOC_MMAP_THRESHOLD_"] == "131072"

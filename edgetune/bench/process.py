@@ -1,0 +1,139 @@
+"""One run of one method in a process of its own, and the figures it left.
+
+A fresh process each time: memory that an earlier run left with the allocator, warm caches of a library and a grown heap
+would otherwise count for or against whoever comes next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from edgetune import schema
+from edgetune.bench.entries import MALLOC_VARIABLES
+from edgetune.bench.records import Entry, Figures
+from edgetune.errors import EdgetuneError
+
+_KEPT = frozenset(
+    ("plan.json", "profile.json", "config.json", "metrics.jsonl", "result.json", "report.html", "figures.json")
+)
+_MOST_OF_AN_ERROR = 500  # characters
+
+
+class Measured(NamedTuple):
+    """A run that ended well: its figures, and the seconds from its process's start to its exit."""
+
+    figures: Figures
+    total_s: float
+
+
+def run_fit(words: Sequence[str], environment: dict[str, str], folder: Path, epochs: int) -> Measured:
+    """Run `edgetune fit`, and read the artifacts it leaves in `folder`.
+
+    Args:
+        words: the command line after `edgetune`.
+        environment: variables of its own.
+        folder: its run folder.
+        epochs: that it has to reach to be comparable.
+
+    Raises:
+        EdgetuneError: it failed, or ended before its epochs did.
+    """
+    ended = execute(["edgetune", *words], environment)
+    if ended.status not in (0, 4):
+        raise EdgetuneError(ended.said)
+    result = schema.load(folder / "result.json", schema.Result)
+    plan = schema.load(folder / "plan.json", schema.Plan)
+    ran = len(result.time.epochs_s)
+    if result.stopped_by != "epochs" or ran != epochs:
+        raise EdgetuneError(f"{ran} of {epochs} epochs ran, ended by {result.stopped_by}; not comparable.")
+    memory, work = result.memory, result.work
+    figures = Figures(
+        baseline_bytes=memory.baseline_bytes,
+        peak_bytes=memory.measured_peak_bytes,
+        predicted_above_baseline_bytes=plan.predicted.peak_memory_bytes - plan.predicted.memory.runtime,
+        epochs_s=result.time.epochs_s,
+        eval_s=result.time.eval_s,
+        accuracy=result.accuracy.last,
+        train_losses=_train_losses(folder / "metrics.jsonl"),
+        images=work.images,
+        train_flops_per_image=work.train_flops / work.images,
+        bytes_written=work.bytes_written,
+        warnings=tuple(result.warnings),
+    )
+    return Measured(figures, ended.seconds)
+
+
+def run_eager(words: Sequence[str], entry: Entry, plan: Path, figures: Path) -> Measured:
+    """Plan, for data and rates, then run the eager loop.
+
+    Args:
+        words: the command line that writes the plan, after `edgetune`.
+        entry: the variant, and its environment.
+        plan: where the command line writes it.
+        figures: where the loop writes its figures.
+
+    Raises:
+        EdgetuneError: either failed.
+    """
+    ended = execute(["edgetune", *words], {})
+    if ended.status == 0:
+        ended = execute(["edgetune.bench.eager", entry.method, str(plan), str(figures)], entry.environment)
+    if ended.status:
+        raise EdgetuneError(ended.said)
+    return Measured(msgspec.json.decode(figures.read_bytes(), type=Figures), ended.seconds)
+
+
+class Ended(NamedTuple):
+    """How a process ended, what it said last, and the wall time it took."""
+
+    status: int
+    said: str
+    seconds: float
+
+
+def execute(words: Sequence[str], environment: dict[str, str]) -> Ended:
+    """Run a module of edgetune in a fresh process."""
+    inherited = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=inherited | environment,
+            check=False,
+        )
+    except OSError as error:
+        raise EdgetuneError(f"a process could not be started ({error.strerror}).") from error
+    seconds = time.monotonic() - started
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    said = (lines[-1] if lines else f"exit status {done.returncode}").removeprefix("error: ")[:_MOST_OF_AN_ERROR]
+    if done.returncode < 0:
+        said = f"killed by signal {-done.returncode}" + (", most likely for want of memory" * (done.returncode == -9))
+    return Ended(done.returncode, said, seconds)
+
+
+def tidy(folder: Path) -> None:
+    """Leave a run's small artifacts, and let go of weights and states."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in _KEPT:
+            path.unlink(missing_ok=True)
+
+
+def _train_losses(path: Path) -> list[float]:
+    lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    return [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
