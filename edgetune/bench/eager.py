@@ -121,7 +121,8 @@ def _load_model(plan: Plan, spec: ViTSpec) -> Any:
 
 def _optimizer(model: Any, plan: Plan, *, fused: bool) -> torch.optim.Optimizer:
     """AdamW; biases, norms, tokens and positions without weight decay, as timm's own training script has it."""
-    groups = param_groups_weight_decay(model, plan.recipe.weight_decay, (*model.no_weight_decay(), "reg_token"))
+    without = {*model.no_weight_decay(), "reg_token"}  # which older versions of timm leave out
+    groups = param_groups_weight_decay(model, plan.recipe.weight_decay, no_weight_decay_list=without)
     return torch.optim.AdamW(groups, lr=plan.recipe.learning_rate, fused=True if fused else None)
 
 
