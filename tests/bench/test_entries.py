@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,9 @@ def test_made_weights_fit_their_model(tmp_path: Path) -> None:
     make_weights(path, model="vit_nano_patch8_64", image_size=32, classes=3, seed=0)
     shapes = {parameter.name: parameter.shape for parameter in SPEC.at(32, 3).parameters()}
     assert read_header(path).shapes == shapes
+
+
+def test_the_parent_of_all_runs_is_light() -> None:
+    code = "import sys, edgetune.bench; print(*sorted({'torch', 'timm', 'numpy', 'PIL', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
