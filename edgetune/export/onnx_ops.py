@@ -6,8 +6,9 @@ is then one Gemm in each direction, which takes weights as they are stored, (out
 attention, and cutting or padding a sequence, see images; a runtime's Reshape copies nothing.
 
 The backward pass computes cheap things again from the same inputs with the same operators. A runtime that merges equal
-subexpressions would undo that and keep the forward pass's tensors instead: a little faster, but not small. To
-onnxruntime's session, pass `MERGES` as `disabled_optimizers`.
+subexpressions keeps the forward pass's results for it instead: the same numbers, more memory. To onnxruntime's session,
+pass `MERGES` as `disabled_optimizers`. In which order it computes is its own choice as well; `PRIORITY_BASED` follows
+the graph more closely than the default.
 
 ONNX operators: https://onnx.ai/onnx/operators/; attention's backward pass as in T. Dao et al., arXiv 2205.14135.
 """
