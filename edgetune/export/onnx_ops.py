@@ -7,8 +7,8 @@ attention, and cutting or padding a sequence, see images; a runtime's Reshape co
 
 The backward pass computes cheap things again from the same inputs with the same operators. A runtime that merges equal
 subexpressions keeps the forward pass's results for it instead: the same numbers, more memory. To onnxruntime's session,
-pass `MERGES` as `disabled_optimizers`. In which order it computes is its own choice as well; `PRIORITY_BASED` follows
-the graph more closely than the default.
+pass `MERGES` as `disabled_optimizers`. A runtime also computes in an order of its own, and may do early what was
+meant for later.
 
 ONNX operators: https://onnx.ai/onnx/operators/; attention's backward pass as in T. Dao et al., arXiv 2205.14135.
 """
