@@ -45,6 +45,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     flip: bool | None = None
     threads: int | None = None
     workers: int | None = None
+    lever: tuple[str, ...] | None = None
     seed: int | None = None
 
     def planner_arguments(self) -> dict[str, Any]:
@@ -74,6 +75,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "workers": self.workers,
             "augment": self.augment,
             "flip": self.flip,
+            "levers": self.lever or None,
             "seed": self.seed,
         }
         return {name: value for name, value in given.items() if value is not None}

@@ -242,6 +242,16 @@ class DataFacts(Record, frozen=True):
     split: str  # where validation images come from: "val", "validation", or "split 20 % of train, seed 0"
 
 
+class FeatureCachePlan(Record, frozen=True):
+    """What lies below the lowest trainable block, computed once for each image (and view) and kept on disk."""
+
+    precision: Literal["fp16", "int8"]
+    views: int  # augmented views of a training image; epochs take turns with them
+    tokens: int  # that enter the lowest trainable block, of a training image
+    train_bytes: int  # on disk
+    val_bytes: int  # 0: validation images are too seldom needed
+
+
 class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     """What a run will do, at most, and what it will cost; answers `edgetune plan` and drives `edgetune fit`."""
 
@@ -259,10 +269,15 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     caps: Caps
     batch_size: int
     micro_batch_size: int
-    precision: Literal["fp32", "bf16"]
-    optimizer: Literal["adamw", "adam", "sgd"]
+    trainer: Literal["lean", "autograd"]
+    precision: Literal["fp32", "bf16"]  # of the matrix products
+    frozen_precision: Literal["fp32", "bf16"]  # of those below the lowest trainable block
+    frozen_weights: Literal["fp32", "bf16", "int8", "disk"]  # how the weights there are kept
+    optimizer: Literal["adamw", "adam", "sgd", "sgd-plain"]
+    optimizer_state: Literal["fp32", "int8", "factored"]
     saved_activations: Literal["full", "recompute"]
-    feature_cache: bool
+    saved_precision: Literal["fp32", "bf16", "int8", "int4"]
+    feature_cache: FeatureCachePlan | None
     allocator: Literal["fast", "lean"]  # whether freed memory is kept for reuse or goes back to the kernel at once
     blocks: list[BlockPlan]
     k: int

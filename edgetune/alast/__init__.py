@@ -21,3 +21,4 @@ from edgetune.alast.controller import Controller as Controller
 from edgetune.alast.draw import draw_blocks as draw_blocks
 from edgetune.alast.importance import token_delta as token_delta
 from edgetune.alast.tokens import select_tokens as select_tokens
+from edgetune.alast.tokens import top_tokens as top_tokens

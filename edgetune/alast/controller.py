@@ -182,6 +182,22 @@ class Controller:
             raise ValueError(f"block {index} drops {entering - kept} tokens, which needs the attention they received")
         return select_tokens(after, received, kept, self.prefix_tokens)
 
+    def note(self, index: int, before: Tensor, after: Tensor, entering: int) -> int:
+        """What `after_block` does, for a loop that drops tokens itself and may begin above block 0.
+
+        Args:
+            index: the block.
+            before: the class token before it, (B, 1, C); the mean patch token where there is no class token.
+            after: the same behind it.
+            entering: patch tokens that entered it.
+
+        Returns:
+            How many patch tokens may leave it.
+        """
+        self._observe(index, before, after, summaries=True)
+        kept = self._kept[index] = self._allowed(index, self._budgets[index], entering)
+        return kept
+
     # -- what a loop reads --------------------------------------------------------------------------------------------
 
     @property
@@ -257,7 +273,7 @@ class Controller:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _observe(self, index: int, before: Tensor, after: Tensor) -> None:
+    def _observe(self, index: int, before: Tensor, after: Tensor, *, summaries: bool = False) -> None:
         """Measure a block's delta, and move its budget now (reference) or note it for the end of the step."""
         if self.mode == "random":
             return
@@ -265,7 +281,7 @@ class Controller:
             before,
             after,
             reduction=self.reduction if self.mode == "reference" else "sum",
-            class_token=self.class_token,
+            class_token=self.class_token or summaries,
             prefix_tokens=self.prefix_tokens,
         )
         if self.mode == "reference":

@@ -24,21 +24,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.sizes import FEATURE_HEADER_BYTES
+from edgetune.data.sizes import feature_bytes as feature_bytes
 from edgetune.errors import InputError, StorageError
 from edgetune.files import put_in_place, read_at, storage_errors, write_at
 from edgetune.units import format_size
 
 Precision = Literal["fp16", "int8"]
-HEADER_BYTES = 512
+HEADER_BYTES = FEATURE_HEADER_BYTES
 _MAGIC = "edgetune features 1"
 _CHECK = np.dtype("<u4")
 _LARGEST_FP16 = 65504.0
 _TINIEST = np.finfo(np.float32).tiny  # scale of a token of zeros
-
-
-def feature_bytes(count: int, shape: tuple[int, int], precision: Precision) -> int:
-    """Size of a file of `count` records of `shape` (tokens, width)."""
-    return HEADER_BYTES + count * _record(shape, precision).itemsize
 
 
 class FeatureWriter:

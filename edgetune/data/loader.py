@@ -156,11 +156,24 @@ class Loader:
         Raises:
             InputError: no image of a class can be read (with `shuffle`), or none at all.
         """
+        yield from self._read(epoch, list(self.plan(epoch, start_batch)))
+
+    def plan(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Number and image indices of each batch of an epoch, unread; unreadable images included."""
         order = self.order(epoch)
-        numbers = range(start_batch, self.batches)
-        jobs = (self._job(epoch, order[number * self.batch_size :][: self.batch_size].tolist()) for number in numbers)
+        for number in range(start_batch, self.batches):
+            yield number, order[number * self.batch_size :][: self.batch_size]
+
+    def in_order(self, epoch: int, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
+        """Images `start` to `stop` in the order of the samples, as augmentation makes them in an epoch."""
+        places = range(start, stop, batch_size)
+        parts = [np.arange(place, min(place + batch_size, stop)) for place in places]
+        yield from self._read(epoch, list(enumerate(parts)))
+
+    def _read(self, epoch: int, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Iterator[Batch]:
+        jobs = (self._job(epoch, indices.tolist()) for _, indices in wanted)
         results = self._workers.map(jobs) if self._workers else ((job, *read_job(job)) for job in jobs)
-        for number, (job, pixels, bad) in zip(numbers, results, strict=True):
+        for (number, _), (job, pixels, bad) in zip(wanted, results, strict=True):
             self._note(bad)
             indices = [index for index in job.indices if index not in bad]
             if indices:

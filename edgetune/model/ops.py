@@ -25,7 +25,7 @@ class Ops(Protocol[T]):
     def linear_add(self, into: T, x: T, weight: T, bias: T | None, scale: T | None) -> T:
         """`into + scale · (x weightᵀ + bias)`; `scale` (out,) is LayerScale's factor, None is 1."""
 
-    def linear_input(self, dy: T, weight: T, total: T | None = None) -> T:
+    def linear_input(self, dy: T, weight: T) -> T:
         """Gradient of `linear` towards its input: `dy weight`."""
 
     def linear_weight(self, dy: T, x: T, total: T | None = None) -> T:

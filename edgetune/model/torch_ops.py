@@ -16,35 +16,45 @@ _aten = torch.ops.aten
 
 
 class TorchOps:
-    """See `edgetune.model.ops.Ops`."""
+    """See `edgetune.model.ops.Ops`.
+
+    Args:
+        compute: type in which matrices are multiplied; None is the type they come in. With bfloat16, what a matrix
+            product gives is bfloat16 too; the residual stream, norms and sums stay in the stream's own type.
+    """
+
+    def __init__(self, compute: torch.dtype | None = None) -> None:
+        self._compute = compute
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x if self._compute is None else x.to(self._compute)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
+        return F.linear(self._cast(x), self._cast(weight), None if bias is None else self._cast(bias))
 
     def linear_add(self, into: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
         if scale is not None:
-            return into.addcmul_(F.linear(x, weight, bias), scale)
-        if not into.is_contiguous():  # part of a longer sequence
-            return into.add_(F.linear(x, weight, bias))
+            return into.addcmul_(self.linear(x, weight, bias).to(into.dtype), scale)
+        if self._compute is not None or not into.is_contiguous():  # the latter: part of a longer sequence
+            return into.add_(self.linear(x, weight, bias))
         if bias is not None:
             into.add_(bias)
         _rows(into).addmm_(_rows(x), weight.t())
         return into
 
-    def linear_input(self, dy: Tensor, weight: Tensor, total: Tensor | None = None) -> Tensor:
-        if total is None:
-            return dy @ weight
-        _rows(total).addmm_(_rows(dy), weight)
-        return total
+    def linear_input(self, dy: Tensor, weight: Tensor) -> Tensor:
+        return self._cast(dy) @ self._cast(weight)
 
     def linear_weight(self, dy: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:
+        dy, x = self._cast(_rows(dy)), self._cast(_rows(x))
         if total is None:
-            return _rows(dy).t() @ _rows(x)
-        return total.addmm_(_rows(dy).t(), _rows(x))
+            return dy.t() @ x
+        return total.add_(dy.t() @ x) if dy.dtype != total.dtype else total.addmm_(dy.t(), x)
 
     def sum_tokens(self, dy: Tensor, total: Tensor | None = None) -> Tensor:
-        found = _rows(dy).sum(0)
-        return found if total is None else total.add_(found)
+        if total is None:
+            return _rows(dy).sum(0)
+        return total.add_(_rows(dy).sum(0, dtype=total.dtype))
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, [x.shape[-1]], weight, bias, eps)
@@ -53,20 +63,21 @@ class TorchOps:
         self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, into: Tensor
     ) -> Tensor:
         mask = [True, False, False]
-        dx, _, _ = _aten.native_layer_norm_backward(dy, x, [x.shape[-1]], mean, rstd, weight, None, mask)
+        dx, _, _ = _aten.native_layer_norm_backward(dy.to(x.dtype), x, [x.shape[-1]], mean, rstd, weight, None, mask)
         return into.add_(dx)
 
     def layer_norm_weight(
         self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, total: Tensor | None = None
     ) -> Tensor:
-        normed = (x - mean).mul_(rstd).mul_(dy)
-        return self.sum_tokens(normed, total)
+        return self.sum_tokens((x - mean).mul_(rstd).mul_(dy), total)
 
     def gelu(self, x: Tensor) -> Tensor:
         return F.gelu(x)
 
     def gelu_input(self, dy: Tensor, x: Tensor) -> Tensor:
-        return _aten.gelu_backward.grad_input(dy, x, approximate="none", grad_input=dy)
+        dy = dy.to(x.dtype)
+        gradient: Tensor = _aten.gelu_backward.grad_input(dy, x, approximate="none", grad_input=dy)
+        return gradient
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         q, k, v = _by_head(q, heads), _by_head(k, heads), _by_head(v, heads)
@@ -74,20 +85,20 @@ class TorchOps:
             out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
         else:
             out, lse = F.scaled_dot_product_attention(q, k, v), q.new_empty(0)
-        return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1), lse
+        return _together(out), lse
 
     def attention_input(
         self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [_by_head(part, heads) for part in (dy, q, k, v)]
+        dy, q, k, v, out = (_by_head(self._cast(part), heads) for part in (dy, q, k, v, out))
         if q.device.type == "cpu":
             gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *parts, _by_head(out, heads), lse, 0.0, False
+                dy, q, k, v, out, lse, 0.0, False
             )
         else:
             with torch.enable_grad():
-                inputs = [part.detach().requires_grad_() for part in parts[1:]]
-                gradients = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, parts[0])
+                inputs = [part.detach().requires_grad_() for part in (q, k, v)]
+                gradients = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, dy)
         dq, dk, dv = (_together(gradient) for gradient in gradients)
         return dq, dk, dv
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgetune.model.spec import Parameter, ViTSpec
+from edgetune.plan import lean_bill
 from edgetune.plan.job import Job, entering
 from edgetune.schema import MemoryBill
 
@@ -32,6 +33,7 @@ _INDEX_BYTES = 8
 # Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
 STEP_BYTES = 24 << 20
+LEAN_STEP_BYTES = 16 << 20
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # glibc keeps tensors of up to 32 MiB in a heap; sizes that change from step to step can fragment it by as much again.
@@ -64,6 +66,8 @@ class Moment(NamedTuple):
 
 def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """The bill at the job's highest moment."""
+    if job.lean:
+        return _lean_bill(job, runtime_bytes)
     peak = max(moments(job), key=lambda moment: moment.total(job))
     return MemoryBill(
         runtime=runtime_bytes,
@@ -73,6 +77,20 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
         activations=peak.activations,
         workspace=peak.workspace + peak.slack(job) + STEP_BYTES,
         data=data_bytes(job),
+    )
+
+
+def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
+    """See `edgetune.plan.lean_bill`."""
+    _, saved, workspace = max(lean_bill.moments(job), key=lambda moment: moment[1] + moment[2])
+    return MemoryBill(
+        runtime=runtime_bytes,
+        weights=lean_bill.weight_bytes(job),
+        gradients=lean_bill.gradient_bytes(job),
+        optimizer=optimizer_bytes(job),
+        activations=int(saved),
+        workspace=int(workspace * (1 + SLACK_SHARE[job.allocator])) + _classify_bytes(job) + LEAN_STEP_BYTES,
+        data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
 
 
@@ -141,6 +159,8 @@ def trainable_count(job: Job) -> int:
 
 def optimizer_bytes(job: Job) -> int:
     """Moments of every weight that may ever train: they stay while a block is frozen."""
+    if job.lean:
+        return lean_bill.state_bytes(job, trainable_count(job))
     return {"adamw": 2, "adam": 2, "sgd": 1}[job.optimizer] * FLOAT_BYTES * trainable_count(job)
 
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from edgetune.model.spec import ViTSpec
+from edgetune.model.spec import BlockFlops, ViTSpec
 from edgetune.plan.bill import FLOAT_BYTES, memory_bill, trainable_count
 from edgetune.plan.job import Job, entering, job_of
+from edgetune.plan.lean_bill import readers
 from edgetune.schema import BlockCost, Compute, Plan, Power, Predicted
 
 MODEL = "edgetune.plan.cost/1"
@@ -63,7 +64,15 @@ def step_flops(spec: ViTSpec, plan: Plan, trained: Sequence[int], kept: Sequence
     """FLOPs per image of a step that trained the blocks `trained` and let `kept` patch tokens leave each block."""
     rank = plan.lora.rank if plan.lora else 0
     tokens = tuple(round(count) for count in entering(spec, kept))
-    return work_of(spec, tokens, tuple(trained), plan.embeddings_trainable, rank).total
+    lean = plan.trainer == "lean"
+    total = work_of(spec, tokens, tuple(trained), plan.embeddings_trainable, rank, lean).total
+    return total - (feature_flops(spec, plan.lowest_trainable_block) if plan.feature_cache else 0)
+
+
+def feature_flops(spec: ViTSpec, lowest: int) -> int:
+    """FLOPs of passing one image up to block `lowest`, all tokens kept: the work a feature cache does once."""
+    work = spec.embed_flops() + min(lowest, spec.depth - 1) * spec.block_flops(spec.tokens).forward
+    return work + (round(_tail_work(spec, spec.tokens, 0).forward) if lowest == spec.depth else 0)
 
 
 def work_per_image(job: Job) -> Work:
@@ -72,11 +81,11 @@ def work_per_image(job: Job) -> Work:
     candidates = [index for index, trains in enumerate(job.trainable) if trains]
     number = len(candidates)
     if job.k >= number:
-        return work_of(job.spec, tokens, tuple(candidates), job.embeddings_trainable, job.lora_rank)
+        return work_of(job.spec, tokens, tuple(candidates), job.embeddings_trainable, job.lora_rank, job.lean)
     # a block trains with probability K / n; the lowest one drawn is the i-th with probability C(n-1-i, K-1) / C(n, K)
     share = job.k / number
-    everything = work_of(job.spec, tokens, tuple(candidates), True, job.lora_rank)
-    nothing = work_of(job.spec, tokens, (), job.embeddings_trainable, job.lora_rank)
+    everything = work_of(job.spec, tokens, tuple(candidates), True, job.lora_rank, job.lean)
+    nothing = work_of(job.spec, tokens, (), job.embeddings_trainable, job.lora_rank, job.lean)
     weights = nothing.weight_gradient + share * (
         sum(_block_work(job.spec, tokens[index], job.lora_rank).weight_gradient for index in candidates)
     )
@@ -85,7 +94,7 @@ def work_per_image(job: Job) -> Work:
     passing = 0.0
     for position, lowest in enumerate(candidates):
         chance = math.comb(number - 1 - position, job.k - 1) / math.comb(number, job.k)
-        passing += chance * work_of(job.spec, tokens, (lowest,), False, job.lora_rank).pass_gradient
+        passing += chance * work_of(job.spec, tokens, (lowest,), False, job.lora_rank, job.lean).pass_gradient
     return Work(everything.forward, passing, weights)
 
 
@@ -95,14 +104,20 @@ def forward_flops(spec: ViTSpec) -> int:
 
 
 @lru_cache(maxsize=4096)
-def work_of(spec: ViTSpec, tokens: tuple[int, ...], trained: tuple[int, ...], embeddings: bool, rank: int) -> Work:
-    """FLOPs per image when exactly the blocks `trained` train; `tokens` enter each block, prefix included."""
+def work_of(
+    spec: ViTSpec, tokens: tuple[int, ...], trained: tuple[int, ...], embeddings: bool, rank: int, lean: bool = False
+) -> Work:
+    """FLOPs per image when exactly the blocks `trained` train; `tokens` enter each block, prefix included.
+
+    The lean trainer does no work in the last block for tokens that the classifier does not read.
+    """
     forward: float = spec.embed_flops() + spec.head_flops()
     passing: float = spec.head_flops() if trained or embeddings else 0
     weights: float = spec.head_flops() + (spec.embed_flops() if embeddings else 0)
     lowest = -1 if embeddings else min(trained, default=spec.depth)
     for index, count in enumerate(tokens):
-        work = _block_work(spec, count, rank)
+        tail = lean and index == spec.depth - 1
+        work = _tail_work(spec, count, rank) if tail else _block_work(spec, count, rank)
         forward += work.forward
         if index > lowest:
             passing += work.pass_gradient
@@ -121,6 +136,18 @@ def _block_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
         return Work(flops.forward, flops.pass_gradient, flops.weight_gradient)
     adapters = 2 * tokens * rank * 6 * spec.width
     return Work(flops.forward + adapters, flops.pass_gradient + adapters, adapters)
+
+
+@lru_cache(maxsize=4096)
+def _tail_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
+    """The last block, where only the tokens that the classifier reads need queries, projection and MLP."""
+    read = readers(spec)
+    if read is None:
+        return _block_work(spec, tokens, rank)
+    width, hidden = spec.width, spec.hidden
+    projections = 2 * tokens * 2 * width * width + 2 * read * (2 * width * width + 2 * width * hidden)
+    flops = BlockFlops(projections, 4 * read * tokens * width)
+    return Work(flops.forward, flops.pass_gradient, flops.weight_gradient)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

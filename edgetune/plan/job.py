@@ -13,6 +13,7 @@ import msgspec
 from edgetune.alast import kept_count
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
+from edgetune.plan.levers import Levers
 from edgetune.plan.methods import BAND, Method
 from edgetune.schema import BlockPlan, Plan
 
@@ -32,8 +33,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     keep_max: tuple[int, ...]
     keep_min: tuple[int, ...]
     keep_expected: tuple[float, ...]
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    saved_activations: Literal["full", "recompute"] = "full"
+    levers: Levers = Levers()
     lora_rank: int = 0  # 0: whole weights train
     drops_tokens: bool = False
     workers: int = 0
@@ -43,6 +43,26 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def lowest(self) -> int:
         """The lowest block that may train; the depth where none may."""
         return self.trainable.index(True) if True in self.trainable else self.spec.depth
+
+    @property
+    def optimizer(self) -> str:
+        """The update rule."""
+        return self.levers.optimizer
+
+    @property
+    def saved_activations(self) -> str:
+        """Whether blocks are remembered or run again."""
+        return self.levers.saved_activations
+
+    @property
+    def lean(self) -> bool:
+        """Whether the lean trainer runs it."""
+        return self.levers.trainer == "lean"
+
+    @property
+    def cached(self) -> bool:
+        """Whether what lies below the lowest trainable block comes from a cache."""
+        return self.levers.feature_cache != "off"
 
     @property
     def accumulates(self) -> bool:
@@ -90,8 +110,7 @@ def job_for(
         keep_max=tuple(most),
         keep_min=tuple(fewest),
         keep_expected=tuple(expected),
-        optimizer=method.optimizer,
-        saved_activations=method.saved_activations,
+        levers=method.levers,
         lora_rank=method.lora.rank if method.lora else 0,
         drops_tokens=method.alast is not None,
         workers=workers,
@@ -115,13 +134,20 @@ def job_of(plan: Plan) -> Job:
         keep_max=tuple(most),
         keep_min=tuple(fewest),
         keep_expected=tuple(_compound(spec.patches, budget, fewest, most)),
-        optimizer=plan.optimizer,
-        saved_activations=plan.saved_activations,
+        levers=levers_of(plan),
         lora_rank=plan.lora.rank if plan.lora else 0,
         drops_tokens=plan.alast is not None,
         workers=plan.workers,
         allocator=plan.allocator,
     )
+
+
+def levers_of(plan: Plan) -> Levers:
+    """The levers as a plan has set them."""
+    same = {name: getattr(plan, name) for name in Levers.__struct_fields__ if hasattr(plan, name) and name != "k"}
+    cache = plan.feature_cache
+    same |= {"feature_cache": cache.precision if cache else "off", "feature_views": cache.views if cache else 1}
+    return Levers(**same)
 
 
 def _tokens(method: Method, spec: ViTSpec, lowest: int, band_max: float) -> tuple[list[int], list[int], list[float]]:
@@ -133,8 +159,8 @@ def _tokens(method: Method, spec: ViTSpec, lowest: int, band_max: float) -> tupl
     if alast.mode == "constrained":
         # below the trained part all tokens stay, so that what lies there is the same for every step
         first = max(0, lowest - 1)
-        ceiling = max(1, int(band_max * patches))
-        floor = max(1, min(int(BAND[0] * patches), ceiling))
+        ceiling = max(1, int(min(band_max, method.band[1]) * patches))
+        floor = max(1, min(int(method.band[0] * patches), ceiling))
         most = [patches] * first + [ceiling] * (depth - first)
         fewest = [patches] * first + [floor] * (depth - first)
     else:

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from edgetune.errors import InputError
+from edgetune.plan.levers import Levers, set_levers
 from edgetune.schema import AlastPlan, LoraPlan
 
 REFERENCE_BATCH = 32
@@ -40,13 +42,13 @@ class Method(NamedTuple):
     summary: str
     trained: int
     k: int
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    levers: Levers = Levers()
+    band: tuple[float, float] = BAND
     learning_rate: float = 1e-4
     weight_decay: float = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     label_smoothing: float = 0.1
     embeddings_trainable: bool = False
-    saved_activations: Literal["full", "recompute"] = "full"
     alast: AlastPlan | None = None
     lora: LoraPlan | None = None
     searched: bool = False  # the planner may train fewer blocks, fewer of them at a time, and on fewer tokens
@@ -65,6 +67,33 @@ class Method(NamedTuple):
 METHOD_NAMES = ("edgetune", "alast", "full", "checkpoint", "head", "last-K", "lora", "alast-lora", "random-k")
 
 
+def with_levers(method: Method, given: Sequence[str], depth: int) -> Method:
+    """A method with levers set by hand; those that bound the search bound it from above.
+
+    Raises:
+        InputError: a lever can't be set so.
+    """
+    levers = set_levers(method.levers, given)
+    trained = method.trained if levers.trained_blocks is None else levers.trained_blocks
+    if trained > depth:
+        raise InputError(f"--lever trained_blocks={trained} is more than the {depth} there are.")
+    if levers.trainer == "lean" and method.lora is not None:
+        raise InputError(f"--lever trainer=lean has no adapters; --method {method.name} needs trainer=autograd.")
+    if levers.trainer == "lean" and method.alast is not None and method.alast.mode == "reference":
+        raise InputError(f"--lever trainer=lean moves budgets once a step; --method {method.name} needs trainer=autograd.")
+    if levers.trained_blocks is not None and method.embeddings_trainable and trained < depth:
+        raise InputError(f"--method {method.name} trains the embeddings, and so every block; use last-{trained}.")
+    k = min(trained, method.k if levers.trained_blocks is None or method.k < method.trained else trained)
+    low = method.band[0] if levers.token_min is None else levers.token_min
+    high = method.band[1] if levers.token_max is None else levers.token_max
+    return method._replace(
+        levers=levers,
+        trained=trained,
+        k=k if levers.k is None else min(levers.k, trained),
+        band=(min(low, high), high),
+    )
+
+
 def find_method(name: str, depth: int) -> Method:
     """The method of a name for a model of `depth` blocks.
 
@@ -78,7 +107,7 @@ def find_method(name: str, depth: int) -> Method:
         summary="ALaST as published: three quarters of the blocks, drawn anew every step, on the tokens that matter",
         trained=depth,
         k=three_quarters,
-        optimizer="adam",
+        levers=Levers(optimizer="adam"),
         learning_rate=1e-4,
         weight_decay=0.0,
         schedule="constant",
@@ -114,7 +143,7 @@ def find_method(name: str, depth: int) -> Method:
             trained=depth,
             k=depth,
             embeddings_trainable=True,
-            saved_activations="full" if name == "full" else "recompute",
+            levers=Levers(saved_activations="full" if name == "full" else "recompute"),
         )
     if name == "head":
         return Method(name=name, summary="final norm and classifier only", trained=0, k=0, learning_rate=1e-3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +20,10 @@ from edgetune.device.system import System
 from edgetune.errors import InfeasibleError, InputError
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
+from edgetune.plan.cache import fit_to_disk, planned_cache
 from edgetune.plan.cost import Rates, predict, watts_of
 from edgetune.plan.explain import Decisions, infeasible_sentence, why
-from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method, find_method
+from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method, find_method, with_levers
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.schema import Caps, DataFacts, Device, Memory, Plan, Power, Profile, Recipe
 
@@ -54,6 +57,7 @@ def make_plan(
     evaluate_every: int = 1,
     augment: bool = True,
     flip: bool = True,
+    levers: Sequence[str] = (),
     seed: int = 0,
 ) -> Plan:
     """Say what a run would do, what it would cost and why; trains nothing and opens no image.
@@ -66,7 +70,7 @@ def make_plan(
         memory_bytes: cap for the whole process tree; None: 0.9 of what may be used now.
         energy_j: cap in joules for the whole run.
         time_s: cap in seconds for the whole run.
-        disk_bytes: recorded only: nothing is cached on disk in this version.
+        disk_bytes: cap for cached features; None: a quarter of what is free.
         power_w: what the machine draws while training, where no sensor says.
         epochs: wanted epochs; fewer are planned where energy or time allow no more.
         batch_size: images per optimizer step.
@@ -82,6 +86,7 @@ def make_plan(
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         augment: train on random crops.
         flip: mirror half of them; wrong for text and digits.
+        levers: levers to set by hand, `name=value`; see `edgetune.plan.levers`.
         seed: of the split, the order, the augmentation and the draw.
 
     Raises:
@@ -92,7 +97,12 @@ def make_plan(
     spec = find_spec(model)
     folder = scan(Path(data), seed)
     spec = spec.at(image_size, len(folder.classes))
-    chosen_method = find_method(method, spec.depth)
+    chosen_method = with_levers(find_method(method, spec.depth), levers, spec.depth)
+    evaluations = math.ceil((epochs or DEFAULT_EPOCHS) / evaluate_every)
+    room_bytes = _disk_room(disk_bytes)
+    chosen_method, disk_note = fit_to_disk(
+        chosen_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes
+    )
     machine = _machine(profile, power_w, device)
     cap_bytes, cap_source = _memory_cap(memory_bytes, machine.memory)
     if energy_j is not None and machine.watts is None:
@@ -127,6 +137,8 @@ def make_plan(
         runtime_measured=machine.runtime_measured,
         watts_source=machine.watts_source,
     )
+    levers_set = choice.job.levers
+    cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
     total_steps = choice.epochs * math.ceil(len(folder.train) / batch)
     learning_rate = lr if lr is not None else chosen_method.rate_for(batch)
     return Plan(
@@ -152,10 +164,15 @@ def make_plan(
         ),
         batch_size=batch,
         micro_batch_size=choice.job.micro_batch_size,
-        precision="fp32",
-        optimizer=chosen_method.optimizer,
-        saved_activations=chosen_method.saved_activations,
-        feature_cache=False,
+        precision=levers_set.precision,
+        trainer=levers_set.trainer,
+        frozen_precision=levers_set.frozen_precision,
+        frozen_weights=levers_set.frozen_weights,
+        optimizer=levers_set.optimizer,
+        optimizer_state=levers_set.optimizer_state,
+        saved_activations=levers_set.saved_activations,
+        saved_precision=levers_set.saved_precision,
+        feature_cache=cache,
         allocator=choice.job.allocator,
         blocks=choice.job.blocks(),
         k=choice.job.k,
@@ -179,10 +196,15 @@ def make_plan(
         lora=chosen_method.lora,
         predicted=predict(choice.job, machine.runtime_bytes, choice.cost, machine.watts, choice.epochs),
         why=why(decisions),
-        warnings=[*folder.warnings, *machine.warnings],
+        warnings=[*folder.warnings, *machine.warnings, *disk_note],
         edgetune_version=__version__,
         created=schema.now(),
     )
+
+
+def _disk_room(asked_bytes: int | None) -> int:
+    """Disk that cached features may take: as asked, else a quarter of what is free here."""
+    return asked_bytes if asked_bytes is not None else shutil.disk_usage(Path.cwd()).free // 4
 
 
 class _Machine(NamedTuple):

@@ -26,6 +26,7 @@ from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import memory_bill
 from edgetune.plan.cost import Cost, Rates, time_of, work_per_image
 from edgetune.plan.job import Job, job_for
+from edgetune.plan.levers import part_size
 from edgetune.plan.methods import BAND_STEPS, Method
 from edgetune.schema import NearestFeasible
 
@@ -75,13 +76,21 @@ class Problem(NamedTuple):
         """(trained blocks, K, upper end of the band) that may be chosen, the method's own setting first."""
         most = self.method.trained
         if not self.method.searched:
-            yield most, self.method.k, BAND_STEPS[0]
+            yield most, self.method.k, self.method.band[1]
             return
+        low, high = self.method.band
+        bands = [high, *(step for step in BAND_STEPS if low <= step < high)]
         for trained in range(most, -1, -1):
-            for k in range(trained, 0, -1):
-                for band_max in BAND_STEPS:
+            for k in range(min(trained, self.method.k), 0, -1):
+                for band_max in bands:
                     yield trained, k, band_max
-        yield 0, 0, BAND_STEPS[0]
+        yield 0, 0, high
+
+    @property
+    def whole(self) -> int:
+        """Images that pass a block at a time where memory is no concern."""
+        lean = self.method.levers.trainer == "lean"
+        return part_size(self.spec, self.batch_size) if lean else self.batch_size
 
     def job(self, trained: int, k: int, band_max: float, micro_batch_size: int) -> Job:
         """The job of a setting."""
@@ -107,7 +116,7 @@ class Problem(NamedTuple):
         One image at a time, as a rule; but a batch passed whole does not hold gradients beside the next part's
         activations, which can be the smaller bill where weights outweigh activations.
         """
-        whole = self.job(trained, k, band_max, self.batch_size)
+        whole = self.job(trained, k, band_max, self.whole)
         single = self.job(trained, k, band_max, 1)
         return whole if self.peak_bytes(whole) <= self.peak_bytes(single) else single
 
@@ -129,7 +138,7 @@ def search(problem: Problem, limits: Limits) -> Choice | None:
     The lean allocator needs less memory and more time, so it is taken only where it lets a plan learn more.
     """
     fast = _search(problem._replace(allocator="fast"), limits)
-    everything = (problem.method.trained, problem.method.k, BAND_STEPS[0])
+    everything = (problem.method.trained, problem.method.k, problem.method.band[1])
     if fast is not None and (fast.trained, fast.job.k, fast.band_max) == everything:
         return fast
     lean = _search(problem._replace(allocator="lean"), limits)
@@ -140,7 +149,7 @@ def _search(problem: Problem, limits: Limits) -> Choice | None:
     """The best choice with one allocator."""
     ranked = []
     for order, setting in enumerate(problem.settings()):
-        job = problem.job(*setting, problem.batch_size)
+        job = problem.job(*setting, problem.whole)
         ranked.append((-problem.learning(job, setting[0], problem.epochs), order, setting))
     ranked.sort(key=lambda entry: entry[:2])
     best: Choice | None = None
@@ -202,7 +211,7 @@ def micro_batches(batch_size: int) -> list[int]:
 
 def _largest_micro_batch(problem: Problem, setting: tuple[int, int, float], cap_bytes: int | None) -> int:
     """The largest micro-batch that fits, given that one does."""
-    sizes = micro_batches(problem.batch_size)
+    sizes = [size for size in micro_batches(problem.batch_size) if size <= problem.whole]
     if cap_bytes is None or problem.peak_bytes(problem.job(*setting, sizes[-1])) <= cap_bytes:
         return sizes[-1]
     low, high = 0, len(sizes) - 2  # of those that are passed in parts; among them memory is monotone

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from edgetune.data.loader import Batch
+from edgetune.data.folder import Sample
 
 
 class StepReport(NamedTuple):
@@ -42,6 +43,25 @@ class Evaluation(NamedTuple):
 
 class OutOfMemoryError(Exception):
     """The machine has no memory for this step; the step changed nothing and may be repeated with a smaller one."""
+
+
+class Source(Protocol):
+    """Where batches come from: `edgetune.data.loader.Loader`, or cached features that stand for its images."""
+
+    samples: Sequence[Sample]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong with single images, in sentences."""
+
+    def __len__(self) -> int:
+        """Images."""
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from one of them on."""
+
+    def close(self) -> None:
+        """End workers, let go of files."""
 
 
 class Engine(Protocol):

@@ -26,6 +26,7 @@ from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import keep_malloc_lean
 from edgetune.train.display import Display
+from edgetune.train.engine import Engine, Source
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop, Meters
 from edgetune.units import format_size
@@ -127,12 +128,12 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         raise MissingDependencyError(error.name or "torch", "torch", "fit") from None
     memory = PeakMeter.start(lambda: torch_engine.start(plan), children=plan.workers > 0, shared_folders=[folder.path])
     warnings = _check_room(plan, memory)
-    train, val = _loaders(plan)
+    train_images, val_images = _loaders(plan)
     board, entry = identify_entry(sitting.system)
     source = find_power(sitting.system, board, entry, sitting.power_w)
     if source is None and plan.caps.energy_j is not None:
         raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
-    engine = torch_engine.TorchEngine(plan, torch_engine.load_model(plan, blank=resume))
+    engine, train, val = _engine(plan, folder, train_images, val_images, resume=resume)
     throttle_before = read_throttle(sitting.system)
     try:
         with (
@@ -149,6 +150,8 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
             stopped_by = loop.run()
             changes = delta(throttle_before, read_throttle(sitting.system))
         warnings += [*sitting.system.warnings, *memory.warnings, *train.warnings, *val.warnings]
+        if stopped_by in ("epochs", "patience"):
+            folder.delete_features()
         result = _result(loop, stopped_by, source, throttled(changes), warnings)
     finally:
         train.close()
@@ -206,6 +209,17 @@ def _loaders(plan: Plan) -> tuple[Loader, Loader]:
     )
     val = Loader(images.val, batch_size=plan.micro_batch_size, augment=False, shuffle=False, **common)
     return train, val
+
+
+def _engine(plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool) -> tuple[Engine, Source, Source]:
+    """The engine of a plan, and where its batches come from: images, or cached features of them."""
+    if plan.trainer == "autograd":
+        from edgetune.train import torch_engine
+
+        return torch_engine.TorchEngine(plan, torch_engine.load_model(plan, blank=resume)), train, val
+    from edgetune.train.lean.start import start_engine
+
+    return start_engine(plan, folder, train, val, resume=resume)
 
 
 def _profiled_idle_w(folder: RunFolder, source: PowerSource) -> float | None:

@@ -47,11 +47,17 @@ class RunFolder:
         """Take back what a run wrote before it could train, so that the corrected command can use the same folder."""
         if self.state.exists():
             return
+        self.delete_features()
         for file in (self.plan, self.profile, self.config, self.metrics, self.base):
             file.unlink(missing_ok=True)
         for folder in (self.base.parent, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+    def delete_features(self) -> None:
+        """Give back the disk that cached features took."""
+        for file in self.base.parent.glob("features-*"):
+            file.unlink(missing_ok=True)
 
     def open(self) -> None:
         """Check that there is a run to go on with.

@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 
 from edgetune import schema
-from edgetune.data.loader import Batch, Loader
+from edgetune.data.loader import Batch
 from edgetune.device.energy import EnergyMeter
 from edgetune.errors import InputError
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory
 from edgetune.train.display import Display
-from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, Source, StepReport
 from edgetune.train.folder import Metrics, RunFolder
 from edgetune.train.governor import Governor
 from edgetune.train.mistakes import class_accuracies, find_mistakes
@@ -54,8 +54,8 @@ class Loop:
         self,
         plan: Plan,
         engine: Engine,
-        train: Loader,
-        val: Loader,
+        train: Source,
+        val: Source,
         folder: RunFolder,
         meters: Meters,
         display: Display,
@@ -128,7 +128,7 @@ class Loop:
             return self._run()
 
     def _run(self) -> StoppedBy:
-        if self.progress.step == 0 and not self.folder.base.exists():
+        if not self.folder.state.exists():
             with self._timed("save_s"):
                 self.progress.bytes_written += self.engine.save_base(self.folder.base)
             self.save()

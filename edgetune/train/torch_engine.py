@@ -95,7 +95,7 @@ class TorchEngine:
                 parameter.requires_grad_(index in trained)
         self.optimizer.zero_grad()
         try:
-            with _memory_errors():
+            with memory_errors():
                 loss, kept = self._accumulate(batch, min(trained, default=self.spec.depth), micro_batch_size)
                 self.optimizer.prepare()
         except OutOfMemoryError:
@@ -143,7 +143,7 @@ class TorchEngine:
         self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
         """See `Engine.evaluate`."""
-        with _memory_errors():
+        with memory_errors():
             return self._evaluate(batches, micro_batch_size, stop)
 
     def _evaluate(self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool]) -> Evaluation | None:
@@ -241,7 +241,7 @@ def load_model(plan: Plan, *, blank: bool) -> VisionTransformer:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Whatever says that memory has run out becomes an `OutOfMemoryError`.
 
     Raises:

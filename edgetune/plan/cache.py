@@ -1,0 +1,66 @@
+"""The feature cache as a plan sees it: what it takes on disk, and what a run does where there is no room for it.
+
+A cache holds what enters the lowest trainable block, for each training image and view, and for each validation image
+where those are needed more than once. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgetune.data.sizes import feature_bytes
+from edgetune.model.spec import ViTSpec
+from edgetune.plan.job import Job, entering, job_for
+from edgetune.plan.lean_bill import readers
+from edgetune.plan.methods import Method
+from edgetune.schema import FeatureCachePlan
+from edgetune.units import format_size
+
+
+def fit_to_disk(
+    method: Method, spec: ViTSpec, train_images: int, val_images: int, evaluations: int, room_bytes: int
+) -> tuple[Method, list[str]]:
+    """The method, without its feature cache where that has no room; and a sentence that says so.
+
+    Without a cache the frozen blocks are passed at every step, so they are kept in memory instead of on disk.
+    """
+    if method.levers.feature_cache == "off":
+        return method, []
+    job = job_for(method, spec, batch_size=1, micro_batch_size=1)
+    cache = planned_cache(job, train_images, val_images, evaluations)
+    if cache is None:  # nothing lies below the lowest trainable block
+        levers = msgspec.structs.replace(method.levers, feature_cache="off")
+        return method._replace(levers=levers), []
+    needed_bytes = cache.train_bytes + cache.val_bytes
+    if needed_bytes <= room_bytes:
+        return method, []
+    weights = method.levers.frozen_weights
+    levers = msgspec.structs.replace(
+        method.levers, feature_cache="off", frozen_weights="bf16" if weights == "disk" else weights
+    )
+    return method._replace(levers=levers), [
+        f"cached features would take {format_size(needed_bytes)} of disk and may take {format_size(room_bytes)}, so the"
+        " frozen blocks run at every step: slower; --disk raises the cap."
+    ]
+
+
+def planned_cache(job: Job, train_images: int, val_images: int, evaluations: int) -> FeatureCachePlan | None:
+    """The cache of a job, or None where it has none or nothing to keep in it."""
+    levers, spec = job.levers, job.spec
+    if levers.feature_cache == "off" or not job.lowest:
+        return None
+    tokens = round(entering(spec, job.keep_max)[job.lowest]) if job.lowest < spec.depth else head_tokens(spec)
+    val_tokens = spec.tokens if job.lowest < spec.depth else head_tokens(spec)
+    precision = levers.feature_cache
+    return FeatureCachePlan(
+        precision=precision,
+        views=levers.feature_views,
+        tokens=tokens,
+        train_bytes=levers.feature_views * feature_bytes(train_images, (tokens, spec.width), precision),
+        val_bytes=feature_bytes(val_images, (val_tokens, spec.width), precision) if evaluations > 1 else 0,
+    )
+
+
+def head_tokens(spec: ViTSpec) -> int:
+    """Tokens to keep where nothing but the classifier trains."""
+    return readers(spec) or spec.tokens

@@ -1,0 +1,145 @@
+"""The memory bill of the lean trainer: what `edgetune.train.lean` holds, read off its code. Pure arithmetic, no torch.
+
+Always there: the weights that train, in fp32; the others as the plan keeps them; the optimizer's state; one gradient,
+as long as the largest group of weights that is updated at once (half of a block); the batch's residual stream.
+On top, the largest of
+
+    extraction   a group of images passing the frozen blocks, before the cache is full
+    backward     what the blocks up to the one at hand have saved, the gradient of the stream, and the inside of one
+                 half for one part of the batch
+    evaluation   the stream of one part, all tokens
+
+What a block saves for each token, in numbers, C the width and M the hidden width (`edgetune.model.block`): the input of
+each half 2 C, q, k and v 3 C, attention's output C, before the GELU M; besides, exactly, two numbers for each of two norms
+and one for each head. With recomputation, 2 C. The last block saves x, k and v for all tokens and the rest for those
+that the classifier reads.
+"""
+
+from __future__ import annotations
+
+from edgetune.model.spec import ViTSpec
+from edgetune.plan.job import Job, entering
+
+FLOAT_BYTES = 4
+SCALE_GROUP = 64  # saved values that share a scale; `edgetune.train.lean.packing.GROUP`, which a test holds to this
+# Images of an extraction pass the frozen blocks in groups whose stream has about this size.
+GROUP_BYTES = 8 << 20
+
+_STATE_BYTES = {"fp32": 8.0, "int8": 2 + 8 / 256, "factored": 1 + 4 / 256 + 0.01}
+
+
+def packed_bytes(count: float, precision: str) -> float:
+    """Memory of `count` saved numbers."""
+    bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}[precision]
+    scales = FLOAT_BYTES / SCALE_GROUP if bits < 16 else 0
+    return count * (bits / 8 + scales)
+
+
+def state_bytes(job: Job, trainable: int) -> int:
+    """The optimizer's state for so many weights."""
+    kind = job.levers.optimizer
+    if kind == "sgd-plain":
+        return 0
+    if kind == "sgd":
+        return FLOAT_BYTES * trainable
+    return int(_STATE_BYTES["fp32" if kind == "adam" else job.levers.optimizer_state] * trainable)
+
+
+def weight_bytes(job: Job) -> int:
+    """Weights in memory: what trains (and the embeddings) in fp32, the rest as it is kept."""
+    spec = job.spec
+    frozen = [index for index, trains in enumerate(job.trainable) if not trains]
+    matrices, vectors = _block_counts(spec)
+    residence, compute = job.levers.frozen_weights, compute_bytes(job)
+    embeddings = sum(parameter.count for parameter in spec.embedding_parameters())
+    head = sum(parameter.count for parameter in spec.head_parameters())
+    each = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + FLOAT_BYTES / SCALE_GROUP, "disk": 0.0}[residence]
+    kept = len(frozen) * (matrices * each + (0 if residence == "disk" else FLOAT_BYTES * vectors))
+    # one block at a time in the type of the arithmetic, unless it is kept so
+    unpacked = matrices * compute if frozen and each != compute else 0
+    trained = (spec.depth - len(frozen)) * (matrices + vectors) + embeddings + head
+    return int(FLOAT_BYTES * trained + kept + unpacked)
+
+
+def compute_bytes(job: Job) -> int:
+    """Bytes of a number in the arithmetic below the lowest trained block."""
+    return 2 if "bf16" in (job.levers.precision, job.levers.frozen_precision) else 4
+
+
+def gradient_bytes(job: Job) -> int:
+    """The largest group that is updated at once."""
+    spec = job.spec
+    halves = {"attention": 0, "mlp": 0}
+    for parameter in spec.block_parameters(0):
+        mlp = parameter.name.split(".")[2] in ("mlp", "norm2", "ls2")
+        halves["mlp" if mlp else "attention"] += parameter.count
+    groups = [sum(parameter.count for parameter in spec.head_parameters())]
+    if any(job.trainable):
+        groups += halves.values()
+    if job.embeddings_trainable:
+        groups.append(sum(parameter.count for parameter in spec.embedding_parameters()))
+    return FLOAT_BYTES * max(groups)
+
+
+def saved_bytes(job: Job, index: int) -> float:
+    """What block `index` keeps of a batch, at the most tokens the plan lets into it."""
+    spec, levers = job.spec, job.levers
+    tokens = entering(spec, job.keep_max)[index]
+    width, hidden = spec.width, spec.hidden
+    read = readers(spec) if index == spec.depth - 1 else None
+    if read is None:
+        large = tokens * (2 * width if levers.saved_activations == "recompute" else 6 * width + hidden)
+        exact = tokens * (4 + spec.heads)
+    else:
+        small = 0 if levers.saved_activations == "recompute" else 2 * width + hidden
+        large = tokens * (width if levers.saved_activations == "recompute" else 3 * width) + read * (width + small)
+        exact = tokens * 2 + read * (2 + spec.heads)
+    positions = 8 * tokens if job.drops_tokens and index < spec.depth - 1 else 0
+    return job.batch_size * (packed_bytes(large, levers.saved_precision) + FLOAT_BYTES * exact + positions)
+
+
+def readers(spec: ViTSpec) -> int | None:
+    """Tokens that the classifier reads; None: all."""
+    return None if spec.pool == "avg" else len(spec.classifiers)
+
+
+def moments(job: Job) -> list[tuple[str, float, float]]:
+    """Name, saved bytes and workspace of every moment that can be the highest."""
+    spec, part = job.spec, job.micro_batch_size
+    tokens = entering(spec, job.keep_max)
+    first = 0 if job.embeddings_trainable else job.lowest
+    row = FLOAT_BYTES * spec.width
+    inside = 6 * spec.width + 4 * spec.hidden  # numbers a token, of one half at its highest
+    found = []
+    group = max(part, min(job.batch_size if not job.cached else 1 << 30, int(GROUP_BYTES // (row * spec.tokens)) or 1))
+    if first > 0:
+        stream = row * spec.tokens * (group if job.cached else job.batch_size)
+        passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
+        found.append(("extraction" if job.cached else "frozen blocks", 0.0, stream + passing))
+    kept = 0.0
+    for index in range(first, spec.depth):
+        stream = job.batch_size * row * tokens[index]
+        kept += saved_bytes(job, index)
+        # the stream's gradient, and what a dropped stream leaves beside its successor
+        found.append((f"backward, block {index}", kept, 2 * stream + FLOAT_BYTES * part * tokens[index] * inside))
+    found.append(
+        ("evaluation", 0.0, FLOAT_BYTES * spec.tokens * (job.batch_size * spec.width + part * (4 * spec.width + 2 * spec.hidden)))
+    )
+    return found
+
+
+def data_bytes(job: Job, decode_bytes: int) -> int:
+    """Images of a batch, or of a part of one where a cache is filled from them, and what decoding needs."""
+    images = job.micro_batch_size if job.cached else job.batch_size
+    return 2 * FLOAT_BYTES * images * 3 * job.spec.image_size**2 + decode_bytes
+
+
+def _block_counts(spec: ViTSpec) -> tuple[int, int]:
+    """Numbers in the matrices and in the vectors of a block."""
+    matrices = vectors = 0
+    for parameter in spec.block_parameters(0):
+        if len(parameter.shape) > 1:
+            matrices += parameter.count
+        else:
+            vectors += parameter.count
+    return matrices, vectors

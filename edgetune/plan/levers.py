@@ -1,0 +1,101 @@
+"""The levers of a plan: what a run can trade memory, time, disk and exactness by.
+
+A method comes with its levers set; `--lever NAME=VALUE` sets one by hand, `edgetune bench --recipe` a set of them. Each is
+a field of the plan, a branch in the engine and a term in the cost model. Those that only the lean trainer knows are
+refused for the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from edgetune.errors import InputError
+from edgetune.model.spec import ViTSpec
+
+Trainer = Literal["lean", "autograd"]
+Bits = Literal["fp32", "bf16"]
+SavedPrecision = Literal["fp32", "bf16", "int8", "int4"]
+OptimizerState = Literal["fp32", "int8", "factored"]
+Residence = Literal["fp32", "bf16", "int8", "disk"]
+FeatureCache = Literal["off", "fp16", "int8"]
+
+# One part of a batch passes a block at a time in the lean trainer: as many images as keep the hidden layer of the MLP in
+# a processor's second-level cache or near it.
+_PART_BYTES = 4 << 20
+
+
+class Levers(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the levers."""
+
+    trainer: Trainer = "autograd"  # who trains: blocks with a backward pass of their own, or torch's autograd
+    trained_blocks: int | None = None  # trailing blocks that may train, at most; None: the method's
+    k: int | None = None  # of them at a time, at most; None: the method's
+    token_min: float | None = None  # share of the patches that leaves a trained block, at least; None: the method's
+    token_max: float | None = None  # and at most
+    precision: Bits = "fp32"  # of the matrix products
+    frozen_precision: Bits = "fp32"  # of the matrix products below the lowest trained block
+    frozen_weights: Residence = "fp32"  # how the weights there are kept
+    optimizer: Literal["adamw", "adam", "sgd", "sgd-plain"] = "adamw"
+    optimizer_state: OptimizerState = "fp32"
+    saved_activations: Literal["full", "recompute"] = "full"
+    saved_precision: SavedPrecision = "fp32"  # of what is kept for the backward pass
+    feature_cache: FeatureCache = "off"  # what lies below the lowest trained block, computed once and kept on disk
+    feature_views: int = 1  # augmented views of each image that are cached
+
+
+_LEAN_ONLY = (
+    "frozen_precision",
+    "frozen_weights",
+    "optimizer_state",
+    "saved_precision",
+    "feature_cache",
+    "feature_views",
+)
+
+
+def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
+    """`levers` with those of the command line set.
+
+    Args:
+        levers: the method's.
+        given: texts of the form `name=value`.
+
+    Raises:
+        InputError: a name or value is unknown, or the trainer lacks the lever.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in Levers.__struct_fields__:
+            names = ", ".join(Levers.__struct_fields__)
+            raise InputError(f"--lever {text} is not understood; write NAME=VALUE with one of {names}.")
+        values[name] = value.strip()
+    try:
+        chosen = msgspec.convert(msgspec.to_builtins(levers) | values, Levers, strict=False)
+    except msgspec.ValidationError as error:
+        raise InputError(f"--lever: {error}.") from None
+    shares = [share for share in (chosen.token_min, chosen.token_max) if share is not None]
+    if any(not 0 < share <= 1 for share in shares) or shares != sorted(shares):
+        raise InputError("--lever token_min and token_max are shares of the patches: 0 < token_min <= token_max <= 1.")
+    counts = [count for count in (chosen.trained_blocks, chosen.k, chosen.feature_views) if count is not None]
+    if any(count < 1 for count in counts):
+        raise InputError("--lever trained_blocks, k and feature_views are counts; give 1 or more.")
+    plain = Levers()
+    if chosen.trainer == "autograd":
+        for name in _LEAN_ONLY:
+            if getattr(chosen, name) != getattr(plain, name):
+                raise InputError(f"--lever {name}={getattr(chosen, name)} needs the lean trainer; add trainer=lean.")
+        if chosen.optimizer == "sgd-plain":
+            raise InputError("--lever optimizer=sgd-plain needs the lean trainer; add trainer=lean.")
+    return chosen
+
+
+def part_size(spec: ViTSpec, batch_size: int) -> int:
+    """Images of a batch that pass a block of the lean trainer at a time, where memory is no concern."""
+    most = max(1, _PART_BYTES // (4 * spec.tokens * spec.hidden))
+    return math.ceil(batch_size / math.ceil(batch_size / most))

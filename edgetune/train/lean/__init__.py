@@ -1,0 +1,1 @@
+"""The lean trainer: every byte that waits for the backward pass is there by decision."""

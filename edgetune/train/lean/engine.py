@@ -1,0 +1,478 @@
+"""The lean engine: blocks with a backward pass of their own, memory spent by the plan.
+
+A step goes through the network block by block, and through a block in parts of the batch (`micro_batch_size` images), so
+that what a block needs for itself is bounded by the part, while its weights are read once. The residual stream of the
+batch is changed in place. Backwards, the gradient of a half of a block is summed over the parts, updates its weights,
+and is gone before the next half begins: the same sums, in the same order, as one pass over the whole batch would give.
+
+    below the lowest trained block   nothing is kept; weights may be small or on disk; features may come from a cache
+    above it                         what `edgetune.model.block` says is saved, in the plan's precision
+    a block not drawn in a step      passes the gradient on
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgetune.alast import Controller, top_tokens
+from edgetune.data.loader import Batch
+from edgetune.errors import InputError
+from edgetune.model.block import Shape, attention_backward, attention_forward, mlp_backward, mlp_forward
+from edgetune.model.header import WeightsMetadata
+from edgetune.model.registry import find_spec
+from edgetune.model.spec import Parameter
+from edgetune.model.store import WeightsStore, copy_weights
+from edgetune.model.torch_ops import TorchOps
+from edgetune.model.weights import save_weights
+from edgetune.plan.cost import feature_flops, step_flops
+from edgetune.schema import Plan
+from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.lean.arena import Arena
+from edgetune.train.lean.frozen import FrozenBlocks
+from edgetune.train.lean.network import embed, embed_backward, logits_of, loss_and_gradients, readers
+from edgetune.train.lean.optimizer import GroupOptimizer
+from edgetune.train.lean.parameters import Group, strip
+from edgetune.train.lean.saved import Discarded, Kept
+from edgetune.train.torch_engine import memory_errors
+
+_MLP_PARTS = ("mlp.", "norm2.", "ls2.")
+_DISCARDED = Discarded()
+
+
+class _Trace(NamedTuple):
+    """What the forward pass of one block left behind for its backward pass."""
+
+    attention: list[Kept]  # one for each part of the batch
+    mlp: list[Kept]
+    tokens: int  # that entered it
+    positions: Tensor | None  # of the tokens that left it, (B, N'); None where all did
+
+
+class LeanEngine:
+    """A plain ViT in training; see `edgetune.train.engine.Engine` for what each call promises.
+
+    Args:
+        plan: the constraints.
+        base: the weights as they were before the run, written by `edgetune.model.store.convert_weights`.
+    """
+
+    def __init__(self, plan: Plan, base: Path) -> None:
+        self.plan = plan
+        self.spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+        self.device = torch.device(plan.device)
+        self._store = WeightsStore(base)
+        self._ops = TorchOps(torch.bfloat16 if plan.precision == "bf16" else None)
+        self._shape = Shape(self.spec.heads, self.spec.norm_eps)
+        self._readers = readers(self.spec)
+        self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
+        self._lowest = min(self._trainable, default=self.spec.depth)
+        below = torch.bfloat16 if "bf16" in (plan.precision, plan.frozen_precision) else torch.float32
+        self._frozen_ops = TorchOps(None if below == torch.float32 else below)
+        frozen = [index for index in range(self.spec.depth) if index not in self._trainable]
+        self._frozen = FrozenBlocks(self._store, frozen, plan.frozen_weights, below, self.device)
+        self._groups = self._make_groups()
+        self._optimizers = {
+            name: GroupOptimizer(group, plan.optimizer, plan.optimizer_state, plan.recipe.weight_decay)
+            for name, group in self._groups.items()
+        }
+        for optimizer in self._optimizers.values():
+            optimizer.prepare()  # now, so that the state does not settle among a step's temporaries
+        # one gradient for whichever group is at it
+        self._gradient = torch.zeros(max(group.size for group in self._groups.values()), device=self.device)
+        if plan.embeddings_trainable:
+            self._embeddings: Mapping[str, Tensor] = self._groups["embeddings"].weights
+        else:
+            names = [parameter.name for parameter in self.spec.embedding_parameters()]
+            self._embeddings = {name: self._read(name) for name in names}
+        self.controller = self._make_controller()
+        self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
+        self._feature_images = 0
+        self._stepped: set[str] = set()  # groups that an interrupted step has updated
+
+    def _make_groups(self) -> dict[str, Group]:
+        """What may train, in the order in which gradients reach it from below."""
+        groups: list[tuple[str, list[Parameter]]] = []
+        if self.plan.embeddings_trainable:
+            groups.append(("embeddings", list(self.spec.embedding_parameters())))
+        for index in self._trainable:
+            at = f"blocks.{index}."
+            parameters = list(self.spec.block_parameters(index))
+            mlp = [item for item in parameters if item.name.removeprefix(at).startswith(_MLP_PARTS)]
+            groups.append((at + "attention", [item for item in parameters if item not in mlp]))
+            groups.append((at + "mlp", mlp))
+        groups.append(("head", list(self.spec.head_parameters())))
+        made = {name: Group(name, parameters, self.device) for name, parameters in groups}
+        for group in made.values():
+            for name, values in group.weights.items():
+                values.copy_(self._store.read(name).view(values.shape))
+        return made
+
+    def _make_controller(self) -> Controller | None:
+        if self.plan.alast is None:
+            return None
+        return Controller.from_plan(
+            self.plan.alast,
+            self.plan.blocks,
+            self.plan.k,
+            prefix_tokens=self.spec.prefix,
+            class_token=self.spec.class_token,
+            seed=self.plan.seed,
+        )
+
+    def _read(self, name: str) -> Tensor:
+        return self._store.read(name, torch.empty(self._store.shape(name))).to(self.device)
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
+        """See `Engine.train_step`. Where memory runs out on the way back, what was updated is not updated twice."""
+        before = self.controller.state_dict() if self.controller else None
+        trained = self.controller.draw() if self.controller else self._trainable
+        try:
+            with memory_errors():
+                loss, kept = self._step(batch, trained, learning_rate, micro_batch_size)
+        except OutOfMemoryError:
+            if self.controller and before:
+                self.controller.load_state_dict(before)
+            raise
+        self._stepped.clear()
+        return StepReport(
+            loss=loss,
+            trained=trained,
+            kept=kept,
+            budgets=list(self.controller.budgets) if self.controller else None,
+            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept) + self._take_feature_flops(),
+        )
+
+    def _take_feature_flops(self) -> int:
+        images, self._feature_images = self._feature_images, 0
+        return images * feature_flops(self.spec, self._lowest)
+
+    def _step(
+        self, batch: Batch, trained: tuple[int, ...], learning_rate: float, part: int
+    ) -> tuple[float, list[float]]:
+        self._arena.reset()
+        images, labels = self._tensor(batch.images), self._tensor(batch.labels)
+        x = self.features(images, part) if images.ndim == 4 else images
+        lowest = 0 if self.plan.embeddings_trainable else min(trained, default=self.spec.depth)
+        kept = [float(self.spec.patches)] * max(0, self._lowest - 1)
+        kept += [float(x.shape[1] - self.spec.prefix)] * min(1, self._lowest)
+        traces: dict[int, _Trace] = {}
+        for index in range(self._lowest, self.spec.depth):
+            x, traces[index] = self._forward(index, x, part, keep=index >= lowest)
+            left = traces[index].tokens if index == self.spec.depth - 1 else x.shape[1]
+            kept.append(float(left - self.spec.prefix))
+        head = self._groups["head"]
+        loss, dx, gradients = loss_and_gradients(
+            self.spec, head.weights, x, labels, self.plan.recipe.label_smoothing
+        )
+        if not math.isfinite(loss):
+            return loss, kept
+        del x
+        totals = self._zero_gradient(head)
+        for name, gradient in gradients.items():
+            totals[name].copy_(gradient)
+        self._update(head, learning_rate)
+        for index in range(self.spec.depth - 1, lowest - 1, -1):
+            needed = index > lowest or self.plan.embeddings_trainable
+            dx = self._backward(index, dx, traces.pop(index), part, learning_rate, index in trained, needed)
+        if self.plan.embeddings_trainable:
+            group = self._groups["embeddings"]
+            totals = self._zero_gradient(group)
+            for start in range(0, len(images), part):
+                some = slice(start, start + part)
+                embed_backward(self.spec, self._embeddings, images[some], dx[some], totals)
+            self._update(group, learning_rate)
+        return loss, kept
+
+    def _forward(self, index: int, x: Tensor, part: int, *, keep: bool) -> tuple[Tensor, _Trace]:
+        """Block `index` on the stream x (B, N, C), which is written over; drops the tokens that the method lets go."""
+        weights = self._block(index)
+        last = index == self.spec.depth - 1
+        ask = self._readers if last else None
+        tokens, prefix = x.shape[1], self.spec.prefix
+        observe = None
+        if self.controller is not None and not last and self.controller.needs_attention(index, tokens):
+            observe = 1 if self.spec.class_token else tokens
+        before = self._summary(x) if self.controller is not None else None
+        trace = _Trace([], [], tokens, None)
+        received: list[Tensor] = []
+        for start in range(0, len(x), part):
+            some = x[start : start + part]
+            attention, mlp = self._keeper(keep), self._keeper(keep)
+            half = attention_forward(self._ops, some, weights, self._shape, attention, readers=ask, observe=observe)
+            mlp_forward(self._ops, half.y, weights, self._shape, mlp)
+            if half.received is not None:
+                received.append(half.received)
+            if isinstance(attention, Kept) and isinstance(mlp, Kept):
+                trace.attention.append(attention)
+                trace.mlp.append(mlp)
+        if ask is not None:
+            x = x[:, :ask].clone()  # the rest of the stream is free
+        if self.controller is None or before is None:
+            return x, trace
+        stay = self.controller.note(index, before, self._summary(x), tokens - prefix)
+        if last or stay == tokens - prefix:
+            return x, trace
+        positions = top_tokens(torch.cat(received), stay, prefix)
+        return _gathered(x, positions), trace._replace(positions=positions)
+
+    def _summary(self, x: Tensor) -> Tensor:
+        """What the importance of a block is measured by, (B, 1, C): the class token, or the mean patch."""
+        if self.spec.class_token:
+            return x[:, :1].clone()
+        return x[:, self.spec.prefix :].mean(1, keepdim=True)
+
+    def _keeper(self, keep: bool) -> Kept | Discarded:
+        if not keep:
+            return _DISCARDED
+        only = ("x",) if self.plan.saved_activations == "recompute" else None
+        return Kept(self.plan.saved_precision, self._arena, only)
+
+    def _backward(
+        self, index: int, dx: Tensor, trace: _Trace, part: int, learning_rate: float, trained: bool, input_needed: bool
+    ) -> Tensor:
+        """Backward pass of block `index`, whose weights are updated half by half; dx is written over."""
+        last = index == self.spec.depth - 1
+        ask = self._readers if last else None
+        if trace.positions is not None:
+            dx = _scattered(dx, trace.positions, trace.tokens)
+        weights = self._block(index)
+        parts = [slice(start, start + part) for start in range(0, len(dx), part)]
+        recompute = self.plan.saved_activations == "recompute"
+
+        group = self._groups[f"blocks.{index}.mlp"] if trained else None
+        totals = self._totals(group, index)
+        for some, saved in zip(parts, trace.mlp, strict=True):
+            if recompute:
+                saved = self._again(saved, lambda x, keep: mlp_forward(self._ops, x, weights, self._shape, keep))
+            mlp_backward(self._ops, dx[some], saved, weights, self._shape, needs=totals.keys(), totals=totals)
+        if group is not None:
+            self._update(group, learning_rate)
+
+        group = self._groups[f"blocks.{index}.attention"] if trained else None
+        totals = self._totals(group, index)
+        below = dx if ask is None else dx.new_empty(len(dx), trace.tokens, dx.shape[2])
+        for some, saved in zip(parts, trace.attention, strict=True):
+            if recompute:
+                saved = self._again(
+                    saved, lambda x, keep: attention_forward(self._ops, x, weights, self._shape, keep, readers=ask)
+                )
+            result = attention_backward(
+                self._ops,
+                dx[some],
+                saved,
+                weights,
+                self._shape,
+                needs=totals.keys(),
+                totals=totals,
+                input_needed=input_needed,
+                readers=ask,
+            )
+            if ask is not None and result.dx is not None:
+                below[some] = result.dx
+        if group is not None:
+            self._update(group, learning_rate)
+        return below
+
+    def _again(self, saved: Kept, forward: Callable[[Tensor, Kept], object]) -> Kept:
+        """Run a half's forward pass again from its input, keeping everything."""
+        self._passing.reset()
+        everything = Kept("fp32", self._passing)
+        forward(saved.take("x"), everything)
+        return everything
+
+    def _block(self, index: int) -> Mapping[str, Tensor]:
+        """Weights of a block by their names within it."""
+        at = f"blocks.{index}."
+        if index not in self._trainable:
+            return self._frozen.block(index)
+        return strip(self._groups[at + "attention"].weights | self._groups[at + "mlp"].weights, at)
+
+    def _totals(self, group: Group | None, index: int) -> dict[str, Tensor]:
+        """Where the gradients of a block's half are summed up, by names within the block; nothing where it rests."""
+        return {} if group is None else strip(self._zero_gradient(group), f"blocks.{index}.")
+
+    def _zero_gradient(self, group: Group) -> dict[str, Tensor]:
+        return group.views(self._gradient[: group.size].zero_())
+
+    def _update(self, group: Group, learning_rate: float) -> None:
+        if group.name not in self._stepped:
+            self._optimizers[group.name].step(self._gradient[: group.size], learning_rate)
+            self._stepped.add(group.name)
+
+    # -- below the lowest trained block -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, images: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
+        """What enters the lowest block that may train, (B, N', C), for images (B, 3, S, S)."""
+        pieces = (embed(self.spec, self._embeddings, images[start : start + part]) for start in range(0, len(images), part))
+        return self.below(torch.cat(list(pieces)), part, all_tokens=all_tokens)
+
+    @torch.no_grad()
+    def below(self, x: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
+        """Pass embedded tokens (B, N, C), which are written over, up to the lowest block that may train.
+
+        Args:
+            x: the stream.
+            part: images that pass a block at a time.
+            all_tokens: keep every token, as in evaluation; otherwise as many as the plan lets into that block.
+        """
+        stay = self.plan.blocks[self._lowest - 1].keep_max_tokens if self._lowest else self.spec.patches
+        for index in range(self._lowest):
+            weights = self._frozen.block(index)
+            last = index == self.spec.depth - 1  # nothing but the classifier trains
+            drops = index == self._lowest - 1 and not all_tokens and stay < self.spec.patches
+            drops = drops and self._lowest < self.spec.depth
+            observe = None if not drops else 1 if self.spec.class_token else self.spec.tokens
+            received = []
+            for start in range(0, len(x), part):
+                some = x[start : start + part]
+                half = attention_forward(
+                    self._frozen_ops,
+                    some,
+                    weights,
+                    self._shape,
+                    _DISCARDED,
+                    readers=self._readers if last else None,
+                    observe=observe,
+                )
+                mlp_forward(self._frozen_ops, half.y, weights, self._shape, _DISCARDED)
+                if half.received is not None:
+                    received.append(half.received)
+            if last and self._readers is not None:
+                x = x[:, : self._readers].clone()
+            if drops:
+                x = _gathered(x, top_tokens(torch.cat(received), stay, self.spec.prefix))
+        return x
+
+    def count_features(self, images: int) -> None:
+        """Note that features of so many images were computed for a cache; the next step reports the work."""
+        self._feature_images += images
+
+    def embedded(self, images: NDArray[Any]) -> Tensor:
+        """Tokens (B, N, C) of images (B, 3, S, S)."""
+        return embed(self.spec, self._embeddings, self._tensor(images))
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """See `Engine.evaluate`."""
+        with memory_errors():
+            return self._evaluate(batches, micro_batch_size, stop)
+
+    def _evaluate(self, batches: Iterable[Batch], part: int, stop: Callable[[], bool]) -> Evaluation | None:
+        loss = 0.0
+        indices: list[int] = []
+        labels: list[int] = []
+        predictions: list[int] = []
+        confidences: list[float] = []
+        for batch in batches:
+            if stop():
+                return None
+            x, expected = self._tensor(batch.images), self._tensor(batch.labels)
+            if x.ndim == 4:
+                x = self.features(x, part, all_tokens=True)
+            logits = torch.cat([self._logits(x[start : start + part]) for start in range(0, len(x), part)])
+            loss += float(F.cross_entropy(logits, expected, reduction="sum"))
+            confidence, answer = logits.softmax(1).max(1)
+            indices += [] if batch.indices is None else batch.indices.tolist()
+            labels += expected.tolist()
+            predictions += answer.tolist()
+            confidences += confidence.tolist()
+        return Evaluation(loss / max(1, len(labels)), indices, labels, predictions, confidences)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits of what enters the lowest block that may train, all tokens kept."""
+        for index in range(self._lowest, self.spec.depth):
+            ask = self._readers if index == self.spec.depth - 1 else None
+            weights = self._block(index)
+            half = attention_forward(self._ops, x, weights, self._shape, _DISCARDED, readers=ask)
+            x = mlp_forward(self._ops, half.y, weights, self._shape, _DISCARDED).y
+        return logits_of(self.spec, self._groups["head"].weights, x)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _trained_weights(self) -> dict[str, Tensor]:
+        return {name: values for group in self._groups.values() for name, values in group.weights.items()}
+
+    def save_weights(self, path: Path, accuracy: float | None) -> int:
+        """See `Engine.save_weights`."""
+        metadata = WeightsMetadata.of(self.spec, self.plan.data.classes, val_accuracy=json.dumps(accuracy))
+        copy_weights(path, self._store, self._trained_weights(), metadata)
+        return path.stat().st_size
+
+    def save_base(self, path: Path) -> int:
+        """See `Engine.save_base`: it was there before the engine."""
+        return path.stat().st_size
+
+    def save_state(self, path: Path, progress: dict[str, Any]) -> int:
+        """See `Engine.save_state`."""
+        tensors = {f"parameter/{name}": values for name, values in self._trained_weights().items()}
+        steps = {}
+        for name, optimizer in self._optimizers.items():
+            steps[name] = optimizer.steps
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.items()}
+        kept = {
+            "progress": progress,
+            "controller": self.controller.state_dict() if self.controller else None,
+            "steps": steps,
+        }
+        save_weights(path, tensors, {"edgetune": kept})
+        return path.stat().st_size
+
+    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
+        """See `Engine.load_state`."""
+        try:
+            kept = self._take_up(path)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
+        if self.controller:
+            self.controller.load_state_dict(kept["controller"])
+        progress: dict[str, Any] = kept["progress"]
+        return progress
+
+    def _take_up(self, path: Path) -> dict[str, Any]:
+        with safe_open(path, "pt") as stored, torch.no_grad():
+            kept: dict[str, Any] = json.loads(stored.metadata()["edgetune"])
+            names = list(stored.keys())
+            for name, values in self._trained_weights().items():
+                values.copy_(stored.get_tensor(f"parameter/{name}"))
+            for name, optimizer in self._optimizers.items():
+                at = f"optimizer/{name}/"
+                state = {key.removeprefix(at): stored.get_tensor(key) for key in names if key.startswith(at)}
+                optimizer.load(state, kept["steps"][name])
+        return kept
+
+    def device_peak_bytes(self) -> int | None:
+        """See `Engine.device_peak_bytes`."""
+        return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
+
+
+def _gathered(x: Tensor, positions: Tensor) -> Tensor:
+    """The tokens (B, N', C) of x (B, N, C) at positions (B, N')."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def _scattered(dx: Tensor, positions: Tensor, tokens: int) -> Tensor:
+    """Undo `_gathered` for a gradient: zeros where a token was dropped."""
+    below = dx.new_zeros(len(dx), tokens, dx.shape[2])
+    return below.scatter_(1, positions.unsqueeze(-1).expand(-1, -1, dx.shape[2]), dx)
+

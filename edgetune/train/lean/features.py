@@ -1,0 +1,157 @@
+"""Batches of cached features, in the place of batches of images.
+
+`FeatureLoader` answers what the loop asks of a `Loader`. The first epoch of a view first passes every image through the
+frozen blocks and keeps what enters the lowest trained one on disk; batches of that and of later epochs are read from
+there. Which images a batch holds, and in which order, is the image loader's doing, so a run with a cache sees what the
+run without would see, but for augmentation: view v is what augmentation makes of an image in epoch v, and epochs
+take turns with the views.
+
+Images pass in groups of a few MiB, since a group reads the frozen blocks' weights once, from disk as a rule. An image
+that can't be read leaves a record of zeros, which no network computes, and is left out of its batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetune.data.features import FeatureFile, FeatureWriter
+from edgetune.data.loader import Batch, Loader
+from edgetune.data.folder import Sample
+from edgetune.plan.lean_bill import GROUP_BYTES
+from edgetune.schema import FeatureCachePlan
+from edgetune.train.lean.engine import LeanEngine
+
+
+class FeatureLoader:
+    """See the module.
+
+    Args:
+        loader: hands out the images.
+        engine: computes the features.
+        cache: how they are kept.
+        folder: where the files lie.
+        name: of this part of the data set, for the files' names.
+        all_tokens: keep every token, as evaluation wants it.
+        views: augmented views to keep.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        engine: LeanEngine,
+        cache: FeatureCachePlan,
+        folder: Path,
+        name: str,
+        *,
+        all_tokens: bool,
+        views: int,
+    ) -> None:
+        self._loader, self._engine, self._cache = loader, engine, cache
+        self._folder, self._name = folder, name
+        self._all_tokens, self._views = all_tokens, views
+        self._files: dict[int, FeatureFile] = {}
+        self._bytes_written = 0
+
+    # -- as a Loader --------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self._loader)
+
+    @property
+    def samples(self) -> Any:
+        """The images and their labels."""
+        return self._loader.samples
+
+    @property
+    def warnings(self) -> list[str]:
+        """See `Loader.warnings`."""
+        return self._loader.warnings
+
+    def close(self) -> None:
+        """End the workers and let go of the files."""
+        self._loader.close()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch; see `Loader.epoch`. Their `images` are features (B, N, C)."""
+        file = self._file(epoch % self._views)
+        for number, indices in self._loader.plan(epoch, start_batch):
+            features = file.read(indices)
+            there = features.any(axis=(1, 2))
+            if not there.all():
+                features, indices = features[there], indices[there]
+            if len(indices):
+                labels = np.array([self.samples[index].label for index in indices], np.int64)
+                yield Batch(features, labels, indices, number)
+
+    # -- the cache ----------------------------------------------------------------------------------------------------
+
+    def take_bytes_written(self) -> int:
+        """Bytes written to the cache since this was last asked."""
+        written, self._bytes_written = self._bytes_written, 0
+        return written
+
+    def _file(self, view: int) -> FeatureFile:
+        if view not in self._files:
+            path = self._folder / f"features-{self._name}-{view}"
+            key = self._key(view)
+            file = FeatureFile.open(path, key)
+            if file is None:
+                self._fill(path, key, view)
+                file = FeatureFile.open(path, key)
+                if file is None:
+                    raise OSError(f"{path} vanished")
+            self._files[view] = file
+        return self._files[view]
+
+    def _key(self, view: int) -> str:
+        """Digest of what decides the features, besides the run's own weights and plan, which never change."""
+        plan = self._engine.plan
+        samples: list[Sample] = list(self.samples)
+        facts = [view, plan.seed, plan.recipe.augment, plan.recipe.flip, plan.lowest_trainable_block, samples]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _fill(self, path: Path, key: str, view: int) -> None:
+        """Compute the features of every image, from where an interrupted run left off."""
+        engine = self._engine
+        part = engine.plan.micro_batch_size
+        spec = engine.spec
+        tokens = self._tokens()
+        group = max(part, GROUP_BYTES // (4 * spec.tokens * spec.width) // part * part)
+        with FeatureWriter(
+            path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key
+        ) as writer:
+            stream = torch.empty(min(group, len(self)), spec.tokens, spec.width)
+            while writer.complete < len(self):
+                start = writer.complete
+                stop = min(start + group, len(self))
+                found = np.zeros(stop - start, bool)
+                x = stream[: stop - start]
+                for batch in self._loader.in_order(view, part, start, stop):
+                    places = batch.indices - start
+                    x[places] = engine.embedded(batch.images).cpu()
+                    found[places] = True
+                x[~found] = 0
+                features = engine.below(x.to(engine.device), part, all_tokens=self._all_tokens).cpu().numpy()
+                features[~found] = 0
+                writer.put(start, features)
+                engine.count_features(int(found.sum()))
+            writer.finish()
+            self._bytes_written += writer.bytes_written
+
+    def _tokens(self) -> int:
+        spec, plan = self._engine.spec, self._engine.plan
+        if self._all_tokens and plan.lowest_trainable_block < spec.depth:
+            return spec.tokens
+        return self._cache.tokens
+

@@ -1,0 +1,211 @@
+"""Update rules on flat groups, with as much state as memory allows.
+
+    adamw, fp32       8 bytes a weight: both moments
+    adamw, int8       2.03 bytes: first moment in 8 bits; second moment as 8 bits of its fourth root, rounded up, so that
+                      no step becomes larger than it should be; both with a scale for every 256 values
+    adamw, factored   1.02 bytes and a little: first moment in 8 bits; of a matrix's second moment the means of rows and
+                      columns, whose outer product stands for it
+    sgd               4 bytes: momentum
+    sgd, no momentum  nothing
+
+Long vectors are worked on in pieces that stay in cache, and that bound what an update needs besides.
+
+D. Kingma and J. Ba, arXiv 1412.6980; I. Loshchilov and F. Hutter, arXiv 1711.05101; T. Dettmers et al., arXiv
+2110.02861 (moments in 8 bits, block by block); N. Shazeer and M. Stern, arXiv 1804.04235 (factored moments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgetune.train.lean.parameters import Group
+
+Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
+StatePrecision = Literal["fp32", "int8", "factored"]
+
+_BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.9
+_SCALE_GROUP = 256  # values of a moment that share a scale
+_PIECE = 1 << 18  # values worked on at a time: 1 MiB, a multiple of the above
+
+
+class GroupOptimizer:
+    """The update of one group and its state, allocated with the first update.
+
+    Args:
+        group: what is updated.
+        kind: AdamW, SGD with momentum 0.9, or SGD without.
+        precision: of AdamW's state.
+        weight_decay: of the matrices.
+    """
+
+    def __init__(self, group: Group, kind: Kind, precision: StatePrecision, weight_decay: float) -> None:
+        self._group, self._kind, self._precision = group, kind, precision
+        self._weight_decay = weight_decay
+        self.state: dict[str, Tensor] = {}
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """Update the group by its flat gradient, which may be written over."""
+        self.prepare()
+        self.steps += 1
+        group = self._group
+        if self._kind == "adamw" and self._precision == "factored":
+            self._factored(gradient, learning_rate)
+            return
+        decay = self._weight_decay
+        if self._kind == "adamw" and self._precision == "int8":
+            group.values[: group.decayed].mul_(1 - learning_rate * decay)
+            for start in range(0, group.size, _PIECE):
+                grads = gradient[start : start + _PIECE]
+                first, second = (_Moment(self.state, name, start, len(grads)) for name in ("first", "second"))
+                values = group.values[start : start + len(grads)]
+                values.add_(self._adam(grads, first.values, second.values.square_().square_()), alpha=-learning_rate)
+                first.keep()
+                second.values.sqrt_().sqrt_()
+                second.keep()
+            return
+        for part, part_decay in ((slice(group.decayed), decay), (slice(group.decayed, group.size), 0.0)):
+            values, grads = group.values[part], gradient[part]
+            if not len(values):
+                continue
+            if self._kind in ("adamw", "adam"):
+                self._fused(values, grads, part, part_decay, learning_rate)
+                continue
+            grads.add_(values, alpha=part_decay)
+            if self._kind == "sgd":
+                momentum = self.state["momentum"][part]
+                grads = momentum.mul_(_MOMENTUM).add_(grads)
+            values.add_(grads, alpha=-learning_rate)
+
+    def prepare(self) -> None:
+        """Allocate the state, if it isn't there yet."""
+        if not self.state:
+            device = self._group.values.device
+            self.state = {name: torch.zeros(n, dtype=kind, device=device) for name, (n, kind) in self._layout().items()}
+
+    def load(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Take up a state and the number of updates that made it.
+
+        Raises:
+            ValueError: it is not this group's.
+        """
+        layout = self._layout()
+        if state and {name: (value.numel(), value.dtype) for name, value in state.items()} != layout:
+            raise ValueError(f"the optimizer's state of {self._group.name} is of another plan")
+        device = self._group.values.device
+        self.state, self.steps = {name: value.to(device) for name, value in state.items()}, steps
+
+    # -- layout -------------------------------------------------------------------------------------------------------
+
+    def _layout(self) -> dict[str, tuple[int, torch.dtype]]:
+        size = self._group.size
+        scales = -(-size // _SCALE_GROUP)
+        codes = scales * _SCALE_GROUP  # the last group is filled up
+        if self._kind == "sgd-plain":
+            return {}
+        if self._kind == "sgd":
+            return {"momentum": (size, torch.float32)}
+        if self._precision == "fp32" or self._kind == "adam":
+            return {"first": (size, torch.float32), "second": (size, torch.float32)}
+        layout = {"first": (codes, torch.int8), "first_scales": (scales, torch.float32)}
+        if self._precision == "int8":
+            return layout | {"second": (codes, torch.uint8), "second_scales": (scales, torch.float32)}
+        vectors = size
+        for part in self._group.matrices():
+            rows, columns = part.shape[0], part.size // part.shape[0]
+            layout |= {f"{part.name}/rows": (rows, torch.float32), f"{part.name}/columns": (columns, torch.float32)}
+            vectors -= part.size
+        return layout | {"vectors": (vectors, torch.float32)}
+
+    # -- AdamW --------------------------------------------------------------------------------------------------------
+
+    def _fused(self, values: Tensor, grads: Tensor, part: slice, decay: float, learning_rate: float) -> None:
+        update = torch._fused_adamw_ if self._kind == "adamw" else torch._fused_adam_
+        update(
+            [values],
+            [grads],
+            [self.state["first"][part]],
+            [self.state["second"][part]],
+            [],
+            [torch.tensor(float(self.steps), device=values.device)],
+            lr=learning_rate,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            weight_decay=decay,
+            eps=_EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _adam(self, grads: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Move the moments and give the update, before the learning rate; arXiv 1412.6980, algorithm 1."""
+        first.lerp_(grads, 1 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(grads, grads, value=1 - _BETAS[1])
+        below = (second / (1 - _BETAS[1] ** self.steps)).sqrt_().add_(_EPSILON)
+        return torch.div(first, below, out=below).div_(1 - _BETAS[0] ** self.steps)
+
+    def _factored(self, gradient: Tensor, learning_rate: float) -> None:
+        """Second moments by rows and columns (arXiv 1804.04235, section 3); vectors keep theirs whole."""
+        group, correction = self._group, 1 - _BETAS[1] ** self.steps
+        vector_start = 0
+        for part in group.stretches:
+            stop = part.start + part.size
+            values, grads = group.values[part.start : stop], gradient[part.start : stop]
+            if len(part.shape) > 1:
+                decay = self._weight_decay if part.start < group.decayed else 0.0
+                matrix = grads.view(part.shape[0], -1)
+                rows, columns = self.state[f"{part.name}/rows"], self.state[f"{part.name}/columns"]
+                squares = matrix.square()
+                rows.lerp_(squares.mean(1), 1 - _BETAS[1])
+                columns.lerp_(squares.mean(0), 1 - _BETAS[1])
+                del squares
+                # v = rows · columns / mean(rows), corrected for its start at zero
+                by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15)
+                by_column = (columns / correction).sqrt_().add_(_EPSILON)
+                matrix.div_(by_row[:, None]).div_(by_column)
+            else:
+                decay = 0.0
+                second = self.state["vectors"][vector_start : vector_start + part.size]
+                vector_start += part.size
+                second.mul_(_BETAS[1]).addcmul_(grads, grads, value=1 - _BETAS[1])
+                grads.div_((second / correction).sqrt_().add_(_EPSILON))
+            if decay:
+                values.mul_(1 - learning_rate * decay)
+        for start in range(0, group.size, _PIECE):  # momentum of the scaled gradient
+            grads = gradient[start : start + _PIECE]
+            first = _Moment(self.state, "first", start, len(grads))
+            first.values.lerp_(grads, 1 - _BETAS[0])
+            values = group.values[start : start + len(grads)]
+            values.add_(first.values, alpha=-learning_rate / (1 - _BETAS[0] ** self.steps))
+            first.keep()
+
+
+class _Moment:
+    """A piece of a moment that is kept in 8 bits: signed, or (roots of second moments) unsigned and rounded up.
+
+    Args:
+        state: holds the codes under `name` and their scales beside it.
+        name: of the moment.
+        start: where the piece begins, at a whole group of scales.
+        count: its length; whole groups, but for the last piece.
+    """
+
+    def __init__(self, state: dict[str, Tensor], name: str, start: int, count: int) -> None:
+        groups = slice(start // _SCALE_GROUP, -(-(start + count) // _SCALE_GROUP))
+        self._codes = state[name].view(-1, _SCALE_GROUP)[groups]
+        self._scales = state[name + "_scales"][groups]
+        self._padded = self._codes.to(self._scales.dtype).mul_(self._scales[:, None])
+        self.values = self._padded.view(-1)[:count]
+
+    def keep(self) -> None:
+        """Write `values`, changed in place, back into 8 bits; they are used up."""
+        unsigned = self._codes.dtype == torch.uint8
+        largest = 255 if unsigned else 127
+        self._scales.copy_(self._padded.abs().amax(1).div_(largest).clamp_(min=1e-30))
+        scaled = self._padded.div_(self._scales[:, None])
+        self._codes.copy_(scaled.ceil_().clamp_(max=largest) if unsigned else scaled.round_())

@@ -1,0 +1,63 @@
+"""A lean engine for a plan, with its weights on disk and its batches from images or from cached features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgetune.data.loader import Loader
+from edgetune.model.registry import find_spec
+from edgetune.model.store import convert_weights
+from edgetune.schema import Plan
+from edgetune.train.engine import Source
+from edgetune.train.folder import RunFolder
+from edgetune.train.lean.engine import LeanEngine
+from edgetune.train.lean.features import FeatureLoader
+
+
+def start_engine(
+    plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool
+) -> tuple[LeanEngine, Source, Source]:
+    """The engine, and where training and validation batches come from.
+
+    The weights are first turned into one file under timm's names, tensor by tensor, so that a process never holds
+    more of a model than it trains.
+
+    Raises:
+        InputError: the weights can't be used.
+        StorageError: there is no room for them.
+    """
+    if not resume:
+        convert_base(plan, folder.base)
+    engine = LeanEngine(plan, folder.base)
+    cache = plan.feature_cache
+    if cache is None:
+        return engine, train, val
+    features = FeatureLoader(
+        train, engine, cache, folder.base.parent, "train", all_tokens=False, views=cache.views
+    )
+    if not cache.val_bytes:
+        return engine, features, val
+    return engine, features, FeatureLoader(val, engine, cache, folder.base.parent, "val", all_tokens=True, views=1)
+
+
+def convert_base(plan: Plan, base: Path) -> None:
+    """Write the weights that a run starts from, each in the precision it will be used in."""
+    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    base.parent.mkdir(parents=True, exist_ok=True)
+    frozen = tuple(f"blocks.{block.index}." for block in plan.blocks if not block.trainable)
+    matrices = {parameter.name for parameter in spec.parameters() if len(parameter.shape) > 1}
+    half = plan.frozen_weights == "bf16" or (
+        plan.frozen_weights == "disk" and "bf16" in (plan.precision, plan.frozen_precision)
+    )
+
+    def dtype(name: str) -> str:
+        return "BF16" if half and name.startswith(frozen) and name in matrices else "F32"
+
+    convert_weights(
+        spec,
+        Path(plan.weights) if plan.weights else None,
+        base,
+        dtype=dtype,
+        class_names=plan.data.classes,
+        seed=plan.seed,
+    )
