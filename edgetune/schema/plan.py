@@ -1,0 +1,163 @@
+"""The plan: what a run will do, at most, and what it will cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgetune.schema.base import Device, Engine, Record
+
+
+class Caps(Record, frozen=True):
+    """The user's limits. Memory is for the whole process tree, runtime included."""
+
+    memory_bytes: int | None = None
+    memory_source: str | None = None  # "--memory", or what the default was computed from
+    energy_j: float | None = None
+    time_s: float | None = None
+    disk_bytes: int | None = None
+
+
+class BlockPlan(Record, frozen=True):
+    """What one block may do: whether its weights may train, and how many patch tokens may leave it."""
+
+    index: int
+    trainable: bool
+    keep_max_tokens: int
+    keep_min_tokens: int
+
+
+class AlastPlan(Record, frozen=True):
+    """Settings of adaptive layer selection; see `edgetune.alast`."""
+
+    mode: Literal["reference", "constrained", "random"]
+    initial_budget: float = 0.9
+    budget_min: float = 0.5
+    budget_max: float = 1.0
+    alpha: float = 1e-4
+    draw: Literal["softmax", "uniform", "proportional", "top"] = "softmax"
+    reduction: Literal["sum", "mean"] = "sum"
+
+
+class LoraPlan(Record, frozen=True):
+    """Low-rank adapters on the attention weights of every block that may train."""
+
+    rank: int = 8
+    alpha: float = 8.0
+
+
+class Recipe(Record, frozen=True):
+    """How the weights move: the optimisation settings of a run."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: float = 0.0
+    augment: bool = True  # random resized crop
+    flip: bool = True  # and mirror half of the crops; wrong for text and digits
+    patience: int | None = None  # evaluations without a better accuracy that end the run
+    evaluate_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+
+
+class MemoryBill(Record, frozen=True):
+    """Where the peak goes, in bytes. `runtime` is the bare process, before any weight is read."""
+
+    runtime: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+    data: int
+
+    @property
+    def total(self) -> int:
+        """Peak resident memory of the process tree."""
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
+class Predicted(Record, frozen=True):
+    """What the plan will cost, as known before any step. `measured` is False: these come from a model."""
+
+    peak_memory_bytes: int
+    memory: MemoryBill
+    step_s: float | None
+    epoch_s: float | None
+    total_s: float | None
+    epoch_energy_j: float | None
+    total_energy_j: float | None
+    train_flops_per_image: int
+    measured: bool = False
+    model: str = "edgetune.plan.cost/1"
+
+
+class NearestFeasible(Record, frozen=True):
+    """For a plan that does not fit: the smallest value of each cap that would, the other caps held."""
+
+    memory_bytes: int | None = None
+    energy_j: float | None = None
+    time_s: float | None = None
+
+
+class DataFacts(Record, frozen=True):
+    """What the plan knows of the data: counted from folder listings, no image is opened."""
+
+    path: str
+    classes: list[str]
+    train_images: int
+    val_images: int
+    split: str  # where validation images come from: "val", "validation", or "split 20 % of train, seed 0"
+
+
+class FeatureCachePlan(Record, frozen=True):
+    """What lies below the lowest trainable block, computed once for each image (and view) and kept on disk."""
+
+    precision: Literal["fp16", "int8"]
+    views: int  # augmented views of a training image; epochs take turns with them
+    tokens: int  # that enter the lowest trainable block, of a training image
+    train_bytes: int  # on disk
+    val_bytes: int  # 0: validation images are too seldom needed
+
+
+class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
+    """What a run will do, at most, and what it will cost; answers `edgetune plan` and drives `edgetune fit`."""
+
+    model: str
+    weights: str | None
+    image_size: int
+    method: str
+    engine: Engine
+    device: Device
+    threads: int
+    workers: int
+    seed: int
+    power_w: float | None  # what the user says the machine draws, where no sensor does
+    data: DataFacts
+    caps: Caps
+    batch_size: int
+    micro_batch_size: int
+    trainer: Literal["lean", "autograd"]
+    precision: Literal["fp32", "bf16"]  # of the matrix products
+    frozen_precision: Literal["fp32", "bf16"]  # of those below the lowest trainable block
+    frozen_weights: Literal["fp32", "bf16", "int8", "disk"]  # how the weights there are kept
+    optimizer: Literal["adamw", "adam", "sgd", "sgd-plain"]
+    optimizer_state: Literal["fp32", "int8", "factored"]
+    saved_activations: Literal["full", "recompute"]
+    saved_precision: Literal["fp32", "bf16", "int8", "int4"]
+    feature_cache: FeatureCachePlan | None
+    allocator: Literal["fast", "lean"]  # whether freed memory is kept for reuse or goes back to the kernel at once
+    blocks: list[BlockPlan]
+    k: int
+    lowest_trainable_block: int
+    embeddings_trainable: bool
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    recipe: Recipe
+    alast: AlastPlan | None
+    lora: LoraPlan | None
+    predicted: Predicted
+    why: list[str]
+    warnings: list[str]
+    edgetune_version: str
+    created: str
