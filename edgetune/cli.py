@@ -313,7 +313,6 @@ def bench(
     threads: ThreadsOption = None,
     augment: AugmentOption = None,
     flip: FlipOption = None,
-    lever: LeverOption = None,
     seed: SeedOption = None,
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Methods of fit, eager-full[-trimmed|-fused], names of --recipe.")

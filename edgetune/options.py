@@ -101,11 +101,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         planned["engine"] = "auto" if arguments.get("engine") == "auto" else plan.engine
         if "weights" in arguments:
             arguments["weights"] = arguments["weights"].absolute()
-        return [
+        different = [
             name.rsplit("_", 1)[0] if name in _QUANTITIES else name
             for name, value in arguments.items()
             if name in planned and planned[name] != value
         ]
+        # a plan tells what its levers led to, not which of them were set
+        return different + (["lever"] if self.lever else [])
 
     @property
     def power_w(self) -> float | None:

@@ -135,6 +135,9 @@ def test_every_option_has_its_flag_and_reaches_the_plan(
     recipe = made["recipe"]
     assert (recipe["augment"], recipe["flip"], recipe["evaluate_every"], recipe["patience"]) == (False, False, 2, 3)
     assert (recipe["learning_rate"], made["seed"], made["threads"], made["method"]) == (0.01, 5, 1, "last-1")
+    levers = "--lever trainer=lean --lever saved-precision=int8"
+    made = json.loads(edgetune("plan", photos, *NANO, "--method", "last-1", *levers.split(), "--json").out)
+    assert (made["trainer"], made["saved_precision"]) == ("lean", "int8")
 
 
 def test_flags_win_over_the_config_file(edgetune: Callable[..., Ended], photos: Path, tmp_path: Path) -> None:
@@ -159,6 +162,9 @@ def test_a_plan_and_a_conflicting_flag_are_exit_2(edgetune: Callable[..., Ended]
     ended = edgetune("fit", photos, "--plan", plan, "--epochs", "4", "--out", tmp_path / "run")
     assert ended.code == 2
     assert "--epochs" in ended.err
+    ended = edgetune("fit", photos, "--plan", plan, "--lever", "optimizer=sgd", "--out", tmp_path / "run")
+    assert ended.code == 2
+    assert "--lever" in ended.err
     other = make_folder(tmp_path / "other", {"train/a": 2, "train/b": 2})
     ended = edgetune("fit", other, "--plan", plan, "--out", tmp_path / "run")
     assert ended.code == 2
@@ -176,7 +182,9 @@ def test_a_plan_and_flags_that_agree_with_it_are_no_conflict(
     assert edgetune("fit", photos, *flags[:-1], "5", "--plan", plan, "--dry-run").code == 2
 
 
-@pytest.mark.parametrize("extra", [["--dry-run"], ["--config", "c.toml"], ["--plan", "p.json"], ["--epochs", "3"]])
+@pytest.mark.parametrize(
+    "extra", [["--dry-run"], ["--config", "c.toml"], ["--plan", "p.json"], ["--epochs", "3"], ["--lever", "k=2"]]
+)
 def test_resume_takes_nothing_else(edgetune: Callable[..., Ended], tmp_path: Path, extra: list[str]) -> None:
     ended = edgetune("fit", "--resume", "--out", tmp_path / "run", *extra)
     assert ended.code == 2
