@@ -166,8 +166,9 @@ class LeanEngine:
         images, labels = self._tensor(batch.images), self._tensor(batch.labels)
         x = self.features(images, part) if images.ndim == 4 else images
         lowest = 0 if self.plan.embeddings_trainable else min(trained, default=self.spec.depth)
-        kept = [float(self.spec.patches)] * max(0, self._lowest - 1)
-        kept += [float(x.shape[1] - self.spec.prefix)] * min(1, self._lowest)
+        kept = [float(self.spec.patches)] * self._lowest
+        if 0 < self._lowest < self.spec.depth:  # above the last block, tokens are read, not dropped
+            kept[-1] = float(x.shape[1] - self.spec.prefix)
         traces: dict[int, _Trace] = {}
         for index in range(self._lowest, self.spec.depth):
             x, traces[index] = self._forward(index, x, part, keep=index >= lowest)
