@@ -82,14 +82,15 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 
 def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """See `edgetune.plan.lean_bill`."""
-    _, saved, workspace = max(lean_bill.moments(job), key=lambda moment: moment[1] + moment[2])
+    slack = 1 + SLACK_SHARE[job.allocator]
+    _, saved, workspace = max(lean_bill.moments(job), key=lambda moment: moment[1] + moment[2] * slack)
     return MemoryBill(
         runtime=runtime_bytes,
         weights=lean_bill.weight_bytes(job),
         gradients=lean_bill.gradient_bytes(job),
         optimizer=optimizer_bytes(job),
         activations=int(saved),
-        workspace=int(workspace * (1 + SLACK_SHARE[job.allocator])) + _classify_bytes(job) + LEAN_STEP_BYTES,
+        workspace=int(workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
 
@@ -214,7 +215,7 @@ def _training_bytes(job: Job, tokens: int) -> int:
 
 def _recompute_bytes(job: Job, tokens: int) -> int:
     """What one block keeps when it is run again in the backward pass."""
-    again = msgspec.structs.replace(job, saved_activations="full")
+    again = msgspec.structs.replace(job, levers=msgspec.structs.replace(job.levers, saved_activations="full"))
     return _passing_bytes(again, tokens) + _training_bytes(again, tokens)
 
 

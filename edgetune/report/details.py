@@ -7,9 +7,13 @@ from collections.abc import Iterable
 
 from edgetune.report.markup import Child, Html, count, element, join, note, section, table
 from edgetune.report.run import Run
+from edgetune.schema import FeatureCachePlan, Plan
 from edgetune.units import format_duration, format_energy, format_power, format_rate, format_size
 
 _MOST_WARNINGS = 100
+_TRAINERS = {"lean": "lean: blocks with a backward pass of their own", "autograd": "torch's autograd"}
+_OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD with momentum", "sgd-plain": "SGD without momentum"}
+_STATES = {"fp32": "fp32", "int8": "8 bits", "factored": "8 bits, second moments by rows and columns"}
 
 
 def why(run: Run) -> Html:
@@ -26,14 +30,18 @@ def why(run: Run) -> Html:
         ("weights", plan.weights or "by the model's name"),
         ("batch", f"{plan.batch_size}, in passes of {plan.micro_batch_size}"),
         ("steps", f"{plan.total_steps:,}: {plan.epochs} epochs of {plan.steps_per_epoch:,}"),
-        ("optimizer", f"{plan.optimizer}, {plan.precision}"),
+        ("trainer", _TRAINERS[plan.trainer]),
+        ("matrix products", plan.precision),
+        ("frozen weights", _frozen(plan)),
+        ("optimizer", _OPTIMIZERS[plan.optimizer]),
+        ("optimizer state", _optimizer_state(plan)),
         ("learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}, {recipe.warmup_steps} warm-up steps"),
         ("weight decay", f"{recipe.weight_decay:g}"),
         ("label smoothing", f"{recipe.label_smoothing:g}"),
-        ("augmentation", "crop and flip" if recipe.augment else "none"),
+        ("augmentation", ("crop and flip" if recipe.flip else "crop") if recipe.augment else "none"),
         ("patience", f"{recipe.patience} epochs" if recipe.patience is not None else "none"),
-        ("activations", "recomputed in the backward pass" if plan.saved_activations == "recompute" else "saved"),
-        ("feature cache", "yes" if plan.feature_cache else "no"),
+        ("activations", _saved(plan)),
+        ("feature cache", _feature_cache(plan.feature_cache)),
         ("adaptive layers", f"{alast.mode}, K = {plan.k}, draw {alast.draw}, α = {alast.alpha:g}" if alast else "off"),
         ("LoRA", f"rank {lora.rank}, α = {lora.alpha:g}" if lora else "off"),
         ("threads, workers", f"{plan.threads}, {plan.workers}"),
@@ -44,6 +52,34 @@ def why(run: Run) -> Html:
         ("disk cap", format_size(plan.caps.disk_bytes)),
     ]
     return section("Why this plan", reasons, _facts("All settings", settings), id="why")
+
+
+def _frozen(plan: Plan) -> str:
+    if plan.lowest_trainable_block == 0:
+        return "none"
+    kept = "on disk, read as they are passed" if plan.frozen_weights == "disk" else f"in memory, {plan.frozen_weights}"
+    return f"{kept}; matrix products {'bf16' if 'bf16' in (plan.precision, plan.frozen_precision) else 'fp32'}"
+
+
+def _optimizer_state(plan: Plan) -> str:
+    return "none" if plan.optimizer == "sgd-plain" else _STATES[plan.optimizer_state]
+
+
+def _saved(plan: Plan) -> str:
+    if plan.saved_activations == "recompute":
+        return f"recomputed in the backward pass from saved inputs, {plan.saved_precision}"
+    return f"saved, {plan.saved_precision}"
+
+
+def _feature_cache(cache: FeatureCachePlan | None) -> str:
+    if cache is None:
+        return "off"
+    views = "not augmented" if cache.views == 1 else f"{cache.views:,} views of each"
+    val = f" and {format_size(cache.val_bytes)} of validation images" if cache.val_bytes else ""
+    return (
+        f"{cache.precision}, {cache.tokens:,} tokens an image, {views}; {format_size(cache.train_bytes)} on disk"
+        f" of training images{val}"
+    )
 
 
 def _facts(title: str, pairs: Iterable[tuple[str, Child]]) -> Html:

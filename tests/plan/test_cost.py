@@ -45,7 +45,7 @@ def test_the_expected_work_is_the_mean_over_draws() -> None:
     tokens = tuple(round(count) for count in (TINY.tokens, *(1 + kept for kept in job.keep_expected[:-1])))
     rng = random.Random(0)
     draws = [tuple(sorted(rng.sample(range(6, 12), 2))) for _ in range(3000)]
-    mean = sum(work_of(TINY, tokens, draw, False, 0).total for draw in draws) / len(draws)
+    mean = sum(work_of(TINY, tokens, draw, False, 0, job.lean).total for draw in draws) / len(draws)
     assert work_per_image(job).total == pytest.approx(mean, rel=0.005)
 
 

@@ -12,7 +12,7 @@ def test_reference_alast_is_as_published() -> None:
     method = find_method("alast", 12)
     assert method.alast is not None
     assert (method.k, method.trained, method.embeddings_trainable) == (9, 12, True)
-    assert (method.optimizer, method.learning_rate, method.weight_decay) == ("adam", 1e-4, 0.0)
+    assert (method.levers.optimizer, method.learning_rate, method.weight_decay) == ("adam", 1e-4, 0.0)
     assert (method.schedule, method.label_smoothing, method.warm_up(1000)) == ("constant", 0.0, 0)
     alast = method.alast
     assert (alast.mode, alast.initial_budget, alast.budget_min, alast.budget_max) == ("reference", 0.9, 0.5, 1.0)

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from edgetune import schema
 from edgetune.errors import InfeasibleError, InputError
+from edgetune.model.registry import find_spec
 from edgetune.plan import make_plan
 from edgetune.plan.bill import memory_bill
 from edgetune.plan.explain import print_plan
 from edgetune.plan.job import job_of
+from edgetune.plan.levers import part_size
 from edgetune.plan.methods import find_method
 from edgetune.plan.search import Limits, Problem, micro_batches, nearest_feasible, search
 from edgetune.schema import Plan
@@ -32,11 +34,15 @@ MODEL = "vit_nano_patch8_64"
 def test_without_pressure_the_default_recipe_stands(photos: Path) -> None:
     plan = make_plan(photos, model=MODEL, profile=make_profile())
     assert plan.method == "edgetune"
-    assert [block.trainable for block in plan.blocks] == [False] * 3 + [True] * 3
-    assert (plan.k, plan.lowest_trainable_block, plan.embeddings_trainable) == (3, 3, False)
-    assert [block.keep_max_tokens for block in plan.blocks] == [64] * 6
-    assert [block.keep_min_tokens for block in plan.blocks] == [64] * 2 + [32] * 4
-    assert (plan.batch_size, plan.micro_batch_size, plan.epochs) == (32, 32, 10)
+    method = find_method("edgetune", 6)
+    lowest = 6 - method.trained
+    assert [block.trainable for block in plan.blocks] == [False] * lowest + [True] * method.trained
+    assert (plan.k, plan.lowest_trainable_block, plan.embeddings_trainable) == (method.k, lowest, False)
+    low, high = (int(share * 64) for share in method.band)
+    assert [block.keep_max_tokens for block in plan.blocks] == [64] * (lowest - 1) + [high] * (method.trained + 1)
+    assert [block.keep_min_tokens for block in plan.blocks] == [64] * (lowest - 1) + [low] * (method.trained + 1)
+    part = part_size(find_spec(MODEL), 32) if method.levers.trainer == "lean" else 32
+    assert (plan.batch_size, plan.micro_batch_size, plan.epochs) == (32, part, 10)
     assert (plan.steps_per_epoch, plan.total_steps) == (2, 20)
     assert plan.predicted.measured is False
     assert plan.data.classes == ["cat", "dog"]

@@ -59,10 +59,17 @@ def a_plan(classes: list[str], blocks: int, epochs: int, steps_per_epoch: int, p
         caps=schema.Caps(memory_bytes=700 * MIB, memory_source="--memory", energy_j=9000.0, time_s=3600.0),
         batch_size=32,
         micro_batch_size=16,
+        trainer="lean",
         precision="fp32",
+        frozen_precision="bf16",
+        frozen_weights="disk",
         optimizer="adamw",
+        optimizer_state="int8",
         saved_activations="full",
-        feature_cache=True,
+        saved_precision="int8",
+        feature_cache=schema.FeatureCachePlan(
+            precision="fp16", views=2, tokens=50, train_bytes=183 * MIB, val_bytes=73 * MIB
+        ),
         allocator="fast",
         blocks=[
             schema.BlockPlan(
