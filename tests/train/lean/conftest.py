@@ -22,6 +22,11 @@ from edgetune.schema import AlastPlan, Plan
 from edgetune.train.lean.engine import LeanEngine
 from edgetune.train.torch_engine import TorchEngine
 
+# Methods come with levers of their own; here every one of them is set.
+EXACT_LEVERS = (
+    "trainer=lean", "precision=fp32", "frozen_precision=fp32", "frozen_weights=fp32", "optimizer=adamw",
+    "optimizer_state=fp32", "saved_activations=full", "saved_precision=fp32", "feature_cache=off", "feature_views=1",
+)  # fmt: skip
 _COMMON: dict[str, Any] = {"width": 64, "depth": 4, "heads": 2, "patch_size": 8, "image_size": 32, "classes": 3}
 SPECS = {
     "plain": ViTSpec(name="plain", **_COMMON),
@@ -90,7 +95,7 @@ def plan_of(plan_for: Any) -> Callable[..., tuple[Plan, Job]]:
         alast: AlastPlan | None = None,
         weight_decay: float = 0.0,
     ) -> tuple[Plan, Job]:
-        chosen = with_levers(find_method(method, spec.depth), ["trainer=lean", *levers], spec.depth)
+        chosen = with_levers(find_method(method, spec.depth), [*EXACT_LEVERS, *levers], spec.depth)
         chosen = chosen._replace(alast=alast)
         if method == "edgetune" and chosen.trained == spec.depth:
             chosen = chosen._replace(embeddings_trainable=True)

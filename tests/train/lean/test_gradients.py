@@ -83,18 +83,21 @@ def test_dropped_tokens(model: str, levers: tuple[str, ...], pair) -> None:
     assert_exact(made, 2)
 
 
-@pytest.mark.parametrize("model", ["plain", "no-class-token"])
+@pytest.mark.parametrize("model", ["plain", "registers", "distilled"])
 def test_tokens_dropped_by_budgets_that_move(model: str, pair) -> None:
-    """Several steps of adaptive budgets: both observe the same, so both drop the same."""
+    """Several steps of adaptive budgets: both observe the same, so both drop the same.
+
+    For models that read their class token: of averaged patches autograd drops some behind the last block, too.
+    """
     adaptive = AlastPlan(mode="constrained", alpha=1.0, reduction="mean")
-    made = pair(model, "edgetune", "optimizer=sgd", "trained_blocks=4", "token_min=0.2", alast=adaptive)
+    made = pair(model, "edgetune", "optimizer=sgd", "trained_blocks=4", "token_min=0.2", "token_max=1", alast=adaptive)
     seen = set()
     for step in range(4):
         batch = make_batch(made.lean.spec, 5, seed=step)
-        ours = made.lean.train_step(batch, 1e-2, 2)
-        theirs = made.autograd.train_step(batch, 1e-2, 5)
+        ours = made.lean.train_step(batch, 1e-3, 2)
+        theirs = made.autograd.train_step(batch, 1e-3, 5)
         assert ours.kept[:-1] == theirs.kept[:-1]  # nothing is dropped behind the last block
-        assert ours.budgets == pytest.approx(theirs.budgets, abs=1e-4)
+        assert ours.budgets == pytest.approx(theirs.budgets, abs=1e-3)
         seen.add(tuple(ours.kept))
     assert len(seen) > 1
     error, name = worst(*({key: value - made.before[key] for key, value in found.items()} for found in made.weights()))
@@ -105,7 +108,9 @@ def test_tokens_dropped_by_budgets_that_move(model: str, pair) -> None:
 @pytest.mark.parametrize("model", ["plain", "registers", "average"])
 def test_blocks_that_were_not_drawn_pass_the_gradient_on(model: str, micro: int, pair) -> None:
     """Over several steps every block is left out at times: the lowest, the last and those between."""
-    made = pair(model, "edgetune", "optimizer=sgd-plain", "trained_blocks=3", "k=1", "token_min=1", alast=BAND)
+    made = pair(
+        model, "edgetune", "optimizer=sgd-plain", "trained_blocks=3", "k=1", "token_min=1", "token_max=1", alast=BAND
+    )
     missed: set[int] = set()
     for step in range(8):
         start = made.weights()[0]
@@ -137,10 +142,9 @@ def test_weight_decay_pulls_at_matrices_alone(pair) -> None:
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-6)
 
 
-# Worst cosine of a parameter over these models (seen: 0.99999, 0.9996, 0.93); trained weights fare better or worse, and
-# benchmarks/gradients.py says how they do.
-@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.9999), ("int8", 0.999), ("int4", 0.9)])
-@pytest.mark.parametrize("model", ["plain", "registers", "average"])
+# The worst cosines seen with these models are 0.999994, 0.99991 and 0.961; benchmarks/gradients.py measures real ones.
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.99995), ("int8", 0.9995), ("int4", 0.95)])
+@pytest.mark.parametrize("model", SPECS)
 def test_saved_tensors_in_fewer_bits(model: str, precision: str, least: float, pair) -> None:
     ours, theirs = gradients(pair(model, "full", "optimizer=sgd-plain", f"saved_precision={precision}"), 2)
     cosines = {
