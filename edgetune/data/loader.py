@@ -164,13 +164,20 @@ class Loader:
         for number in range(start_batch, self.batches):
             yield number, order[number * self.batch_size :][: self.batch_size]
 
-    def in_order(self, epoch: int, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
-        """Images `start` to `stop` in the order of the samples, as augmentation makes them in an epoch."""
+    def in_order(self, batch_size: int, start: int, stop: int, view: int | None = None) -> Iterator[Batch]:
+        """Images `start` to `stop` in the order of the samples: their centres, or what augmentation makes of them.
+
+        Args:
+            batch_size: images per batch.
+            start: first image.
+            stop: the one after the last.
+            view: the epoch whose augmentation to use; None leaves the images plain.
+        """
         places = range(start, stop, batch_size)
         parts = [np.arange(place, min(place + batch_size, stop)) for place in places]
-        yield from self._read(epoch, list(enumerate(parts)))
+        yield from self._read(view, list(enumerate(parts)))
 
-    def _read(self, epoch: int, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Iterator[Batch]:
+    def _read(self, epoch: int | None, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Iterator[Batch]:
         jobs = (self._job(epoch, indices.tolist()) for _, indices in wanted)
         results = self._workers.map(jobs) if self._workers else ((job, *read_job(job)) for job in jobs)
         for (number, _), (job, pixels, bad) in zip(wanted, results, strict=True):
@@ -181,13 +188,13 @@ class Loader:
                 images = normalise(pixels, self._mean, self._std)
                 yield Batch(images, np.array(labels, np.int64), np.array(indices, np.int64), number)
 
-    def _job(self, epoch: int, indices: list[int]) -> Job:
+    def _job(self, epoch: int | None, indices: list[int]) -> Job:
         indices = [index for index in indices if index not in self._bad]
         return Job(
             indices=indices,
             paths=[self.samples[index].path for index in indices],
             image_size=self._image_size,
-            draw=f"{self._seed}/{epoch}" if self._augment else None,
+            draw=f"{self._seed}/{epoch}" if self._augment and epoch is not None else None,
             flip=self._flip,
             most_pixels=self._most_pixels,
         )

@@ -28,6 +28,8 @@ _BLOCK_SHARE_OF_GEMM = 0.6
 # Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores.
 _LEAN_SLOWDOWN = 1.35
 _START_S = 6.0  # importing torch, reading weights, the first kernels
+# Cached features read, checked and unpacked; a guess, and called one.
+_FEATURE_BYTES_PER_S = 400e6
 _PIXELS_PER_S = 12e6  # decode, crop, resize and normalise on one Cortex-A76-class core; a guess, and called one
 
 
@@ -51,10 +53,11 @@ class Cost(NamedTuple):
     epoch_s: float
     eval_s: float
     start_s: float
+    once_s: float = 0.0  # filling a feature cache
 
     def total_s(self, epochs: int) -> float:
         """The whole run."""
-        return self.start_s + epochs * (self.epoch_s + self.eval_s)
+        return self.start_s + self.once_s + epochs * (self.epoch_s + self.eval_s)
 
 
 # --- work ------------------------------------------------------------------------------------------------------------
@@ -201,6 +204,8 @@ def time_of(job: Job, train_images: int, val_images: int, rates: Rates) -> Cost 
     spec = job.spec
     tokens = round(sum(entering(spec, job.keep_expected)) / spec.depth)
     work = work_per_image(job)
+    below = feature_flops(spec, job.lowest) if job.cached else 0
+    work = work._replace(forward=work.forward - below)
     parts: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
     per_image = 0.0
     for part in parts:
@@ -211,16 +216,20 @@ def time_of(job: Job, train_images: int, val_images: int, rates: Rates) -> Cost 
         if job.saved_activations == "recompute" and part == "pass_gradient":
             flops += spec.depth * spec.block_flops(spec.tokens).forward
         per_image += flops / rate
+    forward_rate = rates.of("forward", spec.width, spec.tokens) or math.inf
+    once = 0.0
     if job.allocator == "lean":
         per_image *= _LEAN_SLOWDOWN
     update = _UPDATE_TENSORS * FLOAT_BYTES * trainable_count(job) / (rates.copy_bytes_per_s or 4e9)
     read = 3 * spec.image_size**2 / _PIXELS_PER_S
+    if job.cached:
+        once = job.levers.feature_views * train_images * (below / forward_rate + read)
+        read = FLOAT_BYTES * spec.tokens * spec.width / _FEATURE_BYTES_PER_S
     step = job.batch_size * (per_image + read) + update
     steps = -(-train_images // job.batch_size)
-    rate = rates.of("forward", spec.width, spec.tokens) or math.inf
-    evaluation = val_images * (forward_flops(spec) / rate + read)
+    evaluation = val_images * (forward_flops(spec) / forward_rate + 3 * spec.image_size**2 / _PIXELS_PER_S)
     epoch = train_images * (per_image + read) + steps * update
-    return Cost(step, epoch, evaluation, _START_S)
+    return Cost(step, epoch, evaluation, _START_S, once)
 
 
 # --- energy ----------------------------------------------------------------------------------------------------------
@@ -242,7 +251,7 @@ def watts_of(power: Power | None, compute: Compute | None, power_w: float | None
 def predict(job: Job, runtime_bytes: int, cost: Cost | None, watts: float | None, epochs: int) -> Predicted:
     """The plan's prediction."""
     bill = memory_bill(job, runtime_bytes)
-    epoch_s = cost.epoch_s if cost else None
+    epoch_s = cost.epoch_s + cost.once_s / max(1, epochs) if cost else None
     total_s = cost.total_s(epochs) if cost else None
     return Predicted(
         peak_memory_bytes=bill.total,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgetune.plan.methods import BAND
 from edgetune.plan.search import Choice, Limits, Problem
 from edgetune.schema import NearestFeasible, Plan
 from edgetune.units import format_duration, format_energy, format_power, format_size
@@ -33,6 +32,7 @@ def why(decisions: Decisions) -> list[str]:
         _memory_sentence(decisions),
         _blocks_sentence(problem, choice),
         *_tokens_sentence(problem, choice),
+        *_lean_sentences(choice),
         _batch_sentence(decisions),
         _allocator_sentence(choice),
         _epochs_sentence(problem, limits, choice),
@@ -96,7 +96,7 @@ def _blocks_sentence(problem: Problem, choice: Choice) -> str:
         what = f"Blocks {depth - trained} to {depth - 1} of {depth} train; nothing below them is kept in memory"
     if method.searched:
         what += (
-            " — method edgetune's usual half"
+            " — method edgetune's usual share"
             if trained == method.trained
             else f" — {method.trained} did not fit the caps"
         )
@@ -110,6 +110,8 @@ def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
     if alast is None or not choice.trained:
         return []
     low, high = choice.job.keep_min[-1], choice.job.keep_max[-1]
+    if low == patches:
+        return [f"All {patches} patches pass every block."]
     if alast.mode == "random":
         return [
             f"Every block lets {alast.initial_budget:.0%} of the patches it gets pass, whatever they show: the control."
@@ -121,8 +123,40 @@ def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
         return [
             f"Budgets between {alast.budget_min} and {alast.budget_max} decide how many patches leave a block{note}."
         ]
-    reason = "" if choice.band_max == BAND[1] else f", the upper end lowered from {patches} to fit the caps"
-    return [f"Between {low} and {high} of {patches} patches leave each block of the trained part{reason}."]
+    reason = "" if choice.band_max == problem.method.band[1] else f", lowered from {patches} to fit the caps"
+    number = str(high) if low == high else f"Between {low} and {high}"
+    return [f"{number} of {patches} patches leave each block of the trained part{reason}."]
+
+
+def _lean_sentences(choice: Choice) -> list[str]:
+    """What the lean trainer does to what is kept; nothing where autograd trains."""
+    job, levers = choice.job, choice.job.levers
+    if not job.lean:
+        return []
+    sentences = []
+    if job.lowest < job.spec.depth or job.embeddings_trainable:
+        kept = {"fp32": "exactly", "bf16": "in bf16", "int8": "in 8 bits", "int4": "in 4 bits"}[levers.saved_precision]
+        again = (
+            ", of which only each half block's input; the rest is run again"
+            if job.saved_activations == "recompute"
+            else ""
+        )
+        sentences.append(f"What waits for the backward pass is kept {kept}{again}; a gradient lives for half a block.")
+    if levers.optimizer == "adamw" and levers.optimizer_state != "fp32":
+        how = "in 8 bits" if levers.optimizer_state == "int8" else "in 8 bits and as means of rows and columns"
+        sentences.append(f"AdamW keeps its moments {how}.")
+    if not job.lowest:
+        return sentences
+    if job.cached:
+        views = levers.feature_views
+        sentences.append(
+            f"What the frozen part makes of an image is computed once and kept on disk ({levers.feature_cache}); "
+            + ("augmentation is given up for it." if views == 1 else f"augmentation is down to {views} views an image.")
+        )
+    else:
+        kept = {"fp32": "exactly", "bf16": "in bf16", "int8": "in 8 bits", "disk": "on disk"}[levers.frozen_weights]
+        sentences.append(f"Frozen blocks run at every step; their weights are kept {kept}.")
+    return sentences
 
 
 def _batch_sentence(decisions: Decisions) -> str:
@@ -132,6 +166,8 @@ def _batch_sentence(decisions: Decisions) -> str:
         text += f" (all there are; {decisions.wanted_batch} were wanted)"
     if not job.accumulates:
         return text + ", which fit in one piece."
+    if job.lean:
+        return text + f", of which {job.micro_batch_size} pass a block at a time; the gradient is the same."
     return text + f", passed {job.micro_batch_size} at a time to fit the memory cap; the gradient is the same."
 
 

@@ -23,7 +23,7 @@ from edgetune.plan.job import Job, entering
 FLOAT_BYTES = 4
 SCALE_GROUP = 64  # saved values that share a scale; `edgetune.train.lean.packing.GROUP`, which a test holds to this
 # Images of an extraction pass the frozen blocks in groups whose stream has about this size.
-GROUP_BYTES = 8 << 20
+GROUP_BYTES = 3 << 20
 
 _STATE_BYTES = {"fp32": 8.0, "int8": 2 + 8 / 256, "factored": 1 + 4 / 256 + 0.01}
 
@@ -123,7 +123,11 @@ def moments(job: Job) -> list[tuple[str, float, float]]:
         # the stream's gradient, and what a dropped stream leaves beside its successor
         found.append((f"backward, block {index}", kept, 2 * stream + FLOAT_BYTES * part * tokens[index] * inside))
     found.append(
-        ("evaluation", 0.0, FLOAT_BYTES * spec.tokens * (job.batch_size * spec.width + part * (4 * spec.width + 2 * spec.hidden)))
+        (
+            "evaluation",
+            0.0,
+            FLOAT_BYTES * spec.tokens * (job.batch_size * spec.width + part * (4 * spec.width + 2 * spec.hidden)),
+        )
     )
     return found
 

@@ -23,9 +23,9 @@ OptimizerState = Literal["fp32", "int8", "factored"]
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 FeatureCache = Literal["off", "fp16", "int8"]
 
-# One part of a batch passes a block at a time in the lean trainer: as many images as keep the hidden layer of the MLP in
-# a processor's second-level cache or near it.
-_PART_BYTES = 4 << 20
+# One part of a batch passes a block at a time in the lean trainer. About so many tokens are enough for matrix products to
+# reach their rate; more only need more memory, and leave the processor's caches.
+_PART_TOKENS = 512
 
 
 class Levers(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,19 +68,20 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
         InputError: a name or value is unknown, or the trainer lacks the lever.
     """
     values: dict[str, Any] = {}
+    shares = ("token_min", "token_max")
     for text in given:
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or name not in Levers.__struct_fields__:
             names = ", ".join(Levers.__struct_fields__)
             raise InputError(f"--lever {text} is not understood; write NAME=VALUE with one of {names}.")
-        values[name] = value.strip()
+        values[name] = _share(text, value) if name in shares else value.strip()
     try:
         chosen = msgspec.convert(msgspec.to_builtins(levers) | values, Levers, strict=False)
     except msgspec.ValidationError as error:
         raise InputError(f"--lever: {error}.") from None
-    shares = [share for share in (chosen.token_min, chosen.token_max) if share is not None]
-    if any(not 0 < share <= 1 for share in shares) or shares != sorted(shares):
+    given_shares = [share for share in (chosen.token_min, chosen.token_max) if share is not None]
+    if any(not 0 < share <= 1 for share in given_shares) or given_shares != sorted(given_shares):
         raise InputError("--lever token_min and token_max are shares of the patches: 0 < token_min <= token_max <= 1.")
     counts = [count for count in (chosen.trained_blocks, chosen.k, chosen.feature_views) if count is not None]
     if any(count < 1 for count in counts):
@@ -95,7 +96,14 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
     return chosen
 
 
+def _share(text: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"--lever {text} is not a number; give a share of the patches, 0.7 for instance.") from None
+
+
 def part_size(spec: ViTSpec, batch_size: int) -> int:
     """Images of a batch that pass a block of the lean trainer at a time, where memory is no concern."""
-    most = max(1, _PART_BYTES // (4 * spec.tokens * spec.hidden))
+    most = max(1, round(_PART_TOKENS / spec.tokens))
     return math.ceil(batch_size / math.ceil(batch_size / most))

@@ -78,8 +78,8 @@ class Problem(NamedTuple):
         if not self.method.searched:
             yield most, self.method.k, self.method.band[1]
             return
-        low, high = self.method.band
-        bands = [high, *(step for step in BAND_STEPS if low <= step < high)]
+        high = self.method.band[1]
+        bands = [high, *(step for step in BAND_STEPS if step < high)]
         for trained in range(most, -1, -1):
             for k in range(min(trained, self.method.k), 0, -1):
                 for band_max in bands:
@@ -235,7 +235,7 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> int:
         return problem.epochs
     epochs = problem.epochs
     if cost.total_s(epochs) > seconds:
-        epochs = max(0, math.floor((seconds - cost.start_s) / (cost.epoch_s + cost.eval_s)))
+        epochs = max(0, math.floor((seconds - cost.start_s - cost.once_s) / (cost.epoch_s + cost.eval_s)))
         while epochs and cost.total_s(epochs) > seconds:  # what rounding may have added
             epochs -= 1
     return epochs

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-_SLAB_BYTES = 4 << 20
+_SLAB_BYTES = 1 << 20
 _ALIGNMENT = 64  # bytes; a cache line
 
 

@@ -96,6 +96,7 @@ class LeanEngine:
             self._embeddings = {name: self._read(name) for name in names}
         self.controller = self._make_controller()
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
+        self._awake = False  # whether the weights that train are in memory
         self._feature_images = 0
         self._stepped: set[str] = set()  # groups that an interrupted step has updated
 
@@ -111,11 +112,16 @@ class LeanEngine:
             groups.append((at + "attention", [item for item in parameters if item not in mlp]))
             groups.append((at + "mlp", mlp))
         groups.append(("head", list(self.spec.head_parameters())))
-        made = {name: Group(name, parameters, self.device) for name, parameters in groups}
-        for group in made.values():
+        return {name: Group(name, parameters, self.device) for name, parameters in groups}
+
+    def _wake(self) -> None:
+        """Read the weights that train, if they aren't there yet: memory that filling a cache can do without."""
+        if self._awake:
+            return
+        self._awake = True
+        for group in self._groups.values():
             for name, values in group.weights.items():
-                values.copy_(self._store.read(name).view(values.shape))
-        return made
+                self._store.read(name, values)
 
     def _make_controller(self) -> Controller | None:
         if self.plan.alast is None:
@@ -137,6 +143,7 @@ class LeanEngine:
     @torch.no_grad()
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
         """See `Engine.train_step`. Where memory runs out on the way back, what was updated is not updated twice."""
+        self._wake()
         before = self.controller.state_dict() if self.controller else None
         trained = self.controller.draw() if self.controller else self._trainable
         try:
@@ -376,6 +383,7 @@ class LeanEngine:
         self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
         """See `Engine.evaluate`."""
+        self._wake()
         with memory_errors():
             return self._evaluate(batches, micro_batch_size, stop)
 
@@ -412,6 +420,7 @@ class LeanEngine:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def _trained_weights(self) -> dict[str, Tensor]:
+        self._wake()
         return {name: values for group in self._groups.values() for name, values in group.weights.items()}
 
     def save_weights(self, path: Path, accuracy: float | None) -> int:
@@ -425,12 +434,15 @@ class LeanEngine:
         return path.stat().st_size
 
     def save_state(self, path: Path, progress: dict[str, Any]) -> int:
-        """See `Engine.save_state`."""
-        tensors = {f"parameter/{name}": values for name, values in self._trained_weights().items()}
+        """See `Engine.save_state`. Before the first step nothing but the base is needed, and no weight is written."""
+        tensors: dict[str, Tensor] = {}
+        if self._awake:
+            tensors = {f"parameter/{name}": values for name, values in self._trained_weights().items()}
         steps = {}
         for name, optimizer in self._optimizers.items():
             steps[name] = optimizer.steps
-            tensors |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.items()}
+            if optimizer.steps:
+                tensors |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.items()}
         kept = {
             "progress": progress,
             "controller": self.controller.state_dict() if self.controller else None,
@@ -454,12 +466,15 @@ class LeanEngine:
         with safe_open(path, "pt") as stored, torch.no_grad():
             kept: dict[str, Any] = json.loads(stored.metadata()["edgetune"])
             names = list(stored.keys())
+            if not names:  # written before the first step
+                return kept
             for name, values in self._trained_weights().items():
                 values.copy_(stored.get_tensor(f"parameter/{name}"))
             for name, optimizer in self._optimizers.items():
                 at = f"optimizer/{name}/"
                 state = {key.removeprefix(at): stored.get_tensor(key) for key in names if key.startswith(at)}
-                optimizer.load(state, kept["steps"][name])
+                if state:
+                    optimizer.load(state, kept["steps"][name])
         return kept
 
     def device_peak_bytes(self) -> int | None:

@@ -3,8 +3,9 @@
 `FeatureLoader` answers what the loop asks of a `Loader`. The first epoch of a view first passes every image through the
 frozen blocks and keeps what enters the lowest trained one on disk; batches of that and of later epochs are read from
 there. Which images a batch holds, and in which order, is the image loader's doing, so a run with a cache sees what the
-run without would see, but for augmentation: view v is what augmentation makes of an image in epoch v, and epochs
-take turns with the views.
+run without would see, but for augmentation: view 0 is the plain image, as validation sees it, view v > 0 is what
+augmentation makes of it in epoch v, and epochs take turns with the views. (A single random view would be the worst of
+both: not what validation shows, and no variety either.)
 
 Images pass in groups of a few MiB, since a group reads the frozen blocks' weights once, from disk as a rule. An image
 that can't be read leaves a record of zeros, which no network computes, and is left out of its batches.
@@ -137,7 +138,7 @@ class FeatureLoader:
                 stop = min(start + group, len(self))
                 found = np.zeros(stop - start, bool)
                 x = stream[: stop - start]
-                for batch in self._loader.in_order(view, part, start, stop):
+                for batch in self._loader.in_order(part, start, stop, view or None):
                     places = batch.indices - start
                     x[places] = engine.embedded(batch.images).cpu()
                     found[places] = True

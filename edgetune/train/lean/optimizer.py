@@ -16,6 +16,7 @@ D. Kingma and J. Ba, arXiv 1412.6980; I. Loshchilov and F. Hutter, arXiv 1711.05
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -59,15 +60,7 @@ class GroupOptimizer:
             return
         decay = self._weight_decay
         if self._kind == "adamw" and self._precision == "int8":
-            group.values[: group.decayed].mul_(1 - learning_rate * decay)
-            for start in range(0, group.size, _PIECE):
-                grads = gradient[start : start + _PIECE]
-                first, second = (_Moment(self.state, name, start, len(grads)) for name in ("first", "second"))
-                values = group.values[start : start + len(grads)]
-                values.add_(self._adam(grads, first.values, second.values.square_().square_()), alpha=-learning_rate)
-                first.keep()
-                second.values.sqrt_().sqrt_()
-                second.keep()
+            self._packed(gradient, learning_rate)
             return
         for part, part_decay in ((slice(group.decayed), decay), (slice(group.decayed, group.size), 0.0)):
             values, grads = group.values[part], gradient[part]
@@ -142,12 +135,25 @@ class GroupOptimizer:
             maximize=False,
         )
 
-    def _adam(self, grads: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Move the moments and give the update, before the learning rate; arXiv 1412.6980, algorithm 1."""
-        first.lerp_(grads, 1 - _BETAS[0])
-        second.mul_(_BETAS[1]).addcmul_(grads, grads, value=1 - _BETAS[1])
-        below = (second / (1 - _BETAS[1] ** self.steps)).sqrt_().add_(_EPSILON)
-        return torch.div(first, below, out=below).div_(1 - _BETAS[0] ** self.steps)
+    def _packed(self, gradient: Tensor, learning_rate: float) -> None:
+        """AdamW (arXiv 1412.6980, algorithm 1, and 1711.05101) with both moments in 8 bits."""
+        group = self._group
+        group.values[: group.decayed].mul_(1 - learning_rate * self._weight_decay)
+        # the corrections for moments that start at zero, drawn into the rate and epsilon
+        second_correction = math.sqrt(1 - _BETAS[1] ** self.steps)
+        rate = learning_rate * second_correction / (1 - _BETAS[0] ** self.steps)
+        for start in range(0, group.size, _PIECE):
+            grads = gradient[start : start + _PIECE]
+            first = _Moment(self.state, "first", start, len(grads))
+            second = _Moment(self.state, "second", start, len(grads))
+            first.values.lerp_(grads, 1 - _BETAS[0])
+            square = second.values.square_().square_()
+            root = square.mul_(_BETAS[1]).addcmul_(grads, grads, value=1 - _BETAS[1]).sqrt_()
+            below = root + _EPSILON * second_correction
+            group.values[start : start + len(grads)].addcdiv_(first.values, below, value=-rate)
+            first.keep()
+            root.sqrt_()
+            second.keep()
 
     def _factored(self, gradient: Tensor, learning_rate: float) -> None:
         """Second moments by rows and columns (arXiv 1804.04235, section 3); vectors keep theirs whole."""
@@ -204,8 +210,10 @@ class _Moment:
 
     def keep(self) -> None:
         """Write `values`, changed in place, back into 8 bits; they are used up."""
-        unsigned = self._codes.dtype == torch.uint8
-        largest = 255 if unsigned else 127
-        self._scales.copy_(self._padded.abs().amax(1).div_(largest).clamp_(min=1e-30))
-        scaled = self._padded.div_(self._scales[:, None])
-        self._codes.copy_(scaled.ceil_().clamp_(max=largest) if unsigned else scaled.round_())
+        if self._codes.dtype == torch.uint8:
+            # a hair above the largest, so that rounding up never leaves the range
+            torch.mul(self._padded.amax(1), (1 + 1e-6) / 255, out=self._scales).clamp_(min=1e-30)
+            self._codes.copy_(self._padded.div_(self._scales[:, None]).ceil_())
+        else:
+            torch.mul(self._padded.abs().amax(1), 1 / 127, out=self._scales).clamp_(min=1e-30)
+            self._codes.copy_(self._padded.div_(self._scales[:, None]).round_())
