@@ -10,9 +10,9 @@ On top, the largest of
     evaluation   the stream of one part, all tokens
 
 What a block saves for each token, in numbers, C the width and M the hidden width (`edgetune.model.block`): the input of
-each half 2 C, q, k and v 3 C, attention's output C, before the GELU M; besides, exactly, two numbers for each of two norms
-and one for each head. With recomputation, 2 C. The last block saves x, k and v for all tokens and the rest for those
-that the classifier reads.
+each half 2 C, q, k and v 3 C, attention's output C, before the GELU M; besides, exactly, two numbers for each of two
+norms and one for each head. With recomputation, 2 C. The last block saves x, k and v for all tokens and the rest for
+those that the classifier reads.
 """
 
 from __future__ import annotations
@@ -84,17 +84,18 @@ def gradient_bytes(job: Job) -> int:
 def saved_bytes(job: Job, index: int) -> float:
     """What block `index` keeps of a batch, at the most tokens the plan lets into it."""
     spec, levers = job.spec, job.levers
-    tokens = entering(spec, job.keep_max)[index]
+    tokens, leaving = [*entering(spec, job.keep_max), 0.0][index : index + 2]
     width, hidden = spec.width, spec.hidden
+    recompute = levers.saved_activations == "recompute"
     read = readers(spec) if index == spec.depth - 1 else None
     if read is None:
-        large = tokens * (2 * width if levers.saved_activations == "recompute" else 6 * width + hidden)
+        large = tokens * (2 * width if recompute else 6 * width + hidden)
         exact = tokens * (4 + spec.heads)
     else:
-        small = 0 if levers.saved_activations == "recompute" else 2 * width + hidden
-        large = tokens * (width if levers.saved_activations == "recompute" else 3 * width) + read * (width + small)
+        large = tokens * (width if recompute else 3 * width) + read * (width + (0 if recompute else 2 * width + hidden))
         exact = tokens * 2 + read * (2 + spec.heads)
-    positions = 8 * tokens if job.drops_tokens and index < spec.depth - 1 else 0
+    exact = 0 if recompute else exact
+    positions = 8 * leaving if job.drops_tokens else 0
     return job.batch_size * (packed_bytes(large, levers.saved_precision) + FLOAT_BYTES * exact + positions)
 
 
@@ -110,10 +111,10 @@ def moments(job: Job) -> list[tuple[str, float, float]]:
     first = 0 if job.embeddings_trainable else job.lowest
     row = FLOAT_BYTES * spec.width
     inside = 6 * spec.width + 4 * spec.hidden  # numbers a token, of one half at its highest
-    found = []
+    found: list[tuple[str, float, float]] = []
     group = max(part, min(job.batch_size if not job.cached else 1 << 30, int(GROUP_BYTES // (row * spec.tokens)) or 1))
     if first > 0:
-        stream = row * spec.tokens * (group if job.cached else job.batch_size)
+        stream: float = row * spec.tokens * (group if job.cached else job.batch_size)
         passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
         found.append(("extraction" if job.cached else "frozen blocks", 0.0, stream + passing))
     kept = 0.0
