@@ -1,6 +1,6 @@
 """What the loop asks of a training engine. The loop knows nothing of torch; an engine knows nothing of epochs.
 
-`edgetune.train.torch_engine.TorchEngine` is the one there is; the protocol is what a second one has to answer.
+`edgetune.train.torch_engine.TorchEngine` is autograd's, `edgetune.train.lean.engine.LeanEngine` the lean trainer's.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from edgetune.data.loader import Batch
 from edgetune.data.folder import Sample
+from edgetune.data.loader import Batch
 
 
 class StepReport(NamedTuple):
@@ -48,7 +48,9 @@ class OutOfMemoryError(Exception):
 class Source(Protocol):
     """Where batches come from: `edgetune.data.loader.Loader`, or cached features that stand for its images."""
 
-    samples: Sequence[Sample]
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The images and their labels."""
 
     @property
     def warnings(self) -> list[str]:
@@ -59,6 +61,9 @@ class Source(Protocol):
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from one of them on."""
+
+    def take_bytes_written(self) -> int:
+        """Bytes written to the disk since this was last asked."""
 
     def close(self) -> None:
         """End workers, let go of files."""

@@ -95,6 +95,7 @@ class Loop:
         """Write a state from which `resume` continues."""
         with self._timed("save_s"):
             self.progress.peak_bytes = max(self.progress.peak_bytes, self.meters.memory.peak_bytes() or 0)
+            self.progress.bytes_written += self.train.take_bytes_written() + self.val.take_bytes_written()
             kept = msgspec.to_builtins(self._progress_with_this_sitting())
             self.progress.bytes_written += self.engine.save_state(self.folder.state, kept)
         self._saved_at = self.meters.clock()

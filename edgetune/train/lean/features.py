@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from edgetune.data.features import FeatureFile, FeatureWriter
-from edgetune.data.loader import Batch, Loader
 from edgetune.data.folder import Sample
+from edgetune.data.loader import Batch, Loader
 from edgetune.plan.lean_bill import GROUP_BYTES
 from edgetune.schema import FeatureCachePlan
 from edgetune.train.lean.engine import LeanEngine
@@ -134,25 +134,26 @@ class FeatureLoader:
         ) as writer:
             stream = torch.empty(min(group, len(self)), spec.tokens, spec.width)
             while writer.complete < len(self):
-                start = writer.complete
+                # a group begins where it would have without an interruption, so that its products are the same
+                start = writer.complete // group * group
                 stop = min(start + group, len(self))
                 found = np.zeros(stop - start, bool)
                 x = stream[: stop - start]
                 for batch in self._loader.in_order(part, start, stop, view or None):
+                    assert batch.indices is not None  # of a Loader they never are
                     places = batch.indices - start
                     x[places] = engine.embedded(batch.images).cpu()
                     found[places] = True
                 x[~found] = 0
                 features = engine.below(x.to(engine.device), part, all_tokens=self._all_tokens).cpu().numpy()
                 features[~found] = 0
-                writer.put(start, features)
+                writer.put(writer.complete, features[writer.complete - start :])
                 engine.count_features(int(found.sum()))
             writer.finish()
-            self._bytes_written += writer.bytes_written
+        self._bytes_written += path.stat().st_size  # by whoever wrote it: a killed run could not count its part
 
     def _tokens(self) -> int:
         spec, plan = self._engine.spec, self._engine.plan
         if self._all_tokens and plan.lowest_trainable_block < spec.depth:
             return spec.tokens
         return self._cache.tokens
-
