@@ -1,9 +1,10 @@
 """The lean engine: blocks with a backward pass of their own, memory spent by the plan.
 
-A step goes through the network block by block, and through a block in parts of the batch (`micro_batch_size` images), so
-that what a block needs for itself is bounded by the part, while its weights are read once. The residual stream of the
-batch is changed in place. Backwards, the gradient of a half of a block is summed over the parts, updates its weights,
-and is gone before the next half begins: the same sums, in the same order, as one pass over the whole batch would give.
+A step goes through the network block by block, and through a block in parts of the batch (`micro_batch_size` images),
+so that what a block needs for itself is bounded by the part, while its weights are read once. The residual stream of
+the batch is changed in place. Backwards, the gradient of a half of a block is summed over the parts, updates its
+weights, and is gone before the next half begins: the same sums, in the same order, as one pass over the whole batch
+would give.
 
     below the lowest trained block   nothing is kept; weights may be small or on disk; features may come from a cache
     above it                         what `edgetune.model.block` says is saved, in the plan's precision
@@ -182,9 +183,7 @@ class LeanEngine:
             left = traces[index].tokens if index == self.spec.depth - 1 else x.shape[1]
             kept.append(float(left - self.spec.prefix))
         head = self._groups["head"]
-        loss, dx, gradients = loss_and_gradients(
-            self.spec, head.weights, x, labels, self.plan.recipe.label_smoothing
-        )
+        loss, dx, gradients = loss_and_gradients(self.spec, head.weights, x, labels, self.plan.recipe.label_smoothing)
         if not math.isfinite(loss):
             return loss, kept
         del x
@@ -325,7 +324,11 @@ class LeanEngine:
     @torch.no_grad()
     def features(self, images: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
         """What enters the lowest block that may train, (B, N', C), for images (B, 3, S, S)."""
-        pieces = (embed(self.spec, self._embeddings, images[start : start + part]) for start in range(0, len(images), part))
+        if self.plan.embeddings_trainable:
+            self._wake()
+        pieces = (
+            embed(self.spec, self._embeddings, images[start : start + part]) for start in range(0, len(images), part)
+        )
         return self.below(torch.cat(list(pieces)), part, all_tokens=all_tokens)
 
     @torch.no_grad()
@@ -491,4 +494,3 @@ def _scattered(dx: Tensor, positions: Tensor, tokens: int) -> Tensor:
     """Undo `_gathered` for a gradient: zeros where a token was dropped."""
     below = dx.new_zeros(len(dx), tokens, dx.shape[2])
     return below.scatter_(1, positions.unsqueeze(-1).expand(-1, -1, dx.shape[2]), dx)
-
