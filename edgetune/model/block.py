@@ -1,8 +1,8 @@
 """A transformer block as pure functions: forward, and a backward pass derived by hand.
 
 A block is two halves, `x + attention(norm1(x))` and `x + mlp(norm2(x))`; each half is a `forward(x) → y, saved` and a
-`backward(dy, saved) → dx, gradients` over the operations of `edgetune.model.ops`. What is `saved` is the whole memory of
-the backward pass, by name and nothing else:
+`backward(dy, saved) → dx, gradients` over the operations of `edgetune.model.ops`. What is `saved` is the whole memory
+of the backward pass, by name and nothing else:
 
     attention   x · qkv · out (mixed values, before the projection) · mean, rstd, lse (a few numbers a token)
     mlp         x · pre (before the GELU) · mean, rstd

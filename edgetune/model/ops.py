@@ -81,7 +81,7 @@ class Ops(Protocol[T]):
         """The first `count` tokens, (B, count, C)."""
 
     def pad_tokens(self, x: T, like: T) -> T:
-        """x (B, M, C) followed by zeros up to the length of `like` (B, N, C)."""
+        """The tokens x (B, M, C), followed by zeros up to the length of `like` (B, N, C)."""
 
     def stack_rows(self, upper: T, lower: T) -> T:
         """One tensor below another along the first axis."""

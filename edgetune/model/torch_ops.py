@@ -92,20 +92,19 @@ class TorchOps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         dy, q, k, v, out = (_by_head(self._cast(part), heads) for part in (dy, q, k, v, out))
         if q.device.type == "cpu":
-            gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                dy, q, k, v, out, lse, 0.0, False
-            )
+            gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(dy, q, k, v, out, lse, 0.0, False)
         else:
             with torch.enable_grad():
-                inputs = [part.detach().requires_grad_() for part in (q, k, v)]
-                gradients = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, dy)
+                q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
+                gradients = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), dy)
         dq, dk, dv = (_together(gradient) for gradient in gradients)
         return dq, dk, dv
 
     def attention_received(self, q: Tensor, k: Tensor, heads: int) -> Tensor:
         q, k = _by_head(q, heads), _by_head(k, heads)
         scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-        return scores.float().softmax(-1).mean((1, 2))
+        received: Tensor = scores.float().softmax(-1).mean((1, 2))
+        return received
 
     def size(self, x: Tensor) -> int:
         return x.shape[-1]

@@ -1,7 +1,7 @@
 """The levers of a plan: what a run can trade memory, time, disk and exactness by.
 
-A method comes with its levers set; `--lever NAME=VALUE` sets one by hand, `edgetune bench --recipe` a set of them. Each is
-a field of the plan, a branch in the engine and a term in the cost model. Those that only the lean trainer knows are
+A method comes with its levers set; `--lever NAME=VALUE` sets one by hand, `edgetune bench --recipe` a set of them. Each
+is a field of the plan, a branch in the engine and a term in the cost model. Those that only the lean trainer knows are
 refused for the other.
 """
 
@@ -23,8 +23,8 @@ OptimizerState = Literal["fp32", "int8", "factored"]
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 FeatureCache = Literal["off", "fp16", "int8"]
 
-# One part of a batch passes a block at a time in the lean trainer. About so many tokens are enough for matrix products to
-# reach their rate; more only need more memory, and leave the processor's caches.
+# One part of a batch passes a block at a time in the lean trainer. About so many tokens are enough for matrix products
+# to reach their rate; more only need more memory, and leave the processor's caches.
 _PART_TOKENS = 512
 
 

@@ -211,7 +211,9 @@ def _loaders(plan: Plan) -> tuple[Loader, Loader]:
     return train, val
 
 
-def _engine(plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool) -> tuple[Engine, Source, Source]:
+def _engine(
+    plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool
+) -> tuple[Engine, Source, Source]:
     """The engine of a plan, and where its batches come from: images, or cached features of them."""
     if plan.trainer == "autograd":
         from edgetune.train import torch_engine

@@ -65,6 +65,8 @@ class TorchEngine:
             parameter.requires_grad_(name.split(".")[0] in always)
             if parameter.requires_grad or id(parameter) in adaptable:
                 self._trainable.append((name, parameter))
+        if plan.optimizer == "sgd-plain":
+            raise InputError("optimizer sgd-plain needs the lean trainer; plan anew with --lever trainer=lean.")
         self.optimizer = Optimizer(plan.optimizer, self._trainable, plan.recipe.weight_decay)
         self.controller = (
             Controller.from_plan(

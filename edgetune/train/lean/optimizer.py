@@ -1,8 +1,8 @@
 """Update rules on flat groups, with as much state as memory allows.
 
     adamw, fp32       8 bytes a weight: both moments
-    adamw, int8       2.03 bytes: first moment in 8 bits; second moment as 8 bits of its fourth root, rounded up, so that
-                      no step becomes larger than it should be; both with a scale for every 256 values
+    adamw, int8       2.03 bytes: first moment in 8 bits; second moment as 8 bits of its fourth root, rounded up, so
+                      that no step becomes larger than it should be; both with a scale for every 256 values
     adamw, factored   1.02 bytes and a little: first moment in 8 bits; of a matrix's second moment the means of rows and
                       columns, whose outer product stands for it
     sgd               4 bytes: momentum

@@ -41,7 +41,7 @@ class Packed(NamedTuple):
 class Empty(Protocol):
     """Where memory comes from: `Arena.empty`, or `torch.empty`."""
 
-    def __call__(self, shape: tuple[int, ...] | torch.Size, *, dtype: torch.dtype) -> Tensor: ...
+    def __call__(self, shape: tuple[int, ...] | torch.Size, /, *, dtype: torch.dtype) -> Tensor: ...
 
 
 def pack(values: Tensor, precision: Precision, empty: Empty = torch.empty) -> Packed:

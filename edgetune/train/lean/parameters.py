@@ -61,7 +61,7 @@ class Group:
 
 
 def decays(parameter: Parameter) -> bool:
-    """Whether weight decay pulls at a parameter: at matrices, not at biases, norms, tokens and positions, as in timm."""
+    """Whether weight decay pulls at a parameter: at matrices, as in timm; not at biases, norms, tokens, positions."""
     return len(parameter.shape) >= 2 and not parameter.name.endswith(("_token", "pos_embed"))
 
 

@@ -32,9 +32,7 @@ def start_engine(
     cache = plan.feature_cache
     if cache is None:
         return engine, train, val
-    features = FeatureLoader(
-        train, engine, cache, folder.base.parent, "train", all_tokens=False, views=cache.views
-    )
+    features = FeatureLoader(train, engine, cache, folder.base.parent, "train", all_tokens=False, views=cache.views)
     if not cache.val_bytes:
         return engine, features, val
     return engine, features, FeatureLoader(val, engine, cache, folder.base.parent, "val", all_tokens=True, views=1)
