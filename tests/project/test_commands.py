@@ -17,6 +17,8 @@ import pytest
 import typer
 
 from edgetune.cli import app
+from edgetune.plan.levers import Levers
+from edgetune.schema import FeatureCachePlan, Plan
 from tests.project.facts import ROOT
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,6 +88,15 @@ def test_the_reference_names_every_option() -> None:
     text = (ROOT / "docs" / "artifacts.md").read_text()
     wanted = set().union(*options_of(typer.main.get_command(app)).values())
     assert not {option for option in wanted if not re.search(rf"{option}\b", text)}
+
+
+def test_the_reference_names_every_lever_and_the_field_it_sets() -> None:
+    text = (ROOT / "docs" / "artifacts.md").read_text()
+    table = text.split("## Levers")[1].split("## Artifacts")[0]
+    plan = text.split("**plan**")[1].split("**run folder**")[0]
+    assert not [name for name in Levers.__struct_fields__ if f"`{name}`" not in table]
+    assert not [name for name in Levers.__struct_fields__ if name in Plan.__struct_fields__ and name not in plan]
+    assert not [name for name in FeatureCachePlan.__struct_fields__ if name not in plan]
 
 
 def test_the_readme_shows_the_whole_loop() -> None:
