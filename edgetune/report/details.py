@@ -38,7 +38,7 @@ def why(run: Run) -> Html:
         ("learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}, {recipe.warmup_steps} warm-up steps"),
         ("weight decay", f"{recipe.weight_decay:g}"),
         ("label smoothing", f"{recipe.label_smoothing:g}"),
-        ("augmentation", ("crop and flip" if recipe.flip else "crop") if recipe.augment else "none"),
+        ("augmentation", _augmentation(plan)),
         ("patience", f"{recipe.patience} epochs" if recipe.patience is not None else "none"),
         ("activations", _saved(plan)),
         ("feature cache", _feature_cache(plan.feature_cache)),
@@ -52,6 +52,14 @@ def why(run: Run) -> Html:
         ("disk cap", format_size(plan.caps.disk_bytes)),
     ]
     return section("Why this plan", reasons, _facts("All settings", settings), id="why")
+
+
+def _augmentation(plan: Plan) -> str:
+    recipe, cache = plan.recipe, plan.feature_cache
+    if not recipe.augment or (cache is not None and cache.views == 1):  # the first view is the plain image
+        return "none"
+    made = "crop and flip" if recipe.flip else "crop"
+    return made if cache is None else f"{made}, of {cache.views - 1:,} of {cache.views:,} views"
 
 
 def _frozen(plan: Plan) -> str:
@@ -74,7 +82,7 @@ def _saved(plan: Plan) -> str:
 def _feature_cache(cache: FeatureCachePlan | None) -> str:
     if cache is None:
         return "off"
-    views = "not augmented" if cache.views == 1 else f"{cache.views:,} views of each"
+    views = "1 view" if cache.views == 1 else f"{cache.views:,} views of each"
     val = f" and {format_size(cache.val_bytes)} of validation images" if cache.val_bytes else ""
     return (
         f"{cache.precision}, {cache.tokens:,} tokens an image, {views}; {format_size(cache.train_bytes)} on disk"

@@ -158,11 +158,13 @@ def test_the_levers_are_told_in_words(make_run: MakeRun) -> None:
         "fp16, 50 tokens an image, 2 views of each; 183 MiB on disk of training images and 73.0 MiB of validation images"
         in text
     )
+    assert "augmentationcrop and flip, of 1 of 2 views" in text
     cache = schema.FeatureCachePlan(precision="int8", views=1, tokens=196, train_bytes=4096, val_bytes=0)
     changes = {"feature_cache": cache, "saved_activations": "recompute", "frozen_weights": "int8"}
     text = read(write_report(make_run("small", plan_changes=changes))).text
-    assert "int8, 196 tokens an image, not augmented; 4.00 KiB on disk of training images" in text
+    assert "int8, 196 tokens an image, 1 view; 4.00 KiB on disk of training images" in text
     assert "KiB of validation images" not in text
+    assert "augmentationnone" in text
     assert "recomputed in the backward pass from saved inputs, int8" in text
     assert "in memory, int8; matrix products bf16" in text
     plain = {"trainer": "autograd", "feature_cache": None, "lowest_trainable_block": 0, "optimizer": "sgd-plain"}
@@ -171,6 +173,7 @@ def test_the_levers_are_told_in_words(make_run: MakeRun) -> None:
     assert "SGD without momentum" in text
     assert "read as they are passed" not in text
     assert "tokens an image" not in text
+    assert "augmentationcrop and flip" in text
 
 
 def test_a_peak_above_the_cap_is_said_aloud(make_run: MakeRun) -> None:
