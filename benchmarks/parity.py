@@ -41,8 +41,8 @@ RESAMPLES = 10_000
 HERE = Path(__file__).resolve().parent
 
 _COMMON = "--epochs 3 --batch-size 32 --evaluate-every 3 --threads 2 --workers 0"
-# Random crops cost every method points in so few epochs (results/parity_augmented.jsonl has `full` with them), so W4 and
-# the digits do without, for all methods alike.
+# Random crops cost every method points in so few epochs (results/parity_augmented.jsonl has `full` with them), so W4
+# and the digits do without, for all methods alike.
 WORKLOADS = {
     "fashion": f"--model vit_nano_patch8_64 {_COMMON} --no-augment",
     "digits": f"--model vit_nano_patch8_64 {_COMMON} --no-augment",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -97,7 +98,7 @@ def test_without_a_cache_no_weights_are_read_from_disk_at_every_step(before, aft
 
 def test_a_plan_says_that_its_cache_has_no_room(photos: Path) -> None:
     levers = ["trainer=lean", "feature_cache=fp16", "frozen_weights=disk", "trained_blocks=2", "token_max=1"]
-    arguments = {"model": "vit_nano_patch8_64", "method": "edgetune", "levers": levers}
+    arguments: dict[str, Any] = {"model": "vit_nano_patch8_64", "method": "edgetune", "levers": levers}
     roomy = make_plan(photos, **arguments, disk_bytes=1 << 30)
     assert roomy.feature_cache is not None
     assert roomy.frozen_weights == "disk"

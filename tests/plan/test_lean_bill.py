@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import assume, given
@@ -32,6 +34,7 @@ RESIDENCES = ("fp32", "bf16", "int8", "disk")
 
 @st.composite
 def levers(draw: st.DrawFn) -> Levers:
+    others: dict[str, Any] = {name: draw(st.sampled_from(values)) for name, values in ORDERED.items()}
     return Levers(
         trainer="lean",
         precision=draw(st.sampled_from(["fp32", "bf16"])),
@@ -39,7 +42,7 @@ def levers(draw: st.DrawFn) -> Levers:
         frozen_weights=draw(st.sampled_from(RESIDENCES)),
         optimizer=draw(st.sampled_from(["adamw", "adam", "sgd", "sgd-plain"])),
         feature_cache=draw(st.sampled_from(["off", "fp16", "int8"])),
-        **{name: draw(st.sampled_from(values)) for name, values in ORDERED.items()},
+        **others,
     )
 
 

@@ -56,7 +56,7 @@ def plan(plan_for, weights: Path) -> Callable[..., Plan]:
 
     def make(*levers: str, **arguments: Any) -> Plan:
         settings: dict[str, Any] = {"method": "edgetune", "weights": weights, "augment": False, "epochs": 3}
-        made = plan_for(levers=[*levers], **(settings | arguments))
+        made: Plan = plan_for(levers=[*levers], **(settings | arguments))
         # two parts a batch, and groups of an extraction that are smaller than the data set
         return msgspec.structs.replace(made, micro_batch_size=3)
 

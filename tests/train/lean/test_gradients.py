@@ -27,7 +27,8 @@ def gradients(pair: Pair, micro_batch_size: int, batch: int = 5) -> tuple[dict[s
     assert ours.trained == theirs.trained
     assert ours.kept == theirs.kept
     after = pair.weights()
-    return tuple({name: (pair.before[name] - values[name]) / RATE for name in values} for values in after)
+    mine, other = ({name: (pair.before[name] - values[name]) / RATE for name in values} for values in after)
+    return mine, other
 
 
 def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, str]:

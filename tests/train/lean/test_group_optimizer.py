@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import Parameter
 from edgetune.train.lean import optimizer as room
-from edgetune.train.lean.optimizer import GroupOptimizer
+from edgetune.train.lean.optimizer import GroupOptimizer, Kind, StatePrecision
 from edgetune.train.lean.parameters import Group
 from edgetune.train.optimizer import Optimizer
 from tests.train.lean.conftest import make_batch
@@ -41,7 +42,7 @@ def make_gradients(group: Group, steps: int = STEPS) -> list[Tensor]:
     return [sizes * (0.3 * direction + torch.randn(group.size)) for _ in range(steps)]
 
 
-def updated(group: Group, kind: str, precision: str, weight_decay: float = 0.1) -> GroupOptimizer:
+def updated(group: Group, kind: Kind, precision: StatePrecision, weight_decay: float = 0.1) -> GroupOptimizer:
     optimizer = GroupOptimizer(group, kind, precision, weight_decay)
     for step, gradient in enumerate(make_gradients(group)):
         optimizer.step(gradient.clone(), RATE / (1 + step))
@@ -49,7 +50,7 @@ def updated(group: Group, kind: str, precision: str, weight_decay: float = 0.1) 
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
-def test_full_state_is_torchs_update(kind: str) -> None:
+def test_full_state_is_torchs_update(kind: Literal["adamw", "adam", "sgd"]) -> None:
     """Rates that change and decay included; `edgetune.train.optimizer` is held to torch.optim by its own tests."""
     ours = make_group()
     named = {name: nn.Parameter(values.clone()) for name, values in ours.weights.items()}
@@ -130,7 +131,7 @@ def test_no_step_of_the_8_bit_state_is_larger_than_it_should_be(piece: int, monk
 
 
 @pytest.mark.parametrize("precision", ["int8", "factored"])
-def test_small_state_goes_where_adamw_goes(precision: str) -> None:
+def test_small_state_goes_where_adamw_goes(precision: StatePrecision) -> None:
     """Where gradients are of one size, that is: of those beside much larger ones, 8 bits hold less."""
     exact, small = make_group(), make_group()
     start = exact.values.clone()
@@ -143,7 +144,7 @@ def test_small_state_goes_where_adamw_goes(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "factored"])
-def test_the_first_step_has_no_rounding_in_it(precision: str) -> None:
+def test_the_first_step_has_no_rounding_in_it(precision: StatePrecision) -> None:
     """Vectors move as in AdamW; so do matrices where nothing is factored."""
     exact, small = make_group(), make_group()
     gradient = make_gradients(exact)[0]
@@ -172,7 +173,7 @@ def test_factored_second_moments_are_the_rule_written_out() -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "factored"])
-def test_small_state_finds_the_minimum(precision: str) -> None:
+def test_small_state_finds_the_minimum(precision: StatePrecision) -> None:
     group = make_group()
     target = make_group(seed=5).values
     optimizer = GroupOptimizer(group, "adamw", precision, 0.0)
@@ -199,7 +200,7 @@ def test_a_gradient_of_zeros_moves_nothing_and_makes_no_holes() -> None:
     [("adamw", "fp32", 8.0), ("adam", "fp32", 8.0), ("sgd", "fp32", 4.0), ("adamw", "int8", 2.03),
      ("adamw", "factored", 1.06)],
 )  # fmt: skip
-def test_state_is_as_small_as_said(kind: str, precision: str, bytes_each: float) -> None:
+def test_state_is_as_small_as_said(kind: Kind, precision: StatePrecision, bytes_each: float) -> None:
     spec = find_spec("vit_tiny_patch16_224")
     group = Group("test", [item for item in spec.block_parameters(0) if ".mlp." in item.name])
     optimizer = GroupOptimizer(group, kind, precision, 0.0)
@@ -212,7 +213,7 @@ def test_state_is_as_small_as_said(kind: str, precision: str, bytes_each: float)
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "factored"])
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "sgd-plain"])
-def test_state_goes_through_a_file_bit_for_bit(kind: str, precision: str) -> None:
+def test_state_goes_through_a_file_bit_for_bit(kind: Kind, precision: StatePrecision) -> None:
     group = make_group()
     optimizer = updated(group, kind, precision)
     stored = {name: value.clone() for name, value in optimizer.state.items()}
