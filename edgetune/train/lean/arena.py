@@ -27,6 +27,7 @@ class Arena:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._slabs: list[Tensor] = []
+        self._none = torch.empty(0, dtype=torch.uint8, device=device)
         self._slab, self._used = 0, 0
 
     def reset(self) -> None:
@@ -36,14 +37,19 @@ class Arena:
     def empty(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
         """A tensor of any content."""
         size = math.prod(shape) * dtype.itemsize
-        while self._slab < len(self._slabs) and self._used + size > self._slabs[self._slab].numel():
+        if self._slab < len(self._slabs) and self._used and self._used + size > self._slabs[self._slab].numel():
             self._slab, self._used = self._slab + 1, 0
         if self._slab == len(self._slabs):
-            slab_bytes = max(_SLAB_BYTES, size)
-            self._slabs.append(torch.empty(slab_bytes, dtype=torch.uint8, device=self._device))
+            self._slabs.append(self._new(size))
+        elif self._used + size > self._slabs[self._slab].numel():
+            self._slabs[self._slab] = self._none  # freed first: this step has nothing in it, and it is too small
+            self._slabs[self._slab] = self._new(size)
         start = self._used
         self._used = -(-(start + size) // _ALIGNMENT) * _ALIGNMENT
         return self._slabs[self._slab][start : start + size].view(dtype).view(shape)
+
+    def _new(self, size: int) -> Tensor:
+        return torch.empty(max(_SLAB_BYTES, size), dtype=torch.uint8, device=self._device)
 
     @property
     def nbytes(self) -> int:

@@ -70,6 +70,21 @@ def test_an_arena_grows_to_the_largest_step_and_no_further(first, second) -> Non
     assert held[1] == held[2] == held[3] == held[4]
 
 
+@pytest.mark.parametrize("slab_bytes", [1 << 12, 1 << 16])
+def test_steps_of_more_and_more_tokens_take_what_the_largest_needs(
+    slab_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token counts move from step to step; slabs that became too small must not be kept beside larger ones."""
+    monkeypatch.setattr("edgetune.train.lean.arena._SLAB_BYTES", slab_bytes)
+    arena = Arena(CPU)
+    for tokens in [*range(40, 80), *range(80, 40, -3), *range(50, 80)]:
+        arena.reset()
+        for width in (192, 192, 3 * 192, 192, 192, 4 * 192) * 3:
+            arena.empty((tokens, width), torch.float32)
+    largest = 79 * 4 * 192 * 12 * 3
+    assert arena.nbytes <= 1.5 * largest  # the rest is ends of slabs
+
+
 # -- packing ----------------------------------------------------------------------------------------------------------
 
 
