@@ -90,8 +90,10 @@ class GroupOptimizer:
         layout = self._layout()
         if state and {name: (value.numel(), value.dtype) for name, value in state.items()} != layout:
             raise ValueError(f"the optimizer's state of {self._group.name} is of another plan")
-        device = self._group.values.device
-        self.state, self.steps = {name: value.to(device) for name, value in state.items()}, steps
+        self.prepare()
+        for name, kept in self.state.items():  # copied: what a file hands out may be a view of it
+            kept.copy_(state[name]) if state else kept.zero_()
+        self.steps = steps
 
     # -- layout -------------------------------------------------------------------------------------------------------
 

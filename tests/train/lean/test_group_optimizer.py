@@ -230,6 +230,22 @@ def test_state_goes_through_a_file_bit_for_bit(kind: Kind, precision: StatePreci
     assert math.isfinite(float(group.values.norm()))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_state_from_before_the_first_step_leaves_the_memory_where_it_is(precision: str) -> None:
+    group = make_group()
+    optimizer = GroupOptimizer(group, "adamw", precision, 0.0)
+    optimizer.prepare()
+    places = {name: value.data_ptr() for name, value in optimizer.state.items()}
+    optimizer.load({}, 0)
+    first = make_gradients(group)[0]
+    optimizer.step(first.clone(), RATE)
+    expected = make_group()
+    GroupOptimizer(expected, "adamw", precision, 0.0).step(first.clone(), RATE)
+    assert group.values.equal(expected.values)
+    optimizer.load({name: value.clone() for name, value in optimizer.state.items()}, 1)
+    assert {name: value.data_ptr() for name, value in optimizer.state.items()} == places
+
+
 def test_the_state_of_another_plan_is_refused() -> None:
     optimizer = updated(make_group(), "adamw", "int8")
     with pytest.raises(ValueError, match="the optimizer's state of test is of another plan"):
