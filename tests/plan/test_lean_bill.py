@@ -112,7 +112,7 @@ def test_fewer_bits_never_need_more(job: Job) -> None:
     for name, values in ORDERED.items():
         found = [peak(with_levers(job, **{name: value})) for value in values]
         assert found == sorted(found, reverse=True), name
-    if job.lowest != 1:  # of a single frozen block the small copy lies beside the unpacked one
+    if job.lowest == 0 or job.lowest > 2:  # of one or two frozen blocks the unpacked one outweighs what is saved
         found = [peak(with_levers(job, frozen_weights=value)) for value in RESIDENCES]
         assert found == sorted(found, reverse=True)
     for residence in ("bf16", "disk"):  # the others have to be converted for it
