@@ -90,7 +90,7 @@ def work_per_image(job: Job) -> Work:
     everything = work_of(job.spec, tokens, tuple(candidates), True, job.lora_rank, job.lean)
     nothing = work_of(job.spec, tokens, (), job.embeddings_trainable, job.lora_rank, job.lean)
     weights = nothing.weight_gradient + share * (
-        sum(_block_work(job.spec, tokens[index], job.lora_rank).weight_gradient for index in candidates)
+        sum(_work_in(job, index, tokens[index]).weight_gradient for index in candidates)
     )
     if job.embeddings_trainable:
         return Work(everything.forward, everything.pass_gradient, weights)
@@ -139,6 +139,12 @@ def _block_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
         return Work(flops.forward, flops.pass_gradient, flops.weight_gradient)
     adapters = 2 * tokens * rank * 6 * spec.width
     return Work(flops.forward + adapters, flops.pass_gradient + adapters, adapters)
+
+
+def _work_in(job: Job, index: int, tokens: int) -> Work:
+    """What block `index` costs in the trainer of a job."""
+    tail = job.lean and index == job.spec.depth - 1
+    return (_tail_work if tail else _block_work)(job.spec, tokens, job.lora_rank)
 
 
 @lru_cache(maxsize=4096)

@@ -139,6 +139,7 @@ def make_plan(
     )
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
+    augmented = augment and (cache is None or cache.views > 1)  # one view is the plain image
     total_steps = choice.epochs * math.ceil(len(folder.train) / batch)
     learning_rate = lr if lr is not None else chosen_method.rate_for(batch)
     return Plan(
@@ -187,8 +188,8 @@ def make_plan(
             warmup_steps=chosen_method.warm_up(total_steps),
             schedule=chosen_method.schedule,
             label_smoothing=chosen_method.label_smoothing,
-            augment=augment,
-            flip=augment and flip,
+            augment=augmented,
+            flip=augmented and flip,
             patience=patience,
             evaluate_every=evaluate_every,
         ),
