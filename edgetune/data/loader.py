@@ -158,6 +158,10 @@ class Loader:
         """
         yield from self._read(epoch, list(self.plan(epoch, start_batch)))
 
+    def prepare(self, epoch: int) -> Iterator[None]:
+        """Nothing to do before an epoch: images are read as they are asked for."""
+        yield from ()
+
     def plan(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Number and image indices of each batch of an epoch, unread; unreadable images included."""
         order = self.order(epoch)

@@ -22,8 +22,9 @@ from edgetune.plan.job import Job, entering
 
 FLOAT_BYTES = 4
 SCALE_GROUP = 64  # saved values that share a scale; `edgetune.train.lean.packing.GROUP`, which a test holds to this
-# Images of an extraction pass the frozen blocks in groups whose stream has about this size.
-GROUP_BYTES = 3 << 20
+# Images of an extraction pass the frozen blocks in groups whose stream has about this size, or a quarter of a block's
+# weights where that is more: a group reads all of them.
+_GROUP_BYTES = 3 << 20
 
 _STATE_BYTES = {"fp32": 8.0, "int8": 2 + 8 / 256, "factored": 1 + 4 / 256 + 0.01}
 
@@ -99,6 +100,12 @@ def saved_bytes(job: Job, index: int) -> float:
     return job.batch_size * (packed_bytes(large, levers.saved_precision) + FLOAT_BYTES * exact + positions)
 
 
+def group_size(spec: ViTSpec, part: int) -> int:
+    """Images that pass the frozen blocks together while a cache is filled: whole parts."""
+    wanted_bytes = max(_GROUP_BYTES, FLOAT_BYTES * sum(_block_counts(spec)) // 4)
+    return max(part, wanted_bytes // (FLOAT_BYTES * spec.tokens * spec.width) // part * part)
+
+
 def readers(spec: ViTSpec) -> int | None:
     """Tokens that the classifier reads; None: all."""
     return None if spec.pool == "avg" else len(spec.classifiers)
@@ -112,7 +119,7 @@ def moments(job: Job) -> list[tuple[str, float, float]]:
     row = FLOAT_BYTES * spec.width
     inside = 6 * spec.width + 4 * spec.hidden  # numbers a token, of one half at its highest
     found: list[tuple[str, float, float]] = []
-    group = max(part, min(job.batch_size if not job.cached else 1 << 30, int(GROUP_BYTES // (row * spec.tokens)) or 1))
+    group = group_size(spec, part)
     if first > 0:
         stream: float = row * spec.tokens * (group if job.cached else job.batch_size)
         passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)

@@ -42,7 +42,10 @@ class Evaluation(NamedTuple):
 
 
 class OutOfMemoryError(Exception):
-    """The machine has no memory for this step; the step changed nothing and may be repeated with a smaller one."""
+    """The machine has no memory for this step, which may be repeated in smaller parts.
+
+    The step has changed nothing; or, where weights are updated on the way back, it changes none twice when repeated.
+    """
 
 
 class Source(Protocol):
@@ -58,6 +61,9 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Images."""
+
+    def prepare(self, epoch: int) -> Iterator[None]:
+        """Do what an epoch needs done before its first batch, in pieces between which the caller may give up."""
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from one of them on."""

@@ -11,7 +11,7 @@ import msgspec
 
 from edgetune import schema
 from edgetune.data.loader import Batch
-from edgetune.device.energy import EnergyMeter
+from edgetune.device.energy import EnergyMeter, Window
 from edgetune.errors import InputError
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Plan, StoppedBy
@@ -171,6 +171,10 @@ class Loop:
         with self.meters.energy.window() as window:
             mark = clock()
             mark_j: float | None = 0.0
+            prepared = self._prepare(window)
+            if prepared is not None:
+                return prepared
+            mark, mark_j = clock(), window.joules
             for batch in self.train.epoch(progress.epoch, progress.step_in_epoch):
                 stopped = self._should_stop()
                 if stopped:
@@ -194,6 +198,23 @@ class Loop:
                 if excess and not self._shrink(f"{excess} bytes above the memory cap"):
                     return "memory"
         return None
+
+    def _prepare(self, window: Window) -> StoppedBy | None:
+        """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""
+        progress, began = self.progress, self.meters.clock()
+        stopped: StoppedBy | None = None
+        try:
+            for _ in self.train.prepare(progress.epoch):
+                stopped = self._should_stop()
+                if stopped:
+                    break
+        except OutOfMemoryError as error:
+            self._event("memory", f"out of memory while preparing the epoch ({error}); stopping")
+            stopped = "memory"
+        progress.epoch_s += self.meters.clock() - began
+        joules = window.joules
+        progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
+        return stopped
 
     def _attempt(self, batch: Batch, rate: float) -> StepReport | None:
         """One step, in smaller micro-batches while memory runs out; None when even one image at a time is too much."""
@@ -282,6 +303,9 @@ class Loop:
         with self._timed("eval_s") as elapsed:
             while True:
                 try:
+                    for _ in self.val.prepare(0):
+                        if self.interrupted():
+                            return "user"
                     evaluation = self.engine.evaluate(self.val.epoch(0), progress.micro_batch_size, self.interrupted)
                     break
                 except OutOfMemoryError as error:

@@ -39,11 +39,12 @@ from edgetune.plan.cost import feature_flops, step_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
 from edgetune.train.lean.arena import Arena
-from edgetune.train.lean.frozen import FrozenBlocks
-from edgetune.train.lean.network import embed, embed_backward, logits_of, loss_and_gradients, readers
+from edgetune.train.lean.below import FrozenPart
+from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients, readers
 from edgetune.train.lean.optimizer import GroupOptimizer
 from edgetune.train.lean.parameters import Group, strip
 from edgetune.train.lean.saved import Discarded, Kept
+from edgetune.train.lean.tokens import gathered, scattered
 from edgetune.train.torch_engine import memory_errors
 
 _MLP_PARTS = ("mlp.", "norm2.", "ls2.")
@@ -77,10 +78,6 @@ class LeanEngine:
         self._readers = readers(self.spec)
         self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
         self._lowest = min(self._trainable, default=self.spec.depth)
-        below = torch.bfloat16 if "bf16" in (plan.precision, plan.frozen_precision) else torch.float32
-        self._frozen_ops = TorchOps(None if below == torch.float32 else below)
-        frozen = [index for index in range(self.spec.depth) if index not in self._trainable]
-        self._frozen = FrozenBlocks(self._store, frozen, plan.frozen_weights, below, self.device)
         self._groups = self._make_groups()
         self._optimizers = {
             name: GroupOptimizer(group, plan.optimizer, plan.optimizer_state, plan.recipe.weight_decay)
@@ -95,6 +92,7 @@ class LeanEngine:
         else:
             names = [parameter.name for parameter in self.spec.embedding_parameters()]
             self._embeddings = {name: self._read(name) for name in names}
+        self.frozen = FrozenPart(plan, self.spec, self._store, self._embeddings, self.device)
         self.controller = self._make_controller()
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
         self._awake = False  # whether the weights that train are in memory
@@ -233,7 +231,7 @@ class LeanEngine:
         if last or stay == tokens - prefix:
             return x, trace
         positions = top_tokens(torch.cat(received), stay, prefix)
-        return _gathered(x, positions), trace._replace(positions=positions)
+        return gathered(x, positions), trace._replace(positions=positions)
 
     def _summary(self, x: Tensor) -> Tensor:
         """What the importance of a block is measured by, (B, 1, C): the class token, or the mean patch."""
@@ -254,7 +252,7 @@ class LeanEngine:
         last = index == self.spec.depth - 1
         ask = self._readers if last else None
         if trace.positions is not None:
-            dx = _scattered(dx, trace.positions, trace.tokens)
+            dx = scattered(dx, trace.positions, trace.tokens)
         weights = self._block(index)
         parts = [slice(start, start + part) for start in range(0, len(dx), part)]
         recompute = self.plan.saved_activations == "recompute"
@@ -304,7 +302,7 @@ class LeanEngine:
         """Weights of a block by their names within it."""
         at = f"blocks.{index}."
         if index not in self._trainable:
-            return self._frozen.block(index)
+            return self.frozen.blocks.block(index)
         return strip(self._groups[at + "attention"].weights | self._groups[at + "mlp"].weights, at)
 
     def _totals(self, group: Group | None, index: int) -> dict[str, Tensor]:
@@ -316,65 +314,18 @@ class LeanEngine:
 
     def _update(self, group: Group, learning_rate: float) -> None:
         if group.name not in self._stepped:
+            self._stepped.add(group.name)  # before: half an update is better than one and a half
             self._optimizers[group.name].step(self._gradient[: group.size], learning_rate)
-            self._stepped.add(group.name)
 
-    # -- below the lowest trained block -------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def features(self, images: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
-        """What enters the lowest block that may train, (B, N', C), for images (B, 3, S, S)."""
+        """What enters the lowest block that may train, for images (B, 3, S, S); see `FrozenPart.run`."""
         if self.plan.embeddings_trainable:
             self._wake()
-        pieces = (
-            embed(self.spec, self._embeddings, images[start : start + part]) for start in range(0, len(images), part)
-        )
-        return self.below(torch.cat(list(pieces)), part, all_tokens=all_tokens)
-
-    @torch.no_grad()
-    def below(self, x: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
-        """Pass embedded tokens (B, N, C), which are written over, up to the lowest block that may train.
-
-        Args:
-            x: the stream.
-            part: images that pass a block at a time.
-            all_tokens: keep every token, as in evaluation; otherwise as many as the plan lets into that block.
-        """
-        stay = self.plan.blocks[self._lowest - 1].keep_max_tokens if self._lowest else self.spec.patches
-        for index in range(self._lowest):
-            weights = self._frozen.block(index)
-            last = index == self.spec.depth - 1  # nothing but the classifier trains
-            drops = index == self._lowest - 1 and not all_tokens and stay < self.spec.patches
-            drops = drops and self._lowest < self.spec.depth
-            observe = None if not drops else 1 if self.spec.class_token else self.spec.tokens
-            received = []
-            for start in range(0, len(x), part):
-                some = x[start : start + part]
-                half = attention_forward(
-                    self._frozen_ops,
-                    some,
-                    weights,
-                    self._shape,
-                    _DISCARDED,
-                    readers=self._readers if last else None,
-                    observe=observe,
-                )
-                mlp_forward(self._frozen_ops, half.y, weights, self._shape, _DISCARDED)
-                if half.received is not None:
-                    received.append(half.received)
-            if last and self._readers is not None:
-                x = x[:, : self._readers].clone()
-            if drops:
-                x = _gathered(x, top_tokens(torch.cat(received), stay, self.spec.prefix))
-        return x
+        return self.frozen.features(images, part, all_tokens=all_tokens)
 
     def count_features(self, images: int) -> None:
         """Note that features of so many images were computed for a cache; the next step reports the work."""
         self._feature_images += images
-
-    def embedded(self, images: NDArray[Any]) -> Tensor:
-        """Tokens (B, N, C) of images (B, 3, S, S)."""
-        return embed(self.spec, self._embeddings, self._tensor(images))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -483,14 +434,3 @@ class LeanEngine:
     def device_peak_bytes(self) -> int | None:
         """See `Engine.device_peak_bytes`."""
         return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
-
-
-def _gathered(x: Tensor, positions: Tensor) -> Tensor:
-    """The tokens (B, N', C) of x (B, N, C) at positions (B, N')."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def _scattered(dx: Tensor, positions: Tensor, tokens: int) -> Tensor:
-    """Undo `_gathered` for a gradient: zeros where a token was dropped."""
-    below = dx.new_zeros(len(dx), tokens, dx.shape[2])
-    return below.scatter_(1, positions.unsqueeze(-1).expand(-1, -1, dx.shape[2]), dx)

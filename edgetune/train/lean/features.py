@@ -25,9 +25,11 @@ import torch
 from edgetune.data.features import FeatureFile, FeatureWriter
 from edgetune.data.folder import Sample
 from edgetune.data.loader import Batch, Loader
-from edgetune.plan.lean_bill import GROUP_BYTES
+from edgetune.errors import InputError
+from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan
 from edgetune.train.lean.engine import LeanEngine
+from edgetune.train.torch_engine import memory_errors
 
 
 class FeatureLoader:
@@ -83,9 +85,29 @@ class FeatureLoader:
             file.close()
         self._files.clear()
 
+    def prepare(self, epoch: int) -> Iterator[None]:
+        """Fill the cache of the epoch's view, a group of images at a time; nothing where that is done.
+
+        Raises:
+            OutOfMemoryError: there is no memory for a group.
+        """
+        view = epoch % self._views
+        if view in self._files:
+            return
+        path, key = self._folder / f"features-{self._name}-{view}", self._key(view)
+        file = FeatureFile.open(path, key)
+        if file is None:
+            yield from self._fill(path, key, view)
+            file = FeatureFile.open(path, key)
+        if file is None:
+            raise InputError(f"{path} was removed while it was needed; go on with --resume.")
+        self._files[view] = file
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch; see `Loader.epoch`. Their `images` are features (B, N, C)."""
-        file = self._file(epoch % self._views)
+        for _ in self.prepare(epoch):
+            pass
+        file = self._files[epoch % self._views]
         for number, indices in self._loader.plan(epoch, start_batch):
             features = file.read(indices)
             there = features.any(axis=(1, 2))
@@ -102,19 +124,6 @@ class FeatureLoader:
         written, self._bytes_written = self._bytes_written, 0
         return written
 
-    def _file(self, view: int) -> FeatureFile:
-        if view not in self._files:
-            path = self._folder / f"features-{self._name}-{view}"
-            key = self._key(view)
-            file = FeatureFile.open(path, key)
-            if file is None:
-                self._fill(path, key, view)
-                file = FeatureFile.open(path, key)
-                if file is None:
-                    raise OSError(f"{path} vanished")
-            self._files[view] = file
-        return self._files[view]
-
     def _key(self, view: int) -> str:
         """Digest of what decides the features, besides the run's own weights and plan, which never change."""
         plan = self._engine.plan
@@ -122,13 +131,13 @@ class FeatureLoader:
         facts = [view, plan.seed, plan.recipe.augment, plan.recipe.flip, plan.lowest_trainable_block, samples]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def _fill(self, path: Path, key: str, view: int) -> None:
+    def _fill(self, path: Path, key: str, view: int) -> Iterator[None]:
         """Compute the features of every image, from where an interrupted run left off."""
         engine = self._engine
         part = engine.plan.micro_batch_size
         spec = engine.spec
         tokens = self._tokens()
-        group = max(part, GROUP_BYTES // (4 * spec.tokens * spec.width) // part * part)
+        group = group_size(spec, part)
         with FeatureWriter(
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key
         ) as writer:
@@ -142,13 +151,16 @@ class FeatureLoader:
                 for batch in self._loader.in_order(part, start, stop, view or None):
                     assert batch.indices is not None  # of a Loader they never are
                     places = batch.indices - start
-                    x[places] = engine.embedded(batch.images).cpu()
+                    x[places] = engine.frozen.embed(torch.from_numpy(batch.images).to(engine.device)).cpu()
                     found[places] = True
                 x[~found] = 0
-                features = engine.below(x.to(engine.device), part, all_tokens=self._all_tokens).cpu().numpy()
+                with memory_errors():
+                    stream_out = engine.frozen.run(x.to(engine.device), part, all_tokens=self._all_tokens)
+                    features = stream_out.cpu().numpy()
                 features[~found] = 0
                 writer.put(writer.complete, features[writer.complete - start :])
                 engine.count_features(int(found.sum()))
+                yield
             writer.finish()
         self._bytes_written += path.stat().st_size  # by whoever wrote it: a killed run could not count its part
 

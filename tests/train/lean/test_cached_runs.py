@@ -66,7 +66,7 @@ def plan(plan_for, weights: Path) -> Callable[..., Plan]:
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six images a group."""
-    monkeypatch.setattr("edgetune.train.lean.features.GROUP_BYTES", 6 * 4 * 17 * 192)
+    monkeypatch.setattr("edgetune.train.lean.features.group_size", lambda spec, part: max(part, 6 // part * part))
 
 
 def ends(run: Path) -> dict[str, torch.Tensor]:
@@ -215,7 +215,7 @@ from edgetune.train.lean import features
 from edgetune.train.lean.engine import LeanEngine
 torch.set_num_threads(1)
 plan, out, where, number = sys.argv[1:]
-features.GROUP_BYTES = 6 * 4 * 17 * 192
+features.group_size = lambda spec, part: max(part, 6 // part * part)
 owner, name = {"record": (FeatureWriter, "_write"), "step": (LeanEngine, "train_step")}[where]
 work, calls = getattr(owner, name), []
 def counted(*arguments, **keywords):

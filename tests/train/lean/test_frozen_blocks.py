@@ -134,9 +134,9 @@ def test_residences_take_the_memory_they_say(engine_for, tmp_path: Path) -> None
 def test_packed_weights_are_not_unpacked_for_good(engine_for) -> None:
     engine, _ = engine_for("plain", "frozen_weights=int8")
     features(engine)
-    kept = engine._frozen._kept[0]
+    kept = engine.frozen.blocks._kept[0]
     assert isinstance(kept["blocks.0.attn.qkv.weight"], Packed)
-    first, second = engine._frozen.block(0), engine._frozen.block(0)
+    first, second = engine.frozen.blocks.block(0), engine.frozen.blocks.block(0)
     assert first["attn.qkv.weight"].data_ptr() != second["attn.qkv.weight"].data_ptr()
 
 

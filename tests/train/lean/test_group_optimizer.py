@@ -231,7 +231,7 @@ def test_state_goes_through_a_file_bit_for_bit(kind: Kind, precision: StatePreci
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_state_from_before_the_first_step_leaves_the_memory_where_it_is(precision: str) -> None:
+def test_a_state_from_before_the_first_step_leaves_the_memory_where_it_is(precision: StatePrecision) -> None:
     group = make_group()
     optimizer = GroupOptimizer(group, "adamw", precision, 0.0)
     optimizer.prepare()
