@@ -33,7 +33,8 @@ _INDEX_BYTES = 8
 # Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
 STEP_BYTES = 24 << 20
-LEAN_STEP_BYTES = 16 << 20
+# The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md).
+LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 24 << 20, 0.05
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # glibc keeps tensors of up to 32 MiB in a heap; sizes that change from step to step can fragment it by as much again.
@@ -84,13 +85,16 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """See `edgetune.plan.lean_bill`."""
     slack = 1 + SLACK_SHARE[job.allocator]
     _, saved, workspace = max(lean_bill.moments(job), key=lambda moment: moment[1] + moment[2] * slack)
+    weights, gradients = lean_bill.weight_bytes(job), lean_bill.gradient_bytes(job)
+    state = optimizer_bytes(job)
+    held = int(LEAN_SLACK_SHARE * (weights + gradients + state + saved))
     return MemoryBill(
         runtime=runtime_bytes,
-        weights=lean_bill.weight_bytes(job),
-        gradients=lean_bill.gradient_bytes(job),
-        optimizer=optimizer_bytes(job),
+        weights=weights,
+        gradients=gradients,
+        optimizer=state,
         activations=int(saved),
-        workspace=int(workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES,
+        workspace=int(workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES + held,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
 

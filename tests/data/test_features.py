@@ -39,7 +39,8 @@ def close_to(read, features, precision):
     if precision == "fp16":
         tolerance = np.maximum(np.abs(features) * 2.0**-11, 2.0**-25)
     else:
-        tolerance = np.abs(features).max(2, keepdims=True) / 127 * 0.5 * (1 + 1e-6)
+        scale = np.maximum(np.abs(features).max(2, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        tolerance = scale * 0.5 * (1 + 1e-6)
     return bool((np.abs(read - features) <= tolerance).all())
 
 

@@ -21,6 +21,7 @@ from edgetune.train.lean import engine as room
 from edgetune.train.lean import packing
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.packing import pack, packed_bytes
+from edgetune.train.lean.tokens import gathered as gather
 from tests.train.lean.conftest import Pair, make_batch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int64)
