@@ -31,7 +31,7 @@ DEFAULT_EPOCHS = 10
 # The recipe of `edgetune` without pressure from any cap (benchmarks/recipes.json holds the same): the trailing quarter
 # of the blocks, all of them every step, on all tokens, over features that are computed once. Field results that led
 # here: a block above the lowest trained one is paid for whether it trains or not, and trailing blocks carry most of
-# what a new task needs; dropping tokens cost more accuracy than dropping blocks (docs/lean.md).
+# what a new task needs; dropping tokens has yet to earn its place against that (docs/lean.md).
 TRAINED_SHARE = 1 / 4
 RECIPE = Levers(
     trainer="lean",
