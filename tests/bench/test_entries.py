@@ -19,8 +19,10 @@ from edgetune.data.folder import scan
 from edgetune.errors import InputError, MissingDependencyError
 from edgetune.model.header import read_header
 from edgetune.model.registry import find_spec
+from edgetune.plan.methods import find_method, with_levers
 
 SPEC = find_spec("vit_nano_patch8_64")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -87,6 +89,14 @@ def test_a_recipe_of_an_unknown_method(recipe: Callable[..., Path]) -> None:
     recipes = read_recipes(recipe('{"mine": {"method": "magic"}}'))
     with pytest.raises(InputError, match="mine has the method magic"):
         find_entries(["mine"], recipes, SPEC)
+
+
+@pytest.mark.parametrize("name", ["recipes.json", "levers.json"])
+def test_the_recipes_that_come_with_the_project_can_be_run(name: str) -> None:
+    recipes = read_recipes(ROOT / "benchmarks" / name)
+    for entry in find_entries(list(recipes), recipes, SPEC):
+        levers = [word for word in entry.arguments if word != "--lever"]
+        with_levers(find_method(entry.method, SPEC.depth), levers, SPEC.depth)
 
 
 def test_a_missing_recipe_file(tmp_path: Path) -> None:
