@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from edgetune.model.block import (
-    ATTENTION,
-    ATTENTION_SCALE,
-    MLP,
-    MLP_SCALE,
+    ATTENTION_NAMES,
+    MLP_NAMES,
     Shape,
     attention_backward,
     attention_forward,
@@ -25,9 +23,6 @@ from edgetune.model.block import (
     mlp_forward,
 )
 from edgetune.model.torch_ops import TorchOps
-
-_ATTENTION = frozenset((*ATTENTION, ATTENTION_SCALE))
-_MLP = frozenset((*MLP, MLP_SCALE))
 
 
 def block(x: Tensor, weights: Mapping[str, Tensor], shape: Shape, *, readers: int | None = None) -> Tensor:
@@ -55,7 +50,7 @@ class BlockFunction(torch.autograd.Function):
         ctx.shape, ctx.readers, ctx.names, ctx.needs = shape, readers, names, needs
         first, second = _Saved(x=x), _Saved()
         y = attention_forward(ops, x.clone(), weights, shape, first, readers=readers).y
-        if not ctx.needs_input_grad[0] and not needs & _ATTENTION:
+        if not ctx.needs_input_grad[0] and not needs & ATTENTION_NAMES:
             first.clear()  # the backward pass ends before it
         y = mlp_forward(ops, y, weights, shape, second).y.contiguous()  # or the tokens nobody reads would live on in it
         ctx.kept = tuple(first), tuple(second)
@@ -68,14 +63,14 @@ class BlockFunction(torch.autograd.Function):
         ops, tensors = TorchOps(), iter(ctx.saved_tensors)
         # One after the other takes what is its own: zip asks for a name first.
         weights, first, second = (_Saved(zip(names, tensors, strict=False)) for names in (ctx.names, *ctx.kept))
-        below = ctx.needs_input_grad[0] or bool(ctx.needs & _ATTENTION)
+        below = ctx.needs_input_grad[0] or bool(ctx.needs & ATTENTION_NAMES)
         dx, gradients = mlp_backward(
             ops,
             dy.clone(memory_format=torch.contiguous_format),
             second,
             weights,
             ctx.shape,
-            needs=ctx.needs & _MLP,
+            needs=ctx.needs & MLP_NAMES,
             input_needed=below,
         )
         if dx is not None:
@@ -85,7 +80,7 @@ class BlockFunction(torch.autograd.Function):
                 first,
                 weights,
                 ctx.shape,
-                needs=ctx.needs & _ATTENTION,
+                needs=ctx.needs & ATTENTION_NAMES,
                 totals=gradients,
                 input_needed=ctx.needs_input_grad[0],
                 readers=ctx.readers,

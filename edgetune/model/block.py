@@ -34,6 +34,7 @@ Gradients = dict[str, T]
 ATTENTION = ("attn.qkv.weight", "attn.proj.weight", "attn.qkv.bias", "attn.proj.bias", "norm1.weight", "norm1.bias")
 MLP = ("mlp.fc1.weight", "mlp.fc2.weight", "mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias")
 ATTENTION_SCALE, MLP_SCALE = "ls1.gamma", "ls2.gamma"
+ATTENTION_NAMES, MLP_NAMES = frozenset((*ATTENTION, ATTENTION_SCALE)), frozenset((*MLP, MLP_SCALE))
 
 
 class Shape(NamedTuple):

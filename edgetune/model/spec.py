@@ -98,6 +98,11 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
         """The classifier layers, in timm's words."""
         return ("head", "head_dist") if self.distillation_token else ("head",)
 
+    @property
+    def readers(self) -> int | None:
+        """How many leading tokens the classifier reads; None where it reads them all."""
+        return None if self.pool == "avg" else len(self.classifiers)
+
     def at(self, image_size: int | None = None, classes: int | None = None) -> ViTSpec:
         """The same architecture at another image size (pixels) or number of classes.
 

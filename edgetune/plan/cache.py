@@ -11,7 +11,6 @@ import msgspec
 from edgetune.data.sizes import feature_bytes
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.job import Job, entering, job_for
-from edgetune.plan.lean_bill import readers
 from edgetune.plan.methods import Method
 from edgetune.schema import FeatureCachePlan
 from edgetune.units import format_size
@@ -63,4 +62,4 @@ def planned_cache(job: Job, train_images: int, val_images: int, evaluations: int
 
 def head_tokens(spec: ViTSpec) -> int:
     """Tokens to keep where nothing but the classifier trains."""
-    return readers(spec) or spec.tokens
+    return spec.readers or spec.tokens

@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 from edgetune.model.spec import BlockFlops, ViTSpec
 from edgetune.plan.bill import FLOAT_BYTES, memory_bill, trainable_count
 from edgetune.plan.job import Job, entering, job_of
-from edgetune.plan.lean_bill import readers
 from edgetune.schema import BlockCost, Compute, Plan, Power, Predicted
 
 MODEL = "edgetune.plan.cost/1"
@@ -90,7 +89,7 @@ def work_per_image(job: Job) -> Work:
     everything = work_of(job.spec, tokens, tuple(candidates), True, job.lora_rank, job.lean)
     nothing = work_of(job.spec, tokens, (), job.embeddings_trainable, job.lora_rank, job.lean)
     weights = nothing.weight_gradient + share * (
-        sum(_work_in(job, index, tokens[index]).weight_gradient for index in candidates)
+        sum(_work_in(job.spec, index, tokens[index], job.lora_rank, job.lean).weight_gradient for index in candidates)
     )
     if job.embeddings_trainable:
         return Work(everything.forward, everything.pass_gradient, weights)
@@ -119,8 +118,7 @@ def work_of(
     weights: float = spec.head_flops() + (spec.embed_flops() if embeddings else 0)
     lowest = -1 if embeddings else min(trained, default=spec.depth)
     for index, count in enumerate(tokens):
-        tail = lean and index == spec.depth - 1
-        work = _tail_work(spec, count, rank) if tail else _block_work(spec, count, rank)
+        work = _work_in(spec, index, count, rank, lean)
         forward += work.forward
         if index > lowest:
             passing += work.pass_gradient
@@ -141,16 +139,16 @@ def _block_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
     return Work(flops.forward + adapters, flops.pass_gradient + adapters, adapters)
 
 
-def _work_in(job: Job, index: int, tokens: int) -> Work:
-    """What block `index` costs in the trainer of a job."""
-    tail = job.lean and index == job.spec.depth - 1
-    return (_tail_work if tail else _block_work)(job.spec, tokens, job.lora_rank)
+def _work_in(spec: ViTSpec, index: int, tokens: int, rank: int, lean: bool) -> Work:
+    """What block `index` costs on one image, in the lean trainer or under autograd."""
+    tail = lean and index == spec.depth - 1
+    return (_tail_work if tail else _block_work)(spec, tokens, rank)
 
 
 @lru_cache(maxsize=4096)
 def _tail_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
     """The last block, where only the tokens that the classifier reads need queries, projection and MLP."""
-    read = readers(spec)
+    read = spec.readers
     if read is None:
         return _block_work(spec, tokens, rank)
     width, hidden = spec.width, spec.hidden

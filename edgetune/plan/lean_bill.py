@@ -17,11 +17,12 @@ those that the classifier reads.
 
 from __future__ import annotations
 
+from edgetune.model.block import MLP_NAMES
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.job import Job, entering
 
 FLOAT_BYTES = 4
-SCALE_GROUP = 64  # saved values that share a scale; `edgetune.train.lean.packing.GROUP`, which a test holds to this
+SCALE_GROUP = 64  # saved values that share a scale; its four bytes add a sixteenth to eight bits
 # Images of an extraction pass the frozen blocks in groups whose stream has about this size, or a quarter of a block's
 # weights where that is more: a group reads all of them.
 _GROUP_BYTES = 3 << 20
@@ -64,7 +65,7 @@ def weight_bytes(job: Job) -> int:
 
 def compute_bytes(job: Job) -> int:
     """Bytes of a number in the arithmetic below the lowest trained block."""
-    return 2 if "bf16" in (job.levers.precision, job.levers.frozen_precision) else 4
+    return 2 if job.levers.frozen_arithmetic == "bf16" else 4
 
 
 def gradient_bytes(job: Job) -> int:
@@ -72,7 +73,7 @@ def gradient_bytes(job: Job) -> int:
     spec = job.spec
     halves = {"attention": 0, "mlp": 0}
     for parameter in spec.block_parameters(0):
-        mlp = parameter.name.split(".")[2] in ("mlp", "norm2", "ls2")
+        mlp = parameter.name.split(".", 2)[2] in MLP_NAMES
         halves["mlp" if mlp else "attention"] += parameter.count
     groups = [sum(parameter.count for parameter in spec.head_parameters())]
     if any(job.trainable):
@@ -88,7 +89,7 @@ def saved_bytes(job: Job, index: int) -> float:
     tokens, leaving = [*entering(spec, job.keep_max), 0.0][index : index + 2]
     width, hidden = spec.width, spec.hidden
     recompute = levers.saved_activations == "recompute"
-    read = readers(spec) if index == spec.depth - 1 else None
+    read = spec.readers if index == spec.depth - 1 else None
     if read is None:
         large = tokens * (2 * width if recompute else 6 * width + hidden)
         exact = tokens * (4 + spec.heads)
@@ -104,11 +105,6 @@ def group_size(spec: ViTSpec, part: int) -> int:
     """Images that pass the frozen blocks together while a cache is filled: whole parts."""
     wanted_bytes = max(_GROUP_BYTES, FLOAT_BYTES * sum(_block_counts(spec)) // 4)
     return max(part, wanted_bytes // (FLOAT_BYTES * spec.tokens * spec.width) // part * part)
-
-
-def readers(spec: ViTSpec) -> int | None:
-    """Tokens that the classifier reads; None: all."""
-    return None if spec.pool == "avg" else len(spec.classifiers)
 
 
 def moments(job: Job) -> list[tuple[str, float, float]]:

@@ -9,13 +9,13 @@ D. Kingma and J. Ba, arXiv 1412.6980; I. Loshchilov and F. Hutter, arXiv 1711.05
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-_BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.9
+BETAS, EPSILON, MOMENTUM = (0.9, 0.999), 1e-8, 0.9
 
 
 class Optimizer:
@@ -51,14 +51,14 @@ class Optimizer:
     def step(self, learning_rate: float) -> None:
         """Update every parameter that has a gradient; allocates nothing after `prepare`."""
         first = self.prepare()
-        for decays in (True, False):
+        for decayed in (True, False):
             named = [
                 (name, parameter)
                 for name, parameter in self.parameters.items()
-                if parameter.grad is not None and self._decays(name, parameter) == decays
+                if parameter.grad is not None and decays(name, parameter.shape) == decayed
             ]
             if named:
-                self._update(named, first, learning_rate, self.weight_decay if decays else 0.0)
+                self._update(named, first, learning_rate, self.weight_decay if decayed else 0.0)
         self._fresh.clear()
 
     def prepare(self) -> set[str]:
@@ -87,7 +87,7 @@ class Optimizer:
                         [gradients[place] for place in chosen],
                         [states[place]["momentum_buffer"] for place in chosen],
                         weight_decay=weight_decay,
-                        momentum=_MOMENTUM,
+                        momentum=MOMENTUM,
                         lr=learning_rate,
                         dampening=0.0,
                         nesterov=False,
@@ -106,10 +106,10 @@ class Optimizer:
             [],
             steps,
             lr=learning_rate,
-            beta1=_BETAS[0],
-            beta2=_BETAS[1],
+            beta1=BETAS[0],
+            beta2=BETAS[1],
             weight_decay=weight_decay,
-            eps=_EPSILON,
+            eps=EPSILON,
             amsgrad=False,
             maximize=False,
         )
@@ -123,6 +123,7 @@ class Optimizer:
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    @staticmethod
-    def _decays(name: str, parameter: Tensor) -> bool:
-        return parameter.ndim >= 2 and not name.endswith(("_token", "pos_embed"))
+
+def decays(name: str, shape: Sequence[int]) -> bool:
+    """Whether weight decay pulls at a parameter: at matrices, as in timm; not at biases, norms, tokens, positions."""
+    return len(shape) >= 2 and not name.endswith(("_token", "pos_embed"))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgetune.alast import Controller
 from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.measure import warm_up_torch
@@ -26,16 +23,15 @@ from edgetune.model.vit import Block, VisionTransformer
 from edgetune.model.weights import build_model, save_weights
 from edgetune.plan.cost import step_flops
 from edgetune.schema import Plan
-from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.engine import OutOfMemoryError, StepReport
 from edgetune.train.forward import training_forward
 from edgetune.train.optimizer import Optimizer
+from edgetune.train.torch_base import TorchBase, memory_errors
 
 _OPTIMIZER_PREFIX, _PARAMETER_PREFIX = "optimizer/", "parameter/"
-# how the C library, CUDA and Tegra's NvMap say that memory has run out
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "NvMapMem", "NVML_SUCCESS == r")
 
 
-class TorchEngine:
+class TorchEngine(TorchBase):
     """A VisionTransformer in training; see `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
@@ -44,9 +40,7 @@ class TorchEngine:
     """
 
     def __init__(self, plan: Plan, model: VisionTransformer) -> None:
-        self.plan = plan
-        self.spec = model.spec
-        self.device = torch.device(plan.device)
+        super().__init__(plan, model.spec)
         trainable_blocks = [block.index for block in plan.blocks if block.trainable]
         if plan.lora is not None:
             add_lora(model, plan.lora.rank, plan.lora.alpha, trainable_blocks, seed=plan.seed)
@@ -68,25 +62,10 @@ class TorchEngine:
         if plan.optimizer == "sgd-plain":
             raise InputError("optimizer sgd-plain needs the lean trainer; plan anew with --lever trainer=lean.")
         self.optimizer = Optimizer(plan.optimizer, self._trainable, plan.recipe.weight_decay)
-        self.controller = (
-            Controller.from_plan(
-                plan.alast,
-                plan.blocks,
-                plan.k,
-                prefix_tokens=self.spec.prefix,
-                class_token=self.spec.class_token,
-                seed=plan.seed,
-            )
-            if plan.alast
-            else None
-        )
         self._all_blocks = tuple(trainable_blocks)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.plan.precision == "fp32" else torch.autocast(self.plan.device, torch.bfloat16)
-
-    def _tensors(self, *arrays: NDArray[Any]) -> Iterator[Tensor]:
-        return (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
 
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
         """See `Engine.train_step`."""
@@ -140,33 +119,10 @@ class TorchEngine:
             kept = [sum_ + share * (count or 0) for sum_, count in zip(kept, tokens, strict=True)]
         return total, kept
 
-    @torch.no_grad()
-    def evaluate(
-        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
-    ) -> Evaluation | None:
-        """See `Engine.evaluate`."""
-        with memory_errors():
-            return self._evaluate(batches, micro_batch_size, stop)
-
-    def _evaluate(self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool]) -> Evaluation | None:
-        loss = 0.0
-        indices: list[int] = []
-        labels: list[int] = []
-        predictions: list[int] = []
-        confidences: list[float] = []
-        for batch in batches:
-            if stop():
-                return None
-            images, expected = self._tensors(batch.images, batch.labels)
-            with self._autocast():
-                logits = torch.cat([self.model(part) for part in images.split(micro_batch_size)])
-            loss += float(F.cross_entropy(logits.float(), expected, reduction="sum"))
-            confidence, answer = logits.float().softmax(1).max(1)
-            indices += [] if batch.indices is None else batch.indices.tolist()
-            labels += expected.tolist()
-            predictions += answer.tolist()
-            confidences += confidence.tolist()
-        return Evaluation(loss / max(1, len(labels)), indices, labels, predictions, confidences)
+    def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
+        """See `TorchBase`."""
+        with self._autocast():
+            return torch.cat([self.model(part) for part in images.split(micro_batch_size)])
 
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """See `Engine.save_weights`."""
@@ -193,17 +149,6 @@ class TorchEngine:
         save_weights(path, tensors, {"edgetune": kept})
         return path.stat().st_size
 
-    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
-        """See `Engine.load_state`."""
-        try:
-            kept = self._take_up(base, path)
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
-        if self.controller:
-            self.controller.load_state_dict(kept["controller"])
-        progress: dict[str, Any] = kept["progress"]
-        return progress
-
     def _take_up(self, base: Path, path: Path) -> dict[str, Any]:
         values = self.model.state_dict()
         with safe_open(base, "pt") as stored, torch.no_grad():
@@ -223,10 +168,6 @@ class TorchEngine:
                     self.optimizer.state[name] = state
         return kept
 
-    def device_peak_bytes(self) -> int | None:
-        """See `Engine.device_peak_bytes`."""
-        return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
-
 
 def load_model(plan: Plan, *, blank: bool) -> VisionTransformer:
     """The plan's model with its weights; `blank` leaves them out, for a state that holds every one of them.
@@ -240,23 +181,6 @@ def load_model(plan: Plan, *, blank: bool) -> VisionTransformer:
     weights = Path(plan.weights) if plan.weights else None
     model, _ = build_model(spec, weights, class_names=plan.data.classes, seed=plan.seed)
     return model
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Whatever says that memory has run out becomes an `OutOfMemoryError`.
-
-    Raises:
-        OutOfMemoryError: see above.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error
 
 
 def start(plan: Plan) -> None:

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from edgetune.alast import top_tokens
-from edgetune.model.block import Shape, attention_forward, mlp_forward
+from edgetune.model.block import Shape
 from edgetune.model.spec import ViTSpec
 from edgetune.model.store import WeightsStore
 from edgetune.model.torch_ops import TorchOps
+from edgetune.plan.job import levers_of
 from edgetune.schema import Plan
 from edgetune.train.lean.frozen import FrozenBlocks
-from edgetune.train.lean.network import embed, readers
-from edgetune.train.lean.saved import Discarded
+from edgetune.train.lean.network import embed
+from edgetune.train.lean.passing import pass_block
 from edgetune.train.lean.tokens import gathered
-
-_DISCARDED = Discarded()
 
 
 class FrozenPart:
@@ -36,10 +35,10 @@ class FrozenPart:
         self, plan: Plan, spec: ViTSpec, store: WeightsStore, embeddings: Mapping[str, Tensor], device: torch.device
     ) -> None:
         self._spec, self._embeddings = spec, embeddings
-        self._shape, self._readers = Shape(spec.heads, spec.norm_eps), readers(spec)
+        self._shape = Shape(spec.heads, spec.norm_eps)
         self._lowest = min((block.index for block in plan.blocks if block.trainable), default=spec.depth)
         self._stay = plan.blocks[self._lowest - 1].keep_max_tokens if self._lowest else spec.patches
-        compute = torch.bfloat16 if "bf16" in (plan.precision, plan.frozen_precision) else torch.float32
+        compute = torch.bfloat16 if levers_of(plan).frozen_arithmetic == "bf16" else torch.float32
         self._ops = TorchOps(None if compute == torch.float32 else compute)
         frozen = [block.index for block in plan.blocks if not block.trainable]
         self.blocks = FrozenBlocks(store, frozen, plan.frozen_weights, compute, device)
@@ -70,23 +69,15 @@ class FrozenPart:
         for index in range(self._lowest):
             last = index == depth - 1
             drops = index == self._lowest - 1 and not last and not all_tokens and self._stay < self._spec.patches
-            ask = self._readers if last else None
-            received = self._block(index, x, part, observe=drops, ask=ask)
-            if ask is not None:
-                x = x[:, :ask].clone()
+            x, received = pass_block(
+                self._ops,
+                x,
+                self.blocks.block(index),
+                self._shape,
+                part,
+                readers=self._spec.readers if last else None,
+                observe=None if not drops else 1 if self._spec.class_token else self._spec.tokens,
+            )
             if drops:
                 x = gathered(x, top_tokens(torch.cat(received), self._stay, self._spec.prefix))
         return x
-
-    def _block(self, index: int, x: Tensor, part: int, *, observe: bool, ask: int | None) -> list[Tensor]:
-        """One block on the stream, in place; the attention received in each part where it is asked for."""
-        weights = self.blocks.block(index)
-        queries = None if not observe else 1 if self._spec.class_token else self._spec.tokens
-        received = []
-        for start in range(0, len(x), part):
-            some = x[start : start + part]
-            half = attention_forward(self._ops, some, weights, self._shape, _DISCARDED, readers=ask, observe=queries)
-            mlp_forward(self._ops, half.y, weights, self._shape, _DISCARDED)
-            if half.received is not None:
-                received.append(half.received)
-        return received

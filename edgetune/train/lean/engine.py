@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
-from torch.nn import functional as F
 
-from edgetune.alast import Controller, top_tokens
+from edgetune.alast import top_tokens
 from edgetune.data.loader import Batch
-from edgetune.errors import InputError
-from edgetune.model.block import Shape, attention_backward, attention_forward, mlp_backward, mlp_forward
+from edgetune.model.block import MLP_NAMES, Shape, attention_backward, attention_forward, mlp_backward, mlp_forward
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import Parameter
@@ -37,18 +34,16 @@ from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
 from edgetune.plan.cost import feature_flops, step_flops
 from edgetune.schema import Plan
-from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.engine import OutOfMemoryError, StepReport
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
-from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients, readers
+from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
 from edgetune.train.lean.optimizer import GroupOptimizer
 from edgetune.train.lean.parameters import Group, strip
-from edgetune.train.lean.saved import Discarded, Kept
+from edgetune.train.lean.passing import keep_nothing, pass_block
+from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
-from edgetune.train.torch_engine import memory_errors
-
-_MLP_PARTS = ("mlp.", "norm2.", "ls2.")
-_DISCARDED = Discarded()
+from edgetune.train.torch_base import TorchBase, memory_errors
 
 
 class _Trace(NamedTuple):
@@ -59,8 +54,18 @@ class _Trace(NamedTuple):
     tokens: int  # that entered it
     positions: Tensor | None  # of the tokens that left it, (B, N'); None where all did
 
+    def keepers(self, keeper: Callable[[], Kept]) -> Callable[[], tuple[Kept, Kept]]:
+        """For `pass_block`: a new pair for each part, noted here."""
 
-class LeanEngine:
+        def pair() -> tuple[Kept, Kept]:
+            self.attention.append(keeper())
+            self.mlp.append(keeper())
+            return self.attention[-1], self.mlp[-1]
+
+        return pair
+
+
+class LeanEngine(TorchBase):
     """A plain ViT in training; see `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
@@ -69,13 +74,10 @@ class LeanEngine:
     """
 
     def __init__(self, plan: Plan, base: Path) -> None:
-        self.plan = plan
-        self.spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
-        self.device = torch.device(plan.device)
+        super().__init__(plan, find_spec(plan.model).at(plan.image_size, len(plan.data.classes)))
         self._store = WeightsStore(base)
         self._ops = TorchOps(torch.bfloat16 if plan.precision == "bf16" else None)
         self._shape = Shape(self.spec.heads, self.spec.norm_eps)
-        self._readers = readers(self.spec)
         self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
         self._lowest = min(self._trainable, default=self.spec.depth)
         self._groups = self._make_groups()
@@ -93,7 +95,6 @@ class LeanEngine:
             names = [parameter.name for parameter in self.spec.embedding_parameters()]
             self._embeddings = {name: self._read(name) for name in names}
         self.frozen = FrozenPart(plan, self.spec, self._store, self._embeddings, self.device)
-        self.controller = self._make_controller()
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
         self._awake = False  # whether the weights that train are in memory
         self._feature_images = 0
@@ -107,7 +108,7 @@ class LeanEngine:
         for index in self._trainable:
             at = f"blocks.{index}."
             parameters = list(self.spec.block_parameters(index))
-            mlp = [item for item in parameters if item.name.removeprefix(at).startswith(_MLP_PARTS)]
+            mlp = [item for item in parameters if item.name.removeprefix(at) in MLP_NAMES]
             groups.append((at + "attention", [item for item in parameters if item not in mlp]))
             groups.append((at + "mlp", mlp))
         groups.append(("head", list(self.spec.head_parameters())))
@@ -121,18 +122,6 @@ class LeanEngine:
         for group in self._groups.values():
             for name, values in group.weights.items():
                 self._store.read(name, values)
-
-    def _make_controller(self) -> Controller | None:
-        if self.plan.alast is None:
-            return None
-        return Controller.from_plan(
-            self.plan.alast,
-            self.plan.blocks,
-            self.plan.k,
-            prefix_tokens=self.spec.prefix,
-            class_token=self.spec.class_token,
-            seed=self.plan.seed,
-        )
 
     def _read(self, name: str) -> Tensor:
         return self._store.read(name, torch.empty(self._store.shape(name))).to(self.device)
@@ -169,7 +158,7 @@ class LeanEngine:
         self, batch: Batch, trained: tuple[int, ...], learning_rate: float, part: int
     ) -> tuple[float, list[float]]:
         self._arena.reset()
-        images, labels = self._tensor(batch.images), self._tensor(batch.labels)
+        images, labels = self._tensors(batch.images, batch.labels)
         x = self.features(images, part) if images.ndim == 4 else images
         lowest = 0 if self.plan.embeddings_trainable else min(trained, default=self.spec.depth)
         kept = [float(self.spec.patches)] * self._lowest
@@ -205,26 +194,22 @@ class LeanEngine:
         """Block `index` on the stream x (B, N, C), which is written over; drops the tokens that the method lets go."""
         weights = self._block(index)
         last = index == self.spec.depth - 1
-        ask = self._readers if last else None
         tokens, prefix = x.shape[1], self.spec.prefix
         observe = None
         if self.controller is not None and not last and self.controller.needs_attention(index, tokens):
             observe = 1 if self.spec.class_token else tokens
         before = self._summary(x) if self.controller is not None else None
         trace = _Trace([], [], tokens, None)
-        received: list[Tensor] = []
-        for start in range(0, len(x), part):
-            some = x[start : start + part]
-            attention, mlp = self._keeper(keep), self._keeper(keep)
-            half = attention_forward(self._ops, some, weights, self._shape, attention, readers=ask, observe=observe)
-            mlp_forward(self._ops, half.y, weights, self._shape, mlp)
-            if half.received is not None:
-                received.append(half.received)
-            if isinstance(attention, Kept) and isinstance(mlp, Kept):
-                trace.attention.append(attention)
-                trace.mlp.append(mlp)
-        if ask is not None:
-            x = x[:, :ask].clone()  # the rest of the stream is free
+        x, received = pass_block(
+            self._ops,
+            x,
+            weights,
+            self._shape,
+            part,
+            keepers=trace.keepers(self._keeper) if keep else keep_nothing,
+            readers=self._asked(index),
+            observe=observe,
+        )
         if self.controller is None or before is None:
             return x, trace
         stay = self.controller.note(index, before, self._summary(x), tokens - prefix)
@@ -239,9 +224,7 @@ class LeanEngine:
             return x[:, :1].clone()
         return x[:, self.spec.prefix :].mean(1, keepdim=True)
 
-    def _keeper(self, keep: bool) -> Kept | Discarded:
-        if not keep:
-            return _DISCARDED
+    def _keeper(self) -> Kept:
         only = ("x",) if self.plan.saved_activations == "recompute" else None
         return Kept(self.plan.saved_precision, self._arena, only)
 
@@ -249,8 +232,7 @@ class LeanEngine:
         self, index: int, dx: Tensor, trace: _Trace, part: int, learning_rate: float, trained: bool, input_needed: bool
     ) -> Tensor:
         """Backward pass of block `index`, whose weights are updated half by half; dx is written over."""
-        last = index == self.spec.depth - 1
-        ask = self._readers if last else None
+        ask = self._asked(index)
         if trace.positions is not None:
             dx = scattered(dx, trace.positions, trace.tokens)
         weights = self._block(index)
@@ -298,6 +280,10 @@ class LeanEngine:
         forward(saved.take("x"), everything)
         return everything
 
+    def _asked(self, index: int) -> int | None:
+        """How many tokens are needed behind a block; None: all."""
+        return self.spec.readers if index == self.spec.depth - 1 else None
+
     def _block(self, index: int) -> Mapping[str, Tensor]:
         """Weights of a block by their names within it."""
         at = f"blocks.{index}."
@@ -327,48 +313,19 @@ class LeanEngine:
         """Note that features of so many images were computed for a cache; the next step reports the work."""
         self._feature_images += images
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
-
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def evaluate(
-        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
-    ) -> Evaluation | None:
-        """See `Engine.evaluate`."""
+    def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
+        """See `TorchBase`: of images, or of their features."""
         self._wake()
-        with memory_errors():
-            return self._evaluate(batches, micro_batch_size, stop)
+        part = micro_batch_size
+        x = self.features(images, part, all_tokens=True) if images.ndim == 4 else images
+        return torch.cat([self._logits_above(x[start : start + part]) for start in range(0, len(x), part)])
 
-    def _evaluate(self, batches: Iterable[Batch], part: int, stop: Callable[[], bool]) -> Evaluation | None:
-        loss = 0.0
-        indices: list[int] = []
-        labels: list[int] = []
-        predictions: list[int] = []
-        confidences: list[float] = []
-        for batch in batches:
-            if stop():
-                return None
-            x, expected = self._tensor(batch.images), self._tensor(batch.labels)
-            if x.ndim == 4:
-                x = self.features(x, part, all_tokens=True)
-            logits = torch.cat([self._logits(x[start : start + part]) for start in range(0, len(x), part)])
-            loss += float(F.cross_entropy(logits, expected, reduction="sum"))
-            confidence, answer = logits.softmax(1).max(1)
-            indices += [] if batch.indices is None else batch.indices.tolist()
-            labels += expected.tolist()
-            predictions += answer.tolist()
-            confidences += confidence.tolist()
-        return Evaluation(loss / max(1, len(labels)), indices, labels, predictions, confidences)
-
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits_above(self, x: Tensor) -> Tensor:
         """Logits of what enters the lowest block that may train, all tokens kept."""
         for index in range(self._lowest, self.spec.depth):
-            ask = self._readers if index == self.spec.depth - 1 else None
-            weights = self._block(index)
-            half = attention_forward(self._ops, x, weights, self._shape, _DISCARDED, readers=ask)
-            x = mlp_forward(self._ops, half.y, weights, self._shape, _DISCARDED).y
+            x, _ = pass_block(self._ops, x, self._block(index), self._shape, len(x), readers=self._asked(index))
         return logits_of(self.spec, self._groups["head"].weights, x)
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -405,18 +362,7 @@ class LeanEngine:
         save_weights(path, tensors, {"edgetune": kept})
         return path.stat().st_size
 
-    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
-        """See `Engine.load_state`."""
-        try:
-            kept = self._take_up(path)
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
-        if self.controller:
-            self.controller.load_state_dict(kept["controller"])
-        progress: dict[str, Any] = kept["progress"]
-        return progress
-
-    def _take_up(self, path: Path) -> dict[str, Any]:
+    def _take_up(self, base: Path, path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as stored, torch.no_grad():
             kept: dict[str, Any] = json.loads(stored.metadata()["edgetune"])
             names = list(stored.keys())
@@ -430,7 +376,3 @@ class LeanEngine:
                 if state:
                     optimizer.load(state, kept["steps"][name])
         return kept
-
-    def device_peak_bytes(self) -> int | None:
-        """See `Engine.device_peak_bytes`."""
-        return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None

@@ -29,7 +29,7 @@ from edgetune.errors import InputError
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan
 from edgetune.train.lean.engine import LeanEngine
-from edgetune.train.torch_engine import memory_errors
+from edgetune.train.torch_base import memory_errors
 
 
 class FeatureLoader:

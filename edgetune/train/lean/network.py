@@ -59,17 +59,12 @@ def logits_of(spec: ViTSpec, weights: Mapping[str, Tensor], x: Tensor) -> Tensor
     if spec.pool == "avg":
         pooled = F.layer_norm(x[:, spec.prefix :].mean(1), [spec.width], scale, shift, spec.norm_eps)
         return F.linear(pooled, weights["head.weight"], weights["head.bias"])
-    read = F.layer_norm(x[:, : readers(spec)], [spec.width], scale, shift, spec.norm_eps)
+    read = F.layer_norm(x[:, : spec.readers], [spec.width], scale, shift, spec.norm_eps)
     parts = [
         F.linear(read[:, place], weights[head + ".weight"], weights[head + ".bias"])
         for place, head in enumerate(spec.classifiers)
     ]
     return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
-
-
-def readers(spec: ViTSpec) -> int | None:
-    """How many leading tokens the classifier reads; None where it reads them all."""
-    return None if spec.pool == "avg" else len(spec.classifiers)
 
 
 def loss_and_gradients(

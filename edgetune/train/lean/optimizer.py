@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from edgetune.train.lean.parameters import Group
+from edgetune.train.optimizer import BETAS, EPSILON, MOMENTUM
 
 Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]
 
-_BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.9
 _SCALE_GROUP = 256  # values of a moment that share a scale
 _PIECE = 1 << 18  # values worked on at a time: 1 MiB, a multiple of the above
 
@@ -72,7 +72,7 @@ class GroupOptimizer:
             grads.add_(values, alpha=part_decay)
             if self._kind == "sgd":
                 momentum = self.state["momentum"][part]
-                grads = momentum.mul_(_MOMENTUM).add_(grads)
+                grads = momentum.mul_(MOMENTUM).add_(grads)
             values.add_(grads, alpha=-learning_rate)
 
     def prepare(self) -> None:
@@ -129,10 +129,10 @@ class GroupOptimizer:
             [],
             [torch.tensor(float(self.steps), device=values.device)],
             lr=learning_rate,
-            beta1=_BETAS[0],
-            beta2=_BETAS[1],
+            beta1=BETAS[0],
+            beta2=BETAS[1],
             weight_decay=decay,
-            eps=_EPSILON,
+            eps=EPSILON,
             amsgrad=False,
             maximize=False,
         )
@@ -142,16 +142,16 @@ class GroupOptimizer:
         group = self._group
         group.values[: group.decayed].mul_(1 - learning_rate * self._weight_decay)
         # the corrections for moments that start at zero, drawn into the rate and epsilon
-        second_correction = math.sqrt(1 - _BETAS[1] ** self.steps)
-        rate = learning_rate * second_correction / (1 - _BETAS[0] ** self.steps)
+        second_correction = math.sqrt(1 - BETAS[1] ** self.steps)
+        rate = learning_rate * second_correction / (1 - BETAS[0] ** self.steps)
         for start in range(0, group.size, _PIECE):
             grads = gradient[start : start + _PIECE]
             first = _Moment(self.state, "first", start, len(grads))
             second = _Moment(self.state, "second", start, len(grads))
-            first.values.lerp_(grads, 1 - _BETAS[0])
+            first.values.lerp_(grads, 1 - BETAS[0])
             square = second.values.square_().square_()
-            root = square.mul_(_BETAS[1]).addcmul_(grads, grads, value=1 - _BETAS[1]).sqrt_()
-            below = root + _EPSILON * second_correction
+            root = square.mul_(BETAS[1]).addcmul_(grads, grads, value=1 - BETAS[1]).sqrt_()
+            below = root + EPSILON * second_correction
             group.values[start : start + len(grads)].addcdiv_(first.values, below, value=-rate)
             first.keep()
             root.sqrt_()
@@ -159,37 +159,33 @@ class GroupOptimizer:
 
     def _factored(self, gradient: Tensor, learning_rate: float) -> None:
         """Second moments by rows and columns (arXiv 1804.04235, section 3); vectors keep theirs whole."""
-        group, correction = self._group, 1 - _BETAS[1] ** self.steps
+        group, correction = self._group, 1 - BETAS[1] ** self.steps
+        group.values[: group.decayed].mul_(1 - learning_rate * self._weight_decay)
         vector_start = 0
         for part in group.stretches:
-            stop = part.start + part.size
-            values, grads = group.values[part.start : stop], gradient[part.start : stop]
+            grads = gradient[part.start : part.start + part.size]
             if len(part.shape) > 1:
-                decay = self._weight_decay if part.start < group.decayed else 0.0
                 matrix = grads.view(part.shape[0], -1)
                 rows, columns = self.state[f"{part.name}/rows"], self.state[f"{part.name}/columns"]
                 squares = matrix.square()
-                rows.lerp_(squares.mean(1), 1 - _BETAS[1])
-                columns.lerp_(squares.mean(0), 1 - _BETAS[1])
+                rows.lerp_(squares.mean(1), 1 - BETAS[1])
+                columns.lerp_(squares.mean(0), 1 - BETAS[1])
                 del squares
                 # v = rows · columns / mean(rows), corrected for its start at zero
                 by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15)
-                by_column = (columns / correction).sqrt_().add_(_EPSILON)
+                by_column = (columns / correction).sqrt_().add_(EPSILON)
                 matrix.div_(by_row[:, None]).div_(by_column)
             else:
-                decay = 0.0
                 second = self.state["vectors"][vector_start : vector_start + part.size]
                 vector_start += part.size
-                second.mul_(_BETAS[1]).addcmul_(grads, grads, value=1 - _BETAS[1])
-                grads.div_((second / correction).sqrt_().add_(_EPSILON))
-            if decay:
-                values.mul_(1 - learning_rate * decay)
+                second.mul_(BETAS[1]).addcmul_(grads, grads, value=1 - BETAS[1])
+                grads.div_((second / correction).sqrt_().add_(EPSILON))
         for start in range(0, group.size, _PIECE):  # momentum of the scaled gradient
             grads = gradient[start : start + _PIECE]
             first = _Moment(self.state, "first", start, len(grads))
-            first.values.lerp_(grads, 1 - _BETAS[0])
+            first.values.lerp_(grads, 1 - BETAS[0])
             values = group.values[start : start + len(grads)]
-            values.add_(first.values, alpha=-learning_rate / (1 - _BETAS[0] ** self.steps))
+            values.add_(first.values, alpha=-learning_rate / (1 - BETAS[0] ** self.steps))
             first.keep()
 
 

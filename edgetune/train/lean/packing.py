@@ -11,8 +11,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from edgetune.plan.lean_bill import SCALE_GROUP
+
 Precision = Literal["fp32", "bf16", "int8", "int4"]
-GROUP = 64  # values that share a scale; its four bytes add a sixteenth to eight bits
+GROUP = SCALE_GROUP  # values that share a scale, as the bill has them
 _LARGEST = {"int8": 127, "int4": 7}
 
 
@@ -66,13 +68,6 @@ def pack(values: Tensor, precision: Precision, empty: Empty = torch.empty) -> Pa
         pairs = _pairs(scaled.to(torch.int8))
         return Packed(empty(pairs.shape, dtype=torch.int8).copy_(pairs), scales, shape, precision)
     return Packed(empty(scaled.shape, dtype=torch.int8).copy_(scaled), scales, shape, precision)
-
-
-def packed_bytes(count: int, precision: Precision) -> int:
-    """Memory of `count` packed values, where rows are whole groups."""
-    if precision in ("fp32", "bf16"):
-        return count * (4 if precision == "fp32" else 2)
-    return (count if precision == "int8" else -(-count // 2)) + 4 * -(-count // GROUP)
 
 
 def _pairs(codes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune.model.spec import Parameter
+from edgetune.train.optimizer import decays
 
 
 class Stretch(NamedTuple):
@@ -40,14 +41,14 @@ class Group:
 
     def __init__(self, name: str, parameters: Sequence[Parameter], device: torch.device | None = None) -> None:
         self.name = name
-        ordered = sorted(parameters, key=lambda parameter: not decays(parameter))
+        ordered = sorted(parameters, key=lambda parameter: not decays(parameter.name, parameter.shape))
         self.stretches: list[Stretch] = []
         start = 0
         for parameter in ordered:
             self.stretches.append(Stretch(parameter.name, start, parameter.shape))
             start += parameter.count
         self.size = start
-        self.decayed = sum(parameter.count for parameter in ordered if decays(parameter))
+        self.decayed = sum(parameter.count for parameter in ordered if decays(parameter.name, parameter.shape))
         self.values = torch.empty(self.size, device=device)
         self.weights: dict[str, Tensor] = self.views(self.values)
 
@@ -58,11 +59,6 @@ class Group:
     def matrices(self) -> list[Stretch]:
         """The stretches of two axes and more."""
         return [part for part in self.stretches if len(part.shape) > 1]
-
-
-def decays(parameter: Parameter) -> bool:
-    """Whether weight decay pulls at a parameter: at matrices, as in timm; not at biases, norms, tokens, positions."""
-    return len(parameter.shape) >= 2 and not parameter.name.endswith(("_token", "pos_embed"))
 
 
 def strip(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

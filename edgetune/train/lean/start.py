@@ -7,6 +7,7 @@ from pathlib import Path
 from edgetune.data.loader import Loader
 from edgetune.model.registry import find_spec
 from edgetune.model.store import convert_weights
+from edgetune.plan.job import levers_of
 from edgetune.schema import Plan
 from edgetune.train.engine import Source
 from edgetune.train.folder import RunFolder
@@ -45,7 +46,7 @@ def convert_base(plan: Plan, base: Path) -> None:
     frozen = tuple(f"blocks.{block.index}." for block in plan.blocks if not block.trainable)
     matrices = {parameter.name for parameter in spec.parameters() if len(parameter.shape) > 1}
     half = plan.frozen_weights == "bf16" or (
-        plan.frozen_weights == "disk" and "bf16" in (plan.precision, plan.frozen_precision)
+        plan.frozen_weights == "disk" and levers_of(plan).frozen_arithmetic == "bf16"
     )
 
     def dtype(name: str) -> str:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-from edgetune import cli
 
 NANO = ("--model", "vit_nano_patch8_64", "--image-size", "32", "--batch-size", "6", "--threads", "1", "--workers", "0")
 LEVERS = (
@@ -18,29 +13,6 @@ LEVERS = (
     "frozen_weights=int8", "optimizer=adamw", "optimizer_state=factored", "saved_activations=full",
     "saved_precision=int8", "feature_cache=int8", "feature_views=2",
 )  # fmt: skip
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def edgetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Run a command line in this process."""
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["edgetune", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as ending:
-            code = int(ending.code or 0)
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-    return run
 
 
 def options(levers: tuple[str, ...]) -> list[str]:

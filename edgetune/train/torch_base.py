@@ -1,0 +1,121 @@
+"""What the two engines over torch have in common: the method's controller, evaluation, taking up a state, memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgetune.alast import Controller
+from edgetune.data.loader import Batch
+from edgetune.errors import InputError
+from edgetune.model.spec import ViTSpec
+from edgetune.schema import Plan
+from edgetune.train.engine import Evaluation, OutOfMemoryError
+
+# how the C library, CUDA and Tegra's NvMap say that memory has run out
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "NvMapMem", "NVML_SUCCESS == r")
+
+
+class TorchBase(ABC):
+    """See the module, and `edgetune.train.engine.Engine` for what each call promises.
+
+    Args:
+        plan: the constraints.
+        spec: the model at the plan's image size and number of classes.
+    """
+
+    def __init__(self, plan: Plan, spec: ViTSpec) -> None:
+        self.plan = plan
+        self.spec = spec
+        self.device = torch.device(plan.device)
+        self.controller = (
+            Controller.from_plan(
+                plan.alast,
+                plan.blocks,
+                plan.k,
+                prefix_tokens=spec.prefix,
+                class_token=spec.class_token,
+                seed=plan.seed,
+            )
+            if plan.alast
+            else None
+        )
+
+    def _tensors(self, *arrays: NDArray[Any]) -> Iterator[Tensor]:
+        return (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
+
+    @torch.no_grad()
+    def evaluate(
+        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """See `Engine.evaluate`."""
+        with memory_errors():
+            return self._evaluate(batches, micro_batch_size, stop)
+
+    def _evaluate(self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool]) -> Evaluation | None:
+        loss = 0.0
+        indices: list[int] = []
+        labels: list[int] = []
+        predictions: list[int] = []
+        confidences: list[float] = []
+        for batch in batches:
+            if stop():
+                return None
+            images, expected = self._tensors(batch.images, batch.labels)
+            logits = self._logits(images, micro_batch_size).float()
+            loss += float(F.cross_entropy(logits, expected, reduction="sum"))
+            confidence, answer = logits.softmax(1).max(1)
+            indices += [] if batch.indices is None else batch.indices.tolist()
+            labels += expected.tolist()
+            predictions += answer.tolist()
+            confidences += confidence.tolist()
+        return Evaluation(loss / max(1, len(labels)), indices, labels, predictions, confidences)
+
+    @abstractmethod
+    def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
+        """Logits (B, classes) of a batch as its source gave it, all tokens kept, so many images at a time."""
+
+    def load_state(self, base: Path, path: Path) -> dict[str, Any]:
+        """See `Engine.load_state`."""
+        try:
+            kept = self._take_up(base, path)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
+        if self.controller:
+            self.controller.load_state_dict(kept["controller"])
+        progress: dict[str, Any] = kept["progress"]
+        return progress
+
+    @abstractmethod
+    def _take_up(self, base: Path, path: Path) -> dict[str, Any]:
+        """Read weights and the optimizer's state; returns what the header of `path` keeps besides."""
+
+    def device_peak_bytes(self) -> int | None:
+        """See `Engine.device_peak_bytes`."""
+        return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Whatever says that memory has run out becomes an `OutOfMemoryError`.
+
+    Raises:
+        OutOfMemoryError: see above.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error
