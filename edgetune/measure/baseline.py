@@ -10,7 +10,7 @@ from importlib import import_module
 
 # What the trainer brings besides torch. Each is imported by name, since this room lies above the rooms that use them.
 _LIBRARIES = (
-    "numpy",
+    "numpy.random",
     "PIL.Image",
     "psutil",
     "safetensors.torch",

@@ -84,17 +84,17 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """See `edgetune.plan.lean_bill`."""
     slack = 1 + SLACK_SHARE[job.allocator]
-    _, saved, workspace = max(lean_bill.moments(job), key=lambda moment: moment[1] + moment[2] * slack)
-    weights, gradients = lean_bill.weight_bytes(job), lean_bill.gradient_bytes(job)
+    peak = max(lean_bill.moments(job), key=lambda moment: moment.weights + moment.saved + moment.workspace * slack)
+    weights, gradients = lean_bill.weight_bytes(job) + peak.weights, lean_bill.gradient_bytes(job)
     state = optimizer_bytes(job)
-    held = int(LEAN_SLACK_SHARE * (weights + gradients + state + saved))
+    held = int(LEAN_SLACK_SHARE * (weights + gradients + state + peak.saved))
     return MemoryBill(
         runtime=runtime_bytes,
         weights=weights,
         gradients=gradients,
         optimizer=state,
-        activations=int(saved),
-        workspace=int(workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES + held,
+        activations=int(peak.saved),
+        workspace=int(peak.workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES + held,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
 

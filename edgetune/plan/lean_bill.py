@@ -4,10 +4,11 @@ Always there: the weights that train, in fp32; the others as the plan keeps them
 as long as the largest group of weights that is updated at once (half of a block); the batch's residual stream.
 On top, the largest of
 
-    extraction   a group of images passing the frozen blocks, before the cache is full
-    backward     what the blocks up to the one at hand have saved, the gradient of the stream, and the inside of one
-                 half for one part of the batch
-    evaluation   the stream of one part, all tokens
+    frozen blocks   a group of images passing them (to fill the cache, where there is one), with the embedding's weights
+                    and those of half a block
+    backward        what the blocks up to the one at hand have saved, the gradient of the stream, and the inside of one
+                    half for one part of the batch
+    evaluation      the stream of a part, all tokens, and the weights it passes
 
 What a block saves for each token, in numbers, C the width and M the hidden width (`edgetune.model.block`): the input of
 each half 2 C, q, k and v 3 C, attention's output C, before the GELU M; besides, exactly, two numbers for each of two
@@ -16,6 +17,8 @@ those that the classifier reads.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from edgetune.model.block import MLP_NAMES
 from edgetune.model.spec import ViTSpec
@@ -27,6 +30,7 @@ SCALE_GROUP = 64  # saved values that share a scale; its four bytes add a sixtee
 # weights where that is more: a group reads all of them.
 _GROUP_BYTES = 3 << 20
 
+_RESIDENT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + FLOAT_BYTES / SCALE_GROUP, "disk": 0.0}
 _STATE_BYTES = {"fp32": 8.0, "int8": 2 + 8 / 256, "factored": 1 + 4 / 256 + 0.01}
 
 
@@ -48,19 +52,25 @@ def state_bytes(job: Job, trainable: int) -> int:
 
 
 def weight_bytes(job: Job) -> int:
-    """Weights in memory: what trains (and the embeddings) in fp32, the rest as it is kept."""
+    """Weights that stay in memory: what trains in fp32, the rest as it is kept."""
     spec = job.spec
-    frozen = [index for index, trains in enumerate(job.trainable) if not trains]
+    frozen = sum(not trains for trains in job.trainable)
     matrices, vectors = _block_counts(spec)
-    residence, compute = job.levers.frozen_weights, compute_bytes(job)
-    embeddings = sum(parameter.count for parameter in spec.embedding_parameters())
     head = sum(parameter.count for parameter in spec.head_parameters())
-    each = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + FLOAT_BYTES / SCALE_GROUP, "disk": 0.0}[residence]
-    kept = len(frozen) * (matrices * each + (0 if residence == "disk" else FLOAT_BYTES * vectors))
-    # one block at a time in the type of the arithmetic, unless it is kept so
-    unpacked = matrices * compute if frozen and each != compute else 0
-    trained = (spec.depth - len(frozen)) * (matrices + vectors) + embeddings + head
-    return int(FLOAT_BYTES * trained + kept + unpacked)
+    each = _RESIDENT_BYTES[job.levers.frozen_weights]
+    kept = frozen * (matrices * each + (0 if each == 0 else FLOAT_BYTES * vectors))
+    trained = (spec.depth - frozen) * (matrices + vectors) + head
+    return int(FLOAT_BYTES * (trained + (_embedding_count(spec) if job.embeddings_trainable else 0)) + kept)
+
+
+def passing_bytes(job: Job) -> int:
+    """Weights that are in memory only while images pass the frozen part: the embedding, half a block made ready."""
+    if job.embeddings_trainable:
+        return 0
+    ready, compute = 0, compute_bytes(job)
+    if not all(job.trainable) and _RESIDENT_BYTES[job.levers.frozen_weights] != compute:
+        ready = compute * max(_half_counts(job.spec).values())
+    return FLOAT_BYTES * _embedding_count(job.spec) + ready
 
 
 def compute_bytes(job: Job) -> int:
@@ -71,15 +81,11 @@ def compute_bytes(job: Job) -> int:
 def gradient_bytes(job: Job) -> int:
     """The largest group that is updated at once."""
     spec = job.spec
-    halves = {"attention": 0, "mlp": 0}
-    for parameter in spec.block_parameters(0):
-        mlp = parameter.name.split(".", 2)[2] in MLP_NAMES
-        halves["mlp" if mlp else "attention"] += parameter.count
     groups = [sum(parameter.count for parameter in spec.head_parameters())]
     if any(job.trainable):
-        groups += halves.values()
+        groups += _half_counts(spec).values()
     if job.embeddings_trainable:
-        groups.append(sum(parameter.count for parameter in spec.embedding_parameters()))
+        groups.append(_embedding_count(spec))
     return FLOAT_BYTES * max(groups)
 
 
@@ -107,32 +113,37 @@ def group_size(spec: ViTSpec, part: int) -> int:
     return max(part, wanted_bytes // (FLOAT_BYTES * spec.tokens * spec.width) // part * part)
 
 
-def moments(job: Job) -> list[tuple[str, float, float]]:
-    """Name, saved bytes and workspace of every moment that can be the highest."""
+class Moment(NamedTuple):
+    """What one point of a run holds besides what is always there, in bytes."""
+
+    name: str
+    weights: int  # that pass, see `passing_bytes`
+    saved: float
+    workspace: float
+
+
+def moments(job: Job) -> list[Moment]:
+    """Every moment that can be the highest."""
     spec, part = job.spec, job.micro_batch_size
     tokens = entering(spec, job.keep_max)
     first = 0 if job.embeddings_trainable else job.lowest
     row = FLOAT_BYTES * spec.width
     inside = 6 * spec.width + 4 * spec.hidden  # numbers a token, of one half at its highest
-    found: list[tuple[str, float, float]] = []
-    group = group_size(spec, part)
+    passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
+    weights = passing_bytes(job)
+    found: list[Moment] = []
     if first > 0:
-        stream: float = row * spec.tokens * (group if job.cached else job.batch_size)
-        passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
-        found.append(("extraction" if job.cached else "frozen blocks", 0.0, stream + passing))
+        group = group_size(spec, part) if job.cached else job.batch_size
+        found.append(Moment("frozen blocks", weights, 0.0, row * spec.tokens * group + passing))
     kept = 0.0
     for index in range(first, spec.depth):
         stream = job.batch_size * row * tokens[index]
         kept += saved_bytes(job, index)
         # the stream's gradient, and what a dropped stream leaves beside its successor
-        found.append((f"backward, block {index}", kept, 2 * stream + FLOAT_BYTES * part * tokens[index] * inside))
-    found.append(
-        (
-            "evaluation",
-            0.0,
-            FLOAT_BYTES * spec.tokens * (job.batch_size * spec.width + part * (4 * spec.width + 2 * spec.hidden)),
-        )
-    )
+        step = 2 * stream + FLOAT_BYTES * part * tokens[index] * inside
+        found.append(Moment(f"backward, block {index}", 0 if job.cached else weights, kept, step))
+    stream = FLOAT_BYTES * spec.tokens * job.batch_size * spec.width
+    found.append(Moment("evaluation", weights, 0.0, stream + passing))
     return found
 
 
@@ -151,3 +162,15 @@ def _block_counts(spec: ViTSpec) -> tuple[int, int]:
         else:
             vectors += parameter.count
     return matrices, vectors
+
+
+def _half_counts(spec: ViTSpec) -> dict[str, int]:
+    """Numbers in each half of a block."""
+    halves = {"attention": 0, "mlp": 0}
+    for parameter in spec.block_parameters(0):
+        halves["mlp" if parameter.name.split(".", 2)[2] in MLP_NAMES else "attention"] += parameter.count
+    return halves
+
+
+def _embedding_count(spec: ViTSpec) -> int:
+    return sum(parameter.count for parameter in spec.embedding_parameters())

@@ -23,11 +23,7 @@ OptimizerState = Literal["fp32", "int8", "factored"]
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 FeatureCache = Literal["off", "fp16", "int8"]
 
-# One part of a batch passes a block at a time in the lean trainer. So many tokens are enough for matrix products to
-# reach their rate (fewer cost a ViT-Ti a sixth of its speed); a hidden layer larger than this leaves the processor's
-# caches.
-_PART_TOKENS = 800
-_PART_BYTES = 5 << 20
+_PART_BYTES = 5 << 20  # of a part's hidden layer: more leaves the processor's caches
 
 
 class Levers(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +41,7 @@ class Levers(msgspec.Struct, frozen=True, kw_only=True):
     optimizer_state: OptimizerState = "fp32"
     saved_activations: Literal["full", "recompute"] = "full"
     saved_precision: SavedPrecision = "fp32"  # of what is kept for the backward pass
+    part_tokens: int = 400  # tokens of the images that pass a block together: fewer need less memory and more time
     feature_cache: FeatureCache = "off"  # what lies below the lowest trained block, computed once and kept on disk
     feature_views: int = 1  # augmented views of each image that are cached
 
@@ -59,6 +56,7 @@ _LEAN_ONLY = (
     "frozen_weights",
     "optimizer_state",
     "saved_precision",
+    "part_tokens",
     "feature_cache",
     "feature_views",
 )
@@ -90,9 +88,9 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
     given_shares = [share for share in (chosen.token_min, chosen.token_max) if share is not None]
     if any(not 0 < share <= 1 for share in given_shares) or given_shares != sorted(given_shares):
         raise InputError("--lever token_min and token_max are shares of the patches: 0 < token_min <= token_max <= 1.")
-    counts = [count for count in (chosen.trained_blocks, chosen.k, chosen.feature_views) if count is not None]
-    if any(count < 1 for count in counts):
-        raise InputError("--lever trained_blocks, k and feature_views are counts; give 1 or more.")
+    counts = (chosen.trained_blocks, chosen.k, chosen.part_tokens, chosen.feature_views)
+    if any(count is not None and count < 1 for count in counts):
+        raise InputError("--lever trained_blocks, k, part_tokens and feature_views are counts; give 1 or more.")
     plain = Levers()
     if chosen.trainer == "autograd":
         for name in _LEAN_ONLY:
@@ -110,7 +108,10 @@ def _share(text: str, value: str) -> float:
         raise InputError(f"--lever {text} is not a number; give a share of the patches, 0.7 for instance.") from None
 
 
-def part_size(spec: ViTSpec, batch_size: int) -> int:
-    """Images of a batch that pass a block of the lean trainer at a time, where memory is no concern."""
-    most = max(1, min(_PART_TOKENS // spec.tokens, _PART_BYTES // (4 * spec.tokens * spec.hidden)))
+def part_size(spec: ViTSpec, batch_size: int, part_tokens: int) -> int:
+    """Images of a batch that pass a block of the lean trainer at a time, where no cap asks for fewer.
+
+    The gradient is that of the whole batch. A few hundred tokens are enough for matrix products to reach their rate.
+    """
+    most = max(1, min(part_tokens // spec.tokens, _PART_BYTES // (4 * spec.tokens * spec.hidden)))
     return math.ceil(batch_size / math.ceil(batch_size / most))

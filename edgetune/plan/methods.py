@@ -36,6 +36,7 @@ TRAINED_SHARE = 1 / 4
 RECIPE = Levers(
     trainer="lean",
     saved_precision="int8",
+    part_tokens=200,
     optimizer_state="factored",
     frozen_weights="disk",
     feature_cache="fp16",

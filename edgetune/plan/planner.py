@@ -173,6 +173,7 @@ def make_plan(
         optimizer_state=levers_set.optimizer_state,
         saved_activations=levers_set.saved_activations,
         saved_precision=levers_set.saved_precision,
+        part_tokens=levers_set.part_tokens,
         feature_cache=cache,
         allocator=choice.job.allocator,
         blocks=choice.job.blocks(),

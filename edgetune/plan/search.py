@@ -88,9 +88,11 @@ class Problem(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Images that pass a block at a time where memory is no concern."""
-        lean = self.method.levers.trainer == "lean"
-        return part_size(self.spec, self.batch_size) if lean else self.batch_size
+        """Images that pass a block at a time where no cap asks for fewer."""
+        levers = self.method.levers
+        if levers.trainer == "lean":
+            return part_size(self.spec, self.batch_size, levers.part_tokens)
+        return self.batch_size
 
     def job(self, trained: int, k: int, band_max: float, micro_batch_size: int) -> Job:
         """The job of a setting."""

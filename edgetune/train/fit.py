@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -126,6 +127,8 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         from edgetune.train import torch_engine
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "torch", "torch", "fit") from None
+    if plan.trainer == "lean":
+        import_module("edgetune.train.lean.start")  # now: imports belong to the bare process
     memory = PeakMeter.start(lambda: torch_engine.start(plan), children=plan.workers > 0, shared_folders=[folder.path])
     warnings = _check_room(plan, memory)
     train_images, val_images = _loaders(plan)

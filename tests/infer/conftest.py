@@ -110,6 +110,7 @@ def plan_of() -> Callable[[Path, int], schema.Plan]:
                 "optimizer_state": "fp32",
                 "saved_activations": "full",
                 "saved_precision": "fp32",
+                "part_tokens": 400,
                 "feature_cache": None,
                 "allocator": "fast",
                 "power_w": None,

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "saved_activations": ("full", "recompute"),
     "saved_precision": ("fp32", "bf16", "int8", "int4"),
     "feature_cache": ("off", "fp16", "int8"),
+    "part_tokens": ("64", "800"),
     "feature_views": ("1", "3"),
 }
 LEAN = Levers(trainer="lean")
@@ -72,7 +73,10 @@ def test_any_other_text_is_one_sentence(text: str) -> None:
         set_levers(LEAN, [text])
 
 
-@given(st.sampled_from(sorted(set(CHOICES) - {"trained_blocks", "k", "feature_views"})), st.text(max_size=12))
+@given(
+    st.sampled_from(sorted(set(CHOICES) - {"trained_blocks", "k", "part_tokens", "feature_views"})),
+    st.text(max_size=12),
+)
 def test_any_other_value_is_one_sentence(name: str, value: str) -> None:
     assume(value.strip() not in CHOICES[name] and value.strip() != "autograd")
     try:
@@ -139,6 +143,7 @@ ALL = {
     "saved_activations": "recompute",
     "saved_precision": "int4",
     "feature_cache": "int8",
+    "part_tokens": "128",
     "feature_views": "2",
 }
 
@@ -169,8 +174,8 @@ def test_every_lever_is_in_the_plan_and_back_in_the_job(photos: Path) -> None:
 @given(st.integers(1, 200), st.sampled_from([("vit_nano_patch8_64", 64), ("vit_base_patch16_224", 224)]))
 def test_parts_are_even_cover_the_batch_and_stay_small(batch: int, model: tuple[str, int]) -> None:
     spec: Any = find_spec(model[0]).at(model[1])
-    part = part_size(spec, batch)
+    part = part_size(spec, batch, 400)
     assert 1 <= part <= batch
     parts = -(-batch // part)
     assert part * parts - batch < parts  # the last is less than one image a part smaller
-    assert part == 1 or (part * spec.tokens <= 800 and 4 * part * spec.tokens * spec.hidden <= 5 << 20)
+    assert part == 1 or (part * spec.tokens <= 400 and 4 * part * spec.tokens * spec.hidden <= 5 << 20)

@@ -41,7 +41,7 @@ def test_without_pressure_the_default_recipe_stands(photos: Path) -> None:
     low, high = (int(share * 64) for share in method.band)
     assert [block.keep_max_tokens for block in plan.blocks] == [64] * (lowest - 1) + [high] * (method.trained + 1)
     assert [block.keep_min_tokens for block in plan.blocks] == [64] * (lowest - 1) + [low] * (method.trained + 1)
-    part = part_size(find_spec(MODEL), 32) if method.levers.trainer == "lean" else 32
+    part = part_size(find_spec(MODEL), 32, method.levers.part_tokens) if method.levers.trainer == "lean" else 32
     assert (plan.batch_size, plan.micro_batch_size, plan.epochs) == (32, part, 10)
     assert (plan.steps_per_epoch, plan.total_steps) == (2, 20)
     assert plan.predicted.measured is False

@@ -67,6 +67,7 @@ def a_plan(classes: list[str], blocks: int, epochs: int, steps_per_epoch: int, p
         optimizer_state="int8",
         saved_activations="full",
         saved_precision="int8",
+        part_tokens=400,
         feature_cache=schema.FeatureCachePlan(
             precision="fp16", views=2, tokens=50, train_bytes=183 * MIB, val_bytes=73 * MIB
         ),

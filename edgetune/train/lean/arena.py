@@ -3,7 +3,8 @@
 Saved tensors come and go among the temporaries of the arithmetic; left to malloc, each would settle in the hole a
 temporary left, and the next temporary would need new pages: a ViT-Ti whose step needs 100 MiB grew to 250. So they are
 laid side by side in slabs of their own, which the next step writes over. A process then takes the same pages in every
-step, and none has to be zeroed again by the kernel.
+step, and none has to be zeroed again by the kernel. On the CPU a slab is so large that malloc maps it outside its heap
+(mallopt(3): blocks of more than 32 MiB always are); only what is written to becomes memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-_SLAB_BYTES = 1 << 20
+_SLAB_BYTES = {"cpu": 64 << 20}
+_DEVICE_SLAB_BYTES = 1 << 20  # where memory is taken as it is asked for
 _ALIGNMENT = 64  # bytes; a cache line
 
 
@@ -49,7 +51,8 @@ class Arena:
         return self._slabs[self._slab][start : start + size].view(dtype).view(shape)
 
     def _new(self, size: int) -> Tensor:
-        return torch.empty(max(_SLAB_BYTES, size), dtype=torch.uint8, device=self._device)
+        slab = _SLAB_BYTES.get(self._device.type, _DEVICE_SLAB_BYTES)
+        return torch.empty(max(slab, size), dtype=torch.uint8, device=self._device)
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,14 +28,20 @@ class FrozenPart:
         plan: the constraints.
         spec: the model.
         store: the weights the run began with.
-        embeddings: the weights of the embedding.
+        embeddings: gives the weights of the embedding, which are not kept where `free` may be called.
         device: where it runs.
     """
 
     def __init__(
-        self, plan: Plan, spec: ViTSpec, store: WeightsStore, embeddings: Mapping[str, Tensor], device: torch.device
+        self,
+        plan: Plan,
+        spec: ViTSpec,
+        store: WeightsStore,
+        embeddings: Callable[[], Mapping[str, Tensor]],
+        device: torch.device,
     ) -> None:
-        self._spec, self._embeddings = spec, embeddings
+        self._spec, self._read_embeddings = spec, embeddings
+        self._embeddings: Mapping[str, Tensor] | None = None
         self._shape = Shape(spec.heads, spec.norm_eps)
         self._lowest = min((block.index for block in plan.blocks if block.trainable), default=spec.depth)
         self._stay = plan.blocks[self._lowest - 1].keep_max_tokens if self._lowest else spec.patches
@@ -45,7 +52,14 @@ class FrozenPart:
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens (B, N, C) of images (B, 3, S, S)."""
+        if self._embeddings is None:
+            self._embeddings = self._read_embeddings()
         return embed(self._spec, self._embeddings, images)
+
+    def free(self) -> None:
+        """Give back memory until this part is needed again."""
+        self._embeddings = None
+        self.blocks.free()
 
     @torch.no_grad()
     def features(self, images: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
@@ -72,7 +86,7 @@ class FrozenPart:
             x, received = pass_block(
                 self._ops,
                 x,
-                self.blocks.block(index),
+                partial(self.blocks.half, index),
                 self._shape,
                 part,
                 readers=self._spec.readers if last else None,

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +35,13 @@ from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
 from edgetune.plan.cost import feature_flops, step_flops
 from edgetune.schema import Plan
-from edgetune.train.engine import OutOfMemoryError, StepReport
+from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
 from edgetune.train.lean.optimizer import GroupOptimizer
 from edgetune.train.lean.parameters import Group, strip
-from edgetune.train.lean.passing import keep_nothing, pass_block
+from edgetune.train.lean.passing import Half, keep_nothing, pass_block
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
 from edgetune.train.torch_base import TorchBase, memory_errors
@@ -54,15 +55,15 @@ class _Trace(NamedTuple):
     tokens: int  # that entered it
     positions: Tensor | None  # of the tokens that left it, (B, N'); None where all did
 
-    def keepers(self, keeper: Callable[[], Kept]) -> Callable[[], tuple[Kept, Kept]]:
-        """For `pass_block`: a new pair for each part, noted here."""
+    def keeper(self, keeper: Callable[[], Kept]) -> Callable[[Half], Kept]:
+        """For `pass_block`: a new one for each part, noted here."""
 
-        def pair() -> tuple[Kept, Kept]:
-            self.attention.append(keeper())
-            self.mlp.append(keeper())
-            return self.attention[-1], self.mlp[-1]
+        def note(half: Half) -> Kept:
+            kept = keeper()
+            (self.mlp if half == "mlp" else self.attention).append(kept)
+            return kept
 
-        return pair
+        return note
 
 
 class LeanEngine(TorchBase):
@@ -89,11 +90,6 @@ class LeanEngine(TorchBase):
             optimizer.prepare()  # now, so that the state does not settle among a step's temporaries
         # one gradient for whichever group is at it
         self._gradient = torch.zeros(max(group.size for group in self._groups.values()), device=self.device)
-        if plan.embeddings_trainable:
-            self._embeddings: Mapping[str, Tensor] = self._groups["embeddings"].weights
-        else:
-            names = [parameter.name for parameter in self.spec.embedding_parameters()]
-            self._embeddings = {name: self._read(name) for name in names}
         self.frozen = FrozenPart(plan, self.spec, self._store, self._embeddings, self.device)
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
         self._awake = False  # whether the weights that train are in memory
@@ -122,6 +118,11 @@ class LeanEngine(TorchBase):
         for group in self._groups.values():
             for name, values in group.weights.items():
                 self._store.read(name, values)
+
+    def _embeddings(self) -> Mapping[str, Tensor]:
+        if self.plan.embeddings_trainable:
+            return self._groups["embeddings"].weights
+        return {parameter.name: self._read(parameter.name) for parameter in self.spec.embedding_parameters()}
 
     def _read(self, name: str) -> Tensor:
         return self._store.read(name, torch.empty(self._store.shape(name))).to(self.device)
@@ -186,13 +187,12 @@ class LeanEngine(TorchBase):
             totals = self._zero_gradient(group)
             for start in range(0, len(images), part):
                 some = slice(start, start + part)
-                embed_backward(self.spec, self._embeddings, images[some], dx[some], totals)
+                embed_backward(self.spec, self._embeddings(), images[some], dx[some], totals)
             self._update(group, learning_rate)
         return loss, kept
 
     def _forward(self, index: int, x: Tensor, part: int, *, keep: bool) -> tuple[Tensor, _Trace]:
         """Block `index` on the stream x (B, N, C), which is written over; drops the tokens that the method lets go."""
-        weights = self._block(index)
         last = index == self.spec.depth - 1
         tokens, prefix = x.shape[1], self.spec.prefix
         observe = None
@@ -203,10 +203,10 @@ class LeanEngine(TorchBase):
         x, received = pass_block(
             self._ops,
             x,
-            weights,
+            partial(self._half, index),
             self._shape,
             part,
-            keepers=trace.keepers(self._keeper) if keep else keep_nothing,
+            keeper=trace.keeper(self._keeper) if keep else keep_nothing,
             readers=self._asked(index),
             observe=observe,
         )
@@ -235,10 +235,10 @@ class LeanEngine(TorchBase):
         ask = self._asked(index)
         if trace.positions is not None:
             dx = scattered(dx, trace.positions, trace.tokens)
-        weights = self._block(index)
         parts = [slice(start, start + part) for start in range(0, len(dx), part)]
         recompute = self.plan.saved_activations == "recompute"
 
+        weights = self._half(index, "mlp")
         group = self._groups[f"blocks.{index}.mlp"] if trained else None
         totals = self._totals(group, index)
         for some, saved in zip(parts, trace.mlp, strict=True):
@@ -248,6 +248,7 @@ class LeanEngine(TorchBase):
         if group is not None:
             self._update(group, learning_rate)
 
+        weights = self._half(index, "attention")
         group = self._groups[f"blocks.{index}.attention"] if trained else None
         totals = self._totals(group, index)
         below = dx if ask is None else dx.new_empty(len(dx), trace.tokens, dx.shape[2])
@@ -284,12 +285,12 @@ class LeanEngine(TorchBase):
         """How many tokens are needed behind a block; None: all."""
         return self.spec.readers if index == self.spec.depth - 1 else None
 
-    def _block(self, index: int) -> Mapping[str, Tensor]:
-        """Weights of a block by their names within it."""
-        at = f"blocks.{index}."
+    def _half(self, index: int, half: Half) -> Mapping[str, Tensor]:
+        """Weights of half a block by their names within the block."""
         if index not in self._trainable:
-            return self.frozen.blocks.block(index)
-        return strip(self._groups[at + "attention"].weights | self._groups[at + "mlp"].weights, at)
+            return self.frozen.blocks.half(index, half)
+        at = f"blocks.{index}."
+        return strip(self._groups[at + half].weights, at)
 
     def _totals(self, group: Group | None, index: int) -> dict[str, Tensor]:
         """Where the gradients of a block's half are summed up, by names within the block; nothing where it rests."""
@@ -315,6 +316,15 @@ class LeanEngine(TorchBase):
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
+    def evaluate(
+        self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """See `Engine.evaluate`; with a cache, nothing of the frozen part is needed afterwards."""
+        found = super().evaluate(batches, micro_batch_size, stop)
+        if self.plan.feature_cache is not None:
+            self.frozen.free()
+        return found
+
     def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
         """See `TorchBase`: of images, or of their features."""
         self._wake()
@@ -325,7 +335,7 @@ class LeanEngine(TorchBase):
     def _logits_above(self, x: Tensor) -> Tensor:
         """Logits of what enters the lowest block that may train, all tokens kept."""
         for index in range(self._lowest, self.spec.depth):
-            x, _ = pass_block(self._ops, x, self._block(index), self._shape, len(x), readers=self._asked(index))
+            x, _ = pass_block(self._ops, x, partial(self._half, index), self._shape, len(x), readers=self._asked(index))
         return logits_of(self.spec, self._groups["head"].weights, x)
 
     # -- files --------------------------------------------------------------------------------------------------------

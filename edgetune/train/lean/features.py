@@ -98,6 +98,7 @@ class FeatureLoader:
         file = FeatureFile.open(path, key)
         if file is None:
             yield from self._fill(path, key, view)
+            self._engine.frozen.free()
             file = FeatureFile.open(path, key)
         if file is None:
             raise InputError(f"{path} was removed while it was needed; go on with --resume.")

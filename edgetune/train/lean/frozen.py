@@ -1,6 +1,7 @@
 """Blocks that never train, in little memory: in fp32, bf16 or 8 bits, or on disk and read when they are passed.
 
-A block's weights are handed out in the type the arithmetic wants; what that takes is one block's worth at a time.
+Weights are handed out in the type the arithmetic wants, those of half a block at a time: that is all the memory it
+takes, and it is the same memory for every half.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgetune.model.block import MLP_NAMES
 from edgetune.model.store import WeightsStore
+from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.packing import Packed, pack
 from edgetune.train.lean.parameters import strip
+from edgetune.train.lean.passing import Half
 
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 
@@ -38,13 +42,18 @@ class FrozenBlocks:
         device: torch.device,
     ) -> None:
         self._store, self._compute, self._device = store, compute, device
-        self._kept: dict[int, dict[str, Tensor | Packed]] = {}
-        self._names: dict[int, list[str]] = {}
+        self._kept: dict[str, Tensor | Packed] = {}
+        self._names: dict[tuple[int, Half], list[str]] = {}
+        self._buffer = Arena(torch.device("cpu"))
         for index in blocks:
             at = f"blocks.{index}."
-            self._names[index] = [name for name in store.names if name.startswith(at)]
-            if residence != "disk":
-                self._kept[index] = {name: self._small(store.read(name), residence) for name in self._names[index]}
+            self._names[index, "attention"], self._names[index, "mlp"] = [], []
+            for name in store.names:
+                if name.startswith(at):
+                    half: Half = "mlp" if name.removeprefix(at) in MLP_NAMES else "attention"
+                    self._names[index, half].append(name)
+                    if residence != "disk":
+                        self._kept[name] = self._small(store.read(name), residence)
 
     def _small(self, values: Tensor, residence: Residence) -> Tensor | Packed:
         if residence == "int8" and values.ndim > 1:
@@ -54,21 +63,25 @@ class FrozenBlocks:
         kind = torch.bfloat16 if residence == "bf16" and values.ndim > 1 else torch.float32
         return values.to(self._device, kind)
 
-    def block(self, index: int) -> Mapping[str, Tensor]:
-        """Weights of a block by their names within it; matrices in the arithmetic's type."""
-        kept = self._kept.get(index)
-        if kept is None:
-            found = {name: self._read(name) for name in self._names[index]}
-        else:
-            found = {name: self._unpacked(value) for name, value in kept.items()}
+    def half(self, index: int, half: Half) -> Mapping[str, Tensor]:
+        """Weights of half a block by their names within the block; matrices in the arithmetic's type.
+
+        They may be written over when the next half is asked for.
+        """
+        self._buffer.reset()
+        found = {name: self._ready(name) for name in self._names[index, half]}
         return strip(found, f"blocks.{index}.")
 
-    def _read(self, name: str) -> Tensor:
-        shape = self._store.shape(name)
-        values = torch.empty(shape, dtype=self._compute if len(shape) > 1 else torch.float32)
-        return self._store.read(name, values).to(self._device)
+    def free(self) -> None:
+        """Give back the memory of the half handed out last."""
+        self._buffer = Arena(torch.device("cpu"))
 
-    def _unpacked(self, value: Tensor | Packed) -> Tensor:
-        if isinstance(value, Packed):
-            return value.unpack().to(self._compute)
-        return value.to(self._compute) if value.ndim > 1 else value
+    def _ready(self, name: str) -> Tensor:
+        kept = self._kept.get(name)
+        if kept is None:
+            shape = self._store.shape(name)
+            values = self._buffer.empty(shape, self._compute if len(shape) > 1 else torch.float32)
+            return self._store.read(name, values).to(self._device)
+        if isinstance(kept, Packed):
+            return kept.unpack().to(self._compute)
+        return kept.to(self._compute) if kept.ndim > 1 else kept

@@ -56,15 +56,8 @@ def logits_of(spec: ViTSpec, weights: Mapping[str, Tensor], x: Tensor) -> Tensor
     """Tokens after the last block, all of them or the `readers` alone, to logits (B, classes)."""
     norm = spec.final_norm
     scale, shift = weights[norm + ".weight"], weights[norm + ".bias"]
-    if spec.pool == "avg":
-        pooled = F.layer_norm(x[:, spec.prefix :].mean(1), [spec.width], scale, shift, spec.norm_eps)
-        return F.linear(pooled, weights["head.weight"], weights["head.bias"])
-    read = F.layer_norm(x[:, : spec.readers], [spec.width], scale, shift, spec.norm_eps)
-    parts = [
-        F.linear(read[:, place], weights[head + ".weight"], weights[head + ".bias"])
-        for place, head in enumerate(spec.classifiers)
-    ]
-    return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
+    pooled = x[:, spec.prefix :].mean(1, keepdim=True) if spec.readers is None else x[:, : spec.readers]
+    return _logits(spec, weights, F.layer_norm(pooled, [spec.width], scale, shift, spec.norm_eps))
 
 
 def loss_and_gradients(
@@ -72,14 +65,45 @@ def loss_and_gradients(
 ) -> tuple[float, Tensor, dict[str, Tensor]]:
     """Mean cross-entropy of a batch, its gradient towards the tokens x, and towards the classifier's weights.
 
-    These are the few tensors for which autograd costs nothing worth deriving it by hand.
+    With targets t = (1 - ε) one-hot + ε / classes, the gradient towards the logits is (softmax - t) / B. By hand like
+    the blocks: the first use of autograd would bring code into memory, megabytes for a few numbers.
     """
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-        loss = F.cross_entropy(logits_of(spec, leaves, leaf), labels, label_smoothing=label_smoothing)
-        dx, *found = torch.autograd.grad(loss, [leaf, *leaves.values()])
-    return float(loss.detach()), dx, dict(zip(leaves, found, strict=True))
+    norm, shape = spec.final_norm, [spec.width]
+    scale, shift = weights[norm + ".weight"], weights[norm + ".bias"]
+    pooled = x[:, spec.prefix :].mean(1, keepdim=True) if spec.readers is None else x[:, : spec.readers].contiguous()
+    read, mean, rstd = torch.native_layer_norm(pooled, shape, scale, shift, spec.norm_eps)
+    logits = _logits(spec, weights, read)
+    logs = torch.log_softmax(logits, 1)
+    count, classes = logits.shape
+    targets = torch.full_like(logs, label_smoothing / classes)
+    targets.scatter_add_(1, labels[:, None], targets.new_full((count, 1), 1 - label_smoothing))
+    loss = -(targets * logs).sum().item() / count
+
+    d_logits = logs.exp_().sub_(targets).div_(count * len(spec.classifiers))
+    gradients: dict[str, Tensor] = {}
+    d_read = torch.empty_like(read)
+    for place, head in enumerate(spec.classifiers):
+        gradients[head + ".weight"] = d_logits.t() @ read[:, place]
+        gradients[head + ".bias"] = d_logits.sum(0)
+        d_read[:, place] = d_logits @ weights[head + ".weight"]
+    d_pooled, gradients[norm + ".weight"], gradients[norm + ".bias"] = torch.ops.aten.native_layer_norm_backward(
+        d_read, pooled, shape, mean, rstd, scale, shift, [True, True, True]
+    )
+    dx = torch.zeros_like(x)
+    if spec.readers is None:
+        dx[:, spec.prefix :] = d_pooled / (x.shape[1] - spec.prefix)
+    else:
+        dx[:, : spec.readers] = d_pooled
+    return loss, dx, gradients
+
+
+def _logits(spec: ViTSpec, weights: Mapping[str, Tensor], read: Tensor) -> Tensor:
+    """Normalised tokens (B, classifiers, C) to the mean of what the classifiers say of them."""
+    parts = [
+        F.linear(read[:, place], weights[head + ".weight"], weights[head + ".bias"])
+        for place, head in enumerate(spec.classifiers)
+    ]
+    return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
 
 
 def _unfold(spec: ViTSpec, images: Tensor) -> Tensor:

@@ -167,10 +167,13 @@ class GroupOptimizer:
             if len(part.shape) > 1:
                 matrix = grads.view(part.shape[0], -1)
                 rows, columns = self.state[f"{part.name}/rows"], self.state[f"{part.name}/columns"]
-                squares = matrix.square()
-                rows.lerp_(squares.mean(1), 1 - BETAS[1])
-                columns.lerp_(squares.mean(0), 1 - BETAS[1])
-                del squares
+                by_column = torch.zeros_like(columns)
+                height = max(1, _PIECE // matrix.shape[1])
+                for some, row in zip(matrix.split(height), rows.split(height), strict=True):
+                    squares = some.square()
+                    row.lerp_(squares.mean(1), 1 - BETAS[1])
+                    by_column += squares.sum(0)
+                columns.lerp_(by_column.div_(len(matrix)), 1 - BETAS[1])
                 # v = rows · columns / mean(rows), corrected for its start at zero
                 by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15)
                 by_column = (columns / correction).sqrt_().add_(EPSILON)

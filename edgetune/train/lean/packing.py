@@ -15,6 +15,7 @@ from edgetune.plan.lean_bill import SCALE_GROUP
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 GROUP = SCALE_GROUP  # values that share a scale, as the bill has them
+_PIECE = 1 << 18  # values packed at a time: what that needs besides stays in cache
 _LARGEST = {"int8": 127, "int4": 7}
 
 
@@ -61,13 +62,15 @@ def pack(values: Tensor, precision: Precision, empty: Empty = torch.empty) -> Pa
     groups = values.reshape(-1, GROUP if shape[-1] % GROUP == 0 else shape[-1])
     largest = _LARGEST[precision]
     scales = empty((len(groups), 1), dtype=torch.float32 if groups.dtype == torch.bfloat16 else groups.dtype)
-    torch.mul(groups.abs().amax(1, keepdim=True), 1 / largest, out=scales)
-    scales.clamp_(min=torch.finfo(scales.dtype).tiny)  # a group of zeros
-    scaled = (groups / scales).round_()
-    if precision == "int4":
-        pairs = _pairs(scaled.to(torch.int8))
-        return Packed(empty(pairs.shape, dtype=torch.int8).copy_(pairs), scales, shape, precision)
-    return Packed(empty(scaled.shape, dtype=torch.int8).copy_(scaled), scales, shape, precision)
+    width = groups.shape[1] // 2 if precision == "int4" else groups.shape[1]
+    codes = empty((len(groups), width), dtype=torch.int8)
+    rows = max(1, _PIECE // groups.shape[1])
+    for some, scale, code in zip(groups.split(rows), scales.split(rows), codes.split(rows), strict=True):
+        torch.mul(some.abs().amax(1, keepdim=True), 1 / largest, out=scale)
+        scale.clamp_(min=torch.finfo(scale.dtype).tiny)  # a group of zeros
+        scaled = (some / scale).round_()
+        code.copy_(_pairs(scaled.to(torch.int8)) if precision == "int4" else scaled)
+    return Packed(codes, scales, shape, precision)
 
 
 def _pairs(codes: Tensor) -> Tensor:

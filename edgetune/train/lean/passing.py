@@ -1,8 +1,12 @@
-"""One block on the residual stream of a batch, a part of the batch at a time."""
+"""One block on the residual stream of a batch: half by half, and in each half a part of the batch at a time.
+
+So the weights of one half are all that a block which does not train ever needs in memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -10,22 +14,23 @@ from edgetune.model.block import Saved, Shape, attention_forward, mlp_forward
 from edgetune.model.torch_ops import TorchOps
 from edgetune.train.lean.saved import Discarded
 
+Half = Literal["attention", "mlp"]
 _DISCARDED = Discarded()
 
 
-def keep_nothing() -> tuple[Discarded, Discarded]:
+def keep_nothing(half: Half) -> Discarded:
     """For `pass_block`, where no backward pass will follow."""
-    return _DISCARDED, _DISCARDED
+    return _DISCARDED
 
 
 def pass_block(
     ops: TorchOps,
     x: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Callable[[Half], Mapping[str, Tensor]],
     shape: Shape,
     part: int,
     *,
-    keepers: Callable[[], tuple[Saved[Tensor], Saved[Tensor]]] = keep_nothing,
+    keeper: Callable[[Half], Saved[Tensor]] = keep_nothing,
     readers: int | None = None,
     observe: int | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -34,10 +39,10 @@ def pass_block(
     Args:
         ops: how to compute.
         x: the stream (B, N, C), which is written over.
-        weights: of the block, by names within it.
+        weights: of a half, by names within the block; asked once for each half, and done with before the next.
         shape: heads and epsilon.
         part: images at a time.
-        keepers: asked once for each part: where its attention and its MLP save.
+        keeper: asked once for each half of each part: where it saves.
         readers: only the first so many tokens are needed behind the block; None: all.
         observe: also give the attention that the first so many tokens pay to every token.
 
@@ -45,11 +50,15 @@ def pass_block(
         The stream behind the block, (B, N or `readers`, C), and the attention received, (b, N) for each part.
     """
     received: list[Tensor] = []
-    for start in range(0, len(x), part):
-        attention, mlp = keepers()
-        some = x[start : start + part]
-        half = attention_forward(ops, some, weights, shape, attention, readers=readers, observe=observe)
-        mlp_forward(ops, half.y, weights, shape, mlp)
+    parts = [slice(start, start + part) for start in range(0, len(x), part)]
+    ours = weights("attention")
+    for some in parts:
+        half = attention_forward(ops, x[some], ours, shape, keeper("attention"), readers=readers, observe=observe)
         if half.received is not None:
             received.append(half.received)
-    return x if readers is None else x[:, :readers].clone(), received  # the rest of the stream is free
+    if readers is not None:
+        x = x[:, :readers].clone()  # the rest of the stream is free
+    ours = weights("mlp")
+    for some in parts:
+        mlp_forward(ops, x[some], ours, shape, keeper("mlp"))
+    return x, received

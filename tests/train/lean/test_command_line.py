@@ -48,7 +48,11 @@ def test_a_run_with_levers_ends_well_and_can_be_taken_up_again(edgetune, photos:
         ("full", ("int8",), "int8 is not understood"),
         ("full", ("trainer=lean", "saved_precision=int3"), "int3"),
         ("full", ("trainer=lean", "k=many"), "k"),
-        ("full", ("trainer=lean", "k=0"), "trained_blocks, k and feature_views are counts; give 1 or more"),
+        (
+            "full",
+            ("trainer=lean", "k=0"),
+            "trained_blocks, k, part_tokens and feature_views are counts; give 1 or more",
+        ),
         ("edgetune", ("token_min=0.9", "token_max=0.5"), "0 < token_min <= token_max <= 1"),
         ("edgetune", ("token_max=1.5",), "0 < token_min <= token_max <= 1"),
         ("edgetune", ("token_min=some",), "is not a number; give a share of the patches"),

@@ -38,7 +38,7 @@ def span(values: Tensor) -> tuple[int, int]:
 @given(REQUESTS, st.sampled_from([1 << 12, 1 << 16, 4 << 20]))
 def test_no_two_tensors_of_an_arena_share_a_byte(requests, slab_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgetune.train.lean.arena._SLAB_BYTES", slab_bytes)
+        patch.setattr("edgetune.train.lean.arena._SLAB_BYTES", {"cpu": slab_bytes})
         arena = Arena(CPU)
         rounds = []
         for _ in range(3):
@@ -76,7 +76,7 @@ def test_steps_of_more_and_more_tokens_take_what_the_largest_needs(
     slab_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token counts move from step to step; slabs that became too small must not be kept beside larger ones."""
-    monkeypatch.setattr("edgetune.train.lean.arena._SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr("edgetune.train.lean.arena._SLAB_BYTES", {"cpu": slab_bytes})
     arena = Arena(CPU)
     for tokens in [*range(40, 80), *range(80, 40, -3), *range(50, 80)]:
         arena.reset()
