@@ -209,6 +209,6 @@ def _positions(store: WeightsStore, found: Match, spec: ViTSpec) -> Tensor:
 
 
 def _draw_classifier(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A tensor of a fresh classifier: truncated normal weights, zero biases."""
+    """A tensor of a fresh classifier: normal weights (timm cuts them off at 100 deviations), zero biases."""
     values = torch.zeros(shape)
-    return nn.init.trunc_normal_(values, std=0.02, generator=generator) if len(shape) > 1 else values
+    return values.normal_(std=0.02, generator=generator) if len(shape) > 1 else values

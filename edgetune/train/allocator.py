@@ -10,6 +10,7 @@ See mallopt(3).
 from __future__ import annotations
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MMAP_FROM_BYTES = _TRIM_FROM_BYTES = 256 << 10  # smaller ones stay in a heap, which fragments
@@ -23,6 +24,16 @@ def keep_malloc_lean() -> bool:
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES))
     return bool(sum(mallopt(option, value) for option, value in settings) == len(settings))
+
+
+def keep_mkl_lean() -> None:
+    """Have MKL return its packing buffers after each product instead of keeping one for every size and thread.
+
+    For the lean trainer, whose own memory is so small that this shows: 2 MiB of a ViT-Ti's 34, 4 to 10 of a ViT-B's
+    150, for no time that could be measured. Must come before the first product (MKL's developer guide,
+    MKL_DISABLE_FAST_MM).
+    """
+    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 
 def release_free_memory() -> None:

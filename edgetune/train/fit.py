@@ -25,7 +25,7 @@ from edgetune.measure.memory import PeakMeter
 from edgetune.model.registry import find_spec
 from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
-from edgetune.train.allocator import keep_malloc_lean
+from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Source
 from edgetune.train.folder import RunFolder
@@ -123,6 +123,8 @@ def _sitting(
 def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> Result:
     if plan.allocator == "lean":
         keep_malloc_lean()
+    if plan.trainer == "lean":
+        keep_mkl_lean()
     try:
         from edgetune.train import torch_engine
     except ModuleNotFoundError as error:

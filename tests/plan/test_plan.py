@@ -113,9 +113,7 @@ def test_a_batch_stays_whole_where_splitting_would_cost_memory() -> None:
 
 def test_pressure_turns_the_levers_before_giving_up(photos: Path) -> None:
     easy = make_plan(photos, model=MODEL, profile=make_profile())
-    tight = make_plan(
-        photos, model=MODEL, profile=make_profile(), memory_bytes=easy.predicted.peak_memory_bytes - 5 * MIB
-    )
+    tight = make_plan(photos, model=MODEL, profile=make_profile(), memory_bytes=easy.predicted.peak_memory_bytes - MIB)
     assert tight.micro_batch_size < easy.micro_batch_size
     assert tight.lowest_trainable_block == easy.lowest_trainable_block  # splitting the batch costs nothing learned
 

@@ -89,7 +89,7 @@ class LeanEngine(TorchBase):
         for optimizer in self._optimizers.values():
             optimizer.prepare()  # now, so that the state does not settle among a step's temporaries
         # one gradient for whichever group is at it
-        self._gradient = torch.zeros(max(group.size for group in self._groups.values()), device=self.device)
+        self._gradient = torch.empty(max(group.size for group in self._groups.values()), device=self.device)
         self.frozen = FrozenPart(plan, self.spec, self._store, self._embeddings, self.device)
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
         self._awake = False  # whether the weights that train are in memory

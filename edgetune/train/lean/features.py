@@ -28,6 +28,7 @@ from edgetune.data.loader import Batch, Loader
 from edgetune.errors import InputError
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan
+from edgetune.train.allocator import release_free_memory
 from edgetune.train.lean.engine import LeanEngine
 from edgetune.train.torch_base import memory_errors
 
@@ -99,6 +100,7 @@ class FeatureLoader:
         if file is None:
             yield from self._fill(path, key, view)
             self._engine.frozen.free()
+            release_free_memory()  # training has tensors of other sizes
             file = FeatureFile.open(path, key)
         if file is None:
             raise InputError(f"{path} was removed while it was needed; go on with --resume.")

@@ -30,7 +30,7 @@ Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]
 
 _SCALE_GROUP = 256  # values of a moment that share a scale
-_PIECE = 1 << 18  # values worked on at a time: 1 MiB, a multiple of the above
+_PIECE = 1 << 17  # values worked on at a time: half a MiB, a multiple of the above
 
 
 class GroupOptimizer:

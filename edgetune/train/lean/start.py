@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from edgetune.data.loader import Loader
 from edgetune.model.registry import find_spec
 from edgetune.model.store import convert_weights
@@ -31,7 +29,6 @@ def start_engine(
     """
     if not resume:
         convert_base(plan, folder.base)
-    _keep_to_one_library(plan)
     engine = LeanEngine(plan, folder.base)
     cache = plan.feature_cache
     if cache is None:
@@ -40,15 +37,6 @@ def start_engine(
     if not cache.val_bytes:
         return engine, features, val
     return engine, features, FeatureLoader(val, engine, cache, folder.base.parent, "val", all_tokens=True, views=1)
-
-
-def _keep_to_one_library(plan: Plan) -> None:
-    """Do without oneDNN where MKL multiplies.
-
-    In fp32 torch asks it for the GELU alone, which it does no faster than torch, and its code takes 7 MiB of memory.
-    """
-    if plan.device == "cpu" and "bf16" not in (plan.precision, levers_of(plan).frozen_arithmetic):
-        torch.backends.mkldnn.set_flags(not torch.backends.mkl.is_available())
 
 
 def convert_base(plan: Plan, base: Path) -> None:
