@@ -40,7 +40,7 @@ MOST_EXTENSIONS = 4  # of the grid, beyond which a rate at its edge is printed a
 RESAMPLES = 10_000
 HERE = Path(__file__).resolve().parent
 
-_COMMON = "--epochs 3 --batch-size 32 --evaluate-every 3 --threads 2 --workers 0"
+_COMMON = "--epochs 3 --batch-size 32 --evaluate-every 3 --workers 0"
 # Random crops cost every method points in so few epochs (results/parity_augmented.jsonl has `full` with them), so W4
 # and the digits do without, for all methods alike.
 WORKLOADS = {
@@ -79,6 +79,7 @@ class Setting(NamedTuple):
     scratch: Path
     quiet: bool
     this_commit: bool
+    threads: int = 2
 
 
 def read_methods(names: str, recipes: Path) -> list[Method]:
@@ -113,10 +114,11 @@ def commit_of(code: Path) -> str:
     return described.stdout.strip()
 
 
-def fit_command(run: Run, data: str, weights: str | None, out: str) -> list[str]:
+def fit_command(run: Run, data: str, weights: str | None, out: str, threads: int) -> list[str]:
     """The command line of one run."""
     return [
         *("edgetune", "fit", data, *shlex.split(WORKLOADS[run.workload])),
+        *("--threads", str(threads)),
         *(("--weights", weights) if weights else ()),
         *("--method", run.method, *run.arguments),
         *("--lr", f"{run.lr:g}", "--seed", str(run.seed), "--out", out),
@@ -133,8 +135,9 @@ def ensure(run: Run, method: Method, setting: Setting) -> None:
     out = (setting.scratch / label).resolve()
     shutil.rmtree(out, ignore_errors=True)
     data, weights = (setting.data / folder).resolve(), setting.weights
-    arguments = fit_command(run, str(data), str(weights.resolve()) if weights else None, str(out))
-    shown = shlex.join(fit_command(run, folder, weights.name if weights else None, f"runs/{label}"))
+    place = str(weights.resolve()) if weights else None
+    arguments = fit_command(run, str(data), place, str(out), setting.threads)
+    shown = shlex.join(fit_command(run, folder, weights.name if weights else None, f"runs/{label}", setting.threads))
     print(shown, flush=True)
     commit = commit_of(setting.code)
     ended = subprocess.run(
@@ -295,6 +298,7 @@ def main() -> None:
     running.add_argument("--code", type=Path, default=HERE.parent, help="the checkout whose edgetune runs")
     running.add_argument("--scratch", type=Path, default=Path("runs/parity"), help="run folders; each is removed")
     running.add_argument("--quiet-machine", action="store_true", help="nothing else runs: the times may be shown")
+    running.add_argument("--threads", type=int, default=2, help="of each run; with 1, two series may run side by side")
     running.add_argument("--this-commit", action="store_true", help="repeat what another commit's code has run")
     commands = parser.add_subparsers(dest="command", required=True)
     trying = commands.add_parser("grid", parents=[shared, running])
@@ -316,6 +320,7 @@ def main() -> None:
         scratch=options.scratch,
         quiet=options.quiet_machine,
         this_commit=options.this_commit,
+        threads=options.threads,
     )
     if options.command == "grid":
         grid(methods, setting, [float(rate) for rate in options.rates.split(",")], options.seeds)

@@ -36,6 +36,11 @@ class Arena:
         """Take everything back: what was handed out must not be used any more."""
         self._slab, self._used = 0, 0
 
+    def free(self) -> None:
+        """Take everything back, and give the memory back until it is asked for again."""
+        self._slabs.clear()
+        self.reset()
+
     def empty(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
         """A tensor of any content."""
         size = math.prod(shape) * dtype.itemsize

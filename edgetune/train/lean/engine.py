@@ -319,7 +319,9 @@ class LeanEngine(TorchBase):
     def evaluate(
         self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
-        """See `Engine.evaluate`; with a cache, nothing of the frozen part is needed afterwards."""
+        """See `Engine.evaluate`. Nothing is saved meanwhile; steps over cached features do without the frozen part."""
+        self._arena.free()
+        self._passing.free()
         found = super().evaluate(batches, micro_batch_size, stop)
         if self.plan.feature_cache is not None:
             self.frozen.free()

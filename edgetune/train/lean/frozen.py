@@ -74,7 +74,7 @@ class FrozenBlocks:
 
     def free(self) -> None:
         """Give back the memory of the half handed out last."""
-        self._buffer = Arena(torch.device("cpu"))
+        self._buffer.free()
 
     def _ready(self, name: str) -> Tensor:
         kept = self._kept.get(name)
