@@ -34,7 +34,7 @@ _INDEX_BYTES = 8
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
 STEP_BYTES = 24 << 20
 # The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md).
-LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 24 << 20, 0.05
+LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.05
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # glibc keeps tensors of up to 32 MiB in a heap; sizes that change from step to step can fragment it by as much again.

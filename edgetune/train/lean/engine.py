@@ -88,10 +88,10 @@ class LeanEngine(TorchBase):
         }
         for optimizer in self._optimizers.values():
             optimizer.prepare()  # now, so that the state does not settle among a step's temporaries
-        # one gradient for whichever group is at it
-        self._gradient = torch.empty(max(group.size for group in self._groups.values()), device=self.device)
         self.frozen = FrozenPart(plan, self.spec, self._store, self._embeddings, self.device)
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
+        self._gradients = Arena(self.device)  # one gradient, of whichever group is at it
+        self._gradient = torch.empty(0)
         self._awake = False  # whether the weights that train are in memory
         self._feature_images = 0
         self._stepped: set[str] = set()  # groups that an interrupted step has updated
@@ -297,12 +297,14 @@ class LeanEngine(TorchBase):
         return {} if group is None else strip(self._zero_gradient(group), f"blocks.{index}.")
 
     def _zero_gradient(self, group: Group) -> dict[str, Tensor]:
-        return group.views(self._gradient[: group.size].zero_())
+        self._gradients.reset()
+        self._gradient = self._gradients.empty((group.size,), torch.float32).zero_()
+        return group.views(self._gradient)
 
     def _update(self, group: Group, learning_rate: float) -> None:
         if group.name not in self._stepped:
             self._stepped.add(group.name)  # before: half an update is better than one and a half
-            self._optimizers[group.name].step(self._gradient[: group.size], learning_rate)
+            self._optimizers[group.name].step(self._gradient, learning_rate)
 
     def features(self, images: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
         """What enters the lowest block that may train, for images (B, 3, S, S); see `FrozenPart.run`."""
@@ -320,8 +322,9 @@ class LeanEngine(TorchBase):
         self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
         """See `Engine.evaluate`. Nothing is saved meanwhile; steps over cached features do without the frozen part."""
-        self._arena.free()
-        self._passing.free()
+        self._gradient = torch.empty(0)
+        for arena in (self._arena, self._passing, self._gradients):
+            arena.free()
         found = super().evaluate(batches, micro_batch_size, stop)
         if self.plan.feature_cache is not None:
             self.frozen.free()
