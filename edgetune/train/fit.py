@@ -123,7 +123,7 @@ def _sitting(
 def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> Result:
     if plan.allocator == "lean":
         keep_malloc_lean()
-    if plan.trainer == "lean":
+    if plan.allocator == "lean" or plan.feature_cache is not None:
         keep_mkl_lean()
     try:
         from edgetune.train import torch_engine

@@ -1,0 +1,261 @@
+"""What share of the machine's matrix rate a training step reaches, and where the rest of its time goes.
+
+    python benchmarks/gemm_share.py run --model vit_tiny_patch16_224 --batch-size 8
+    python benchmarks/gemm_share.py run --model vit_base_patch16_224 --batch-size 4 --steps 6
+    python benchmarks/gemm_share.py table
+
+Three trainers take the same steps on random pixels (or features): `eager-full` is timm's model with torch's AdamW,
+`lean-full` and `edgetune` are those of recipes.json. For each:
+
+- the work that had to be done (`edgetune.plan.cost`: recomputation is not counted) by the time of a step, against the
+  rate of a product of two 2048 x 2048 matrices (`cube`);
+- the step's own matrix products and fused attention, seen by a dispatch mode and timed back to back on tensors of the
+  same shapes and strides: the best that a step of these shapes could reach (`roof`), and the share of it reached;
+- the time of each kind of operation by torch's profiler.
+
+A run adds one line to `results/gemm_share.jsonl`; nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from machine import append, lines
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from workloads import prepare_synthetic
+
+from edgetune.data.loader import Batch
+from edgetune.model.registry import find_spec
+from edgetune.model.vit import VisionTransformer, initialise
+from edgetune.model.weights import save_weights
+from edgetune.plan import make_plan
+from edgetune.plan.cost import step_flops
+from edgetune.schema import Plan
+from edgetune.train import torch_engine
+from edgetune.train.lean.engine import LeanEngine
+
+NAME = "gemm_share"
+CUBE = 2048
+CLASSES = 8
+RECIPES = Path(__file__).resolve().parent / "recipes.json"
+
+_ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu",)
+_PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward", "mkldnn_convolution")
+# kinds of operation by torch's names, the first that matches
+_KINDS = {
+    "matrix products": ("mm", "conv"),
+    "attention": ("scaled_dot_product", "softmax"),
+    "norms": ("layer_norm",),
+    "GELU": ("gelu",),
+    "optimizer": ("adam", "sqrt", "div_", "lerp", "addc", "_foreach"),
+    "packing and unpacking": ("round", "abs", "amax", "aten::to", "_to_copy", "clamp", "ceil"),
+    "copies": ("copy", "cat", "contiguous", "clone", "fill", "zero", "stack"),
+    "sums and products by element": ("add", "mul", "sub", "sum", "mean", "div", "rsub"),
+}
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products and fused attention by what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[tuple[Any, tuple[Any, ...]]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in _PRODUCTS or name.startswith(_ATTENTION):
+            self.found[func, tuple(_described(value) for value in args)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return ("tensor", tuple(value.shape), value.stride(), value.dtype)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, tuple) and value and value[0] == "tensor":
+        _, shape, stride, dtype = value
+        return torch.empty_strided(shape, stride, dtype=dtype).fill_(0.01)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def seconds_of(call: Callable[[], object], least_s: float = 0.3) -> float:
+    """Median time of a call."""
+    call()
+    times: list[float] = []
+    while sum(times) < least_s or len(times) < 3:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def cube_flops_per_s() -> float:
+    """Rate of one large product of square matrices."""
+    a, b = torch.randn(CUBE, CUBE), torch.randn(CUBE, CUBE)
+    return 2 * CUBE**3 / seconds_of(lambda: a @ b, 3.0)
+
+
+def roof_s(step: Callable[[], object]) -> float:
+    """Time that the products of a step take back to back."""
+    with Products() as products:
+        step()
+    total = 0.0
+    for (func, described), count in products.found.items():
+        given = [_made(value) for value in described]
+        total += count * seconds_of(lambda func=func, given=given: func(*given), 0.05)  # type: ignore[misc]
+    return total
+
+
+def shares(step: Callable[[], object], steps: int) -> dict[str, float]:
+    """Share of the profiled time by kind of operation."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(steps):
+            step()
+    times: Counter[str] = Counter()
+    for event in found.key_averages():
+        kinds = (kind for kind, parts in _KINDS.items() if any(part in event.key.lower() for part in parts))
+        times[next(kinds, "the rest")] += event.self_cpu_time_total
+    total = sum(times.values())
+    return {kind: round(value / total, 4) for kind, value in times.most_common()}
+
+
+def eager(plan: Plan, weights: Path) -> Callable[[], object]:
+    """A step of timm's model."""
+    model = timm.create_model(plan.model, num_classes=CLASSES, img_size=plan.image_size, pretrained=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    images = torch.randn(plan.batch_size, 3, plan.image_size, plan.image_size)
+    labels = torch.arange(plan.batch_size) % CLASSES
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def lean(plan: Plan, weights: Path) -> Callable[[], object]:
+    """A step of the lean trainer: on images, or on features where they are cached."""
+    engine = LeanEngine(plan, weights)
+    spec = engine.spec
+    labels = torch.arange(plan.batch_size).numpy() % CLASSES
+    if plan.feature_cache is None:
+        source = torch.randn(plan.batch_size, 3, plan.image_size, plan.image_size)
+    else:
+        source = torch.randn(plan.batch_size, spec.tokens, spec.width)
+    return lambda: engine.train_step(Batch(source.clone().numpy(), labels), 1e-5, plan.micro_batch_size)
+
+
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """One line of the results."""
+    size = arguments.image_size or find_spec(arguments.model).image_size
+    prepare_synthetic(scratch / "data", train=CLASSES * 4, val=CLASSES, side=size)
+    recipes = json.loads(RECIPES.read_text())
+    cube = cube_flops_per_s()
+    found: dict[str, Any] = {}
+    for name in ("eager-full", "lean-full", "edgetune"):
+        recipe = recipes.get(name, {"method": "full", "arguments": []})
+        plan = make_plan(
+            scratch / "data",
+            model=arguments.model,
+            method=recipe["method"],
+            image_size=size,
+            batch_size=arguments.batch_size,
+            levers=[text for text in recipe["arguments"] if text != "--lever"],
+            threads=arguments.threads,
+            workers=0,
+        )
+        spec = find_spec(plan.model).at(size, len(plan.data.classes))
+        model = VisionTransformer(spec)
+        initialise(model)
+        weights = scratch / "weights.safetensors"
+        save_weights(weights, model, {})
+        del model
+        torch_engine.start(plan)
+        step = (eager if plan.trainer == "autograd" else lean)(plan, weights)
+        trained = [block.index for block in plan.blocks if block.trainable]
+        flops = plan.batch_size * step_flops(spec, plan, trained, [float(spec.patches)] * spec.depth)
+        for _ in range(2):
+            step()
+        times = []
+        for _ in range(arguments.steps):
+            started = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - started)
+        step_s = statistics.median(times)
+        products_s = roof_s(step)
+        found[name] = {
+            "step_s": step_s,
+            "step_flops": flops,
+            "share_of_cube": flops / step_s / cube,
+            "roof_s": products_s,
+            "share_of_roof": products_s / step_s,
+            "part": plan.micro_batch_size,
+            "profile": shares(step, 3),
+        }
+        print(name, json.dumps(found[name]), flush=True)
+    return {
+        "model": arguments.model,
+        "image_size": size,
+        "batch_size": arguments.batch_size,
+        "threads": arguments.threads,
+        "cube_flops_per_s": cube,
+        "trainers": found,
+    }
+
+
+def table() -> None:
+    """Markdown: the last line of each model."""
+    records = {(line["model"], line["image_size"], line["batch_size"]): line for line in lines(NAME)}
+    for (model, size, batch), line in records.items():
+        rate = line["cube_flops_per_s"] / 1e9
+        print(f"\n{model}, {size} px, batch {batch}; {CUBE}-cube product: {rate:.0f} GFLOP/s\n")
+        print("| trainer | ms a step | GFLOP/s | share of the cube | share of the shape roof | where the time goes |")
+        print("|---|---:|---:|---:|---:|---|")
+        for name, found in line["trainers"].items():
+            kinds = ", ".join(
+                f"{kind} {100 * share:.0f} %" for kind, share in found["profile"].items() if share > 0.015
+            )
+            print(
+                f"| `{name}` | {1000 * found['step_s']:.0f} | {found['step_flops'] / found['step_s'] / 1e9:.0f} |"
+                f" {100 * found['share_of_cube']:.0f} % | {100 * found['share_of_roof']:.0f} % | {kinds} |"
+            )
+
+
+def main() -> None:
+    """Parse and dispatch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("--model", default="vit_tiny_patch16_224")
+    running.add_argument("--image-size", type=int)
+    running.add_argument("--batch-size", type=int, default=8)
+    running.add_argument("--steps", type=int, default=20)
+    running.add_argument("--threads", type=int, default=2)
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        table()
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        append(NAME, measure(arguments, Path(scratch)))
+
+
+if __name__ == "__main__":
+    main()
