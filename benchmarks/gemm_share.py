@@ -49,7 +49,7 @@ from edgetune.train.lean.engine import LeanEngine
 
 NAME = "gemm_share"
 CUBE = 2048
-CLASSES = 8
+CLASSES = 4  # of the synthetic images
 RECIPES = Path(__file__).resolve().parent / "recipes.json"
 
 _ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu",)
@@ -165,7 +165,7 @@ def lean(plan: Plan, weights: Path) -> Callable[[], object]:
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """One line of the results."""
     size = arguments.image_size or find_spec(arguments.model).image_size
-    prepare_synthetic(scratch / "data", train=CLASSES * 4, val=CLASSES, side=size)
+    prepare_synthetic(scratch / "data", train=8 * CLASSES, val=CLASSES, side=size)
     recipes = json.loads(RECIPES.read_text())
     cube = cube_flops_per_s()
     found: dict[str, Any] = {}

@@ -138,6 +138,18 @@ def test_packed_weights_are_not_unpacked_for_good(engine_for) -> None:
     assert first["attn.qkv.weight"].data_ptr() != second["attn.qkv.weight"].data_ptr()
 
 
+def test_halves_from_disk_share_their_memory_and_give_it_back(engine_for) -> None:
+    engine, _ = engine_for("plain", "frozen_weights=disk")
+    once = features(engine)
+    blocks = engine.frozen.blocks
+    places = {blocks.half(index, "mlp")["mlp.fc1.weight"].data_ptr() for index in (0, 1)}
+    assert len(places) == 1
+    assert not {*blocks.half(0, "mlp")} & {*blocks.half(0, "attention")}
+    engine.frozen.free()
+    assert blocks._buffer.nbytes == 0
+    assert features(engine).equal(once)
+
+
 def test_a_trained_model_is_written_whole_with_its_frozen_part_as_it_was(engine_for, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

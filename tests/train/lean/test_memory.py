@@ -193,6 +193,23 @@ def test_a_step_uses_the_memory_of_the_one_before(pair) -> None:
     assert places[0] == places[1] == places[2]
 
 
+def test_evaluation_gives_back_what_only_steps_need(pair) -> None:
+    made = pair("plain", "last-2", "saved_precision=int8")
+    engine = made.lean
+    arenas = (engine._arena, engine._gradients)
+    engine.train_step(make_batch(engine.spec, 5), 1e-4, 2)
+    assert all(arena.nbytes for arena in arenas)
+    before = engine.evaluate([make_batch(engine.spec, 4, seed=1)], 2)
+    assert before is not None
+    assert not any(arena.nbytes for arena in arenas)
+    twin = pair("plain", "last-2", "saved_precision=int8").lean
+    for seed in (0, 2):
+        twin.train_step(make_batch(twin.spec, 5, seed=seed), 1e-4, 2)
+    engine.train_step(make_batch(engine.spec, 5, seed=2), 1e-4, 2)  # as if there had been no evaluation
+    for name, values in engine._trained_weights().items():
+        assert values.equal(twin._trained_weights()[name]), name
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
