@@ -23,7 +23,7 @@ T. Dao et al., arXiv 2205.14135 (attention's backward pass from its log-sum-exp)
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from edgetune.model.ops import Ops
 
@@ -35,6 +35,12 @@ ATTENTION = ("attn.qkv.weight", "attn.proj.weight", "attn.qkv.bias", "attn.proj.
 MLP = ("mlp.fc1.weight", "mlp.fc2.weight", "mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias")
 ATTENTION_SCALE, MLP_SCALE = "ls1.gamma", "ls2.gamma"
 ATTENTION_NAMES, MLP_NAMES = frozenset((*ATTENTION, ATTENTION_SCALE)), frozenset((*MLP, MLP_SCALE))
+Half = Literal["attention", "mlp"]
+
+
+def half_of(name: str) -> Half:
+    """The half that a parameter belongs to, by its name in the whole model, `blocks.<index>.…`."""
+    return "mlp" if name.split(".", 2)[2] in MLP_NAMES else "attention"
 
 
 class Shape(NamedTuple):

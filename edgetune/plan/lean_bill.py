@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgetune.model.block import MLP_NAMES
+from edgetune.model.block import half_of
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.job import Job, entering
 
@@ -168,7 +168,7 @@ def _half_counts(spec: ViTSpec) -> dict[str, int]:
     """Numbers in each half of a block."""
     halves = {"attention": 0, "mlp": 0}
     for parameter in spec.block_parameters(0):
-        halves["mlp" if parameter.name.split(".", 2)[2] in MLP_NAMES else "attention"] += parameter.count
+        halves[half_of(parameter.name)] += parameter.count
     return halves
 
 

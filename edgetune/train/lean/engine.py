@@ -26,7 +26,7 @@ from torch import Tensor
 
 from edgetune.alast import top_tokens
 from edgetune.data.loader import Batch
-from edgetune.model.block import MLP_NAMES, Shape, attention_backward, attention_forward, mlp_backward, mlp_forward
+from edgetune.model.block import Half, Shape, attention_backward, attention_forward, half_of, mlp_backward, mlp_forward
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import Parameter
@@ -41,7 +41,7 @@ from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
 from edgetune.train.lean.optimizer import GroupOptimizer
 from edgetune.train.lean.parameters import Group, strip
-from edgetune.train.lean.passing import Half, keep_nothing, pass_block
+from edgetune.train.lean.passing import keep_nothing, pass_block
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
 from edgetune.train.torch_base import TorchBase, memory_errors
@@ -104,9 +104,10 @@ class LeanEngine(TorchBase):
         for index in self._trainable:
             at = f"blocks.{index}."
             parameters = list(self.spec.block_parameters(index))
-            mlp = [item for item in parameters if item.name.removeprefix(at) in MLP_NAMES]
-            groups.append((at + "attention", [item for item in parameters if item not in mlp]))
-            groups.append((at + "mlp", mlp))
+            groups += [
+                (at + half, [item for item in parameters if half_of(item.name) == half])
+                for half in ("attention", "mlp")
+            ]
         groups.append(("head", list(self.spec.head_parameters())))
         return {name: Group(name, parameters, self.device) for name, parameters in groups}
 

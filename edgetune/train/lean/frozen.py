@@ -12,12 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edgetune.model.block import MLP_NAMES
+from edgetune.model.block import Half, half_of
 from edgetune.model.store import WeightsStore
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.packing import Packed, pack
 from edgetune.train.lean.parameters import strip
-from edgetune.train.lean.passing import Half
 
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 
@@ -50,8 +49,7 @@ class FrozenBlocks:
             self._names[index, "attention"], self._names[index, "mlp"] = [], []
             for name in store.names:
                 if name.startswith(at):
-                    half: Half = "mlp" if name.removeprefix(at) in MLP_NAMES else "attention"
-                    self._names[index, half].append(name)
+                    self._names[index, half_of(name)].append(name)
                     if residence != "disk":
                         self._kept[name] = self._small(store.read(name), residence)
 

@@ -6,15 +6,13 @@ So the weights of one half are all that a block which does not train ever needs 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from torch import Tensor
 
-from edgetune.model.block import Saved, Shape, attention_forward, mlp_forward
+from edgetune.model.block import Half, Saved, Shape, attention_forward, mlp_forward
 from edgetune.model.torch_ops import TorchOps
 from edgetune.train.lean.saved import Discarded
 
-Half = Literal["attention", "mlp"]
 _DISCARDED = Discarded()
 
 
