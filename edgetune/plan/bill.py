@@ -83,8 +83,12 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 
 def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """See `edgetune.plan.lean_bill`."""
-    slack = 1 + SLACK_SHARE[job.allocator]
-    peak = max(lean_bill.moments(job), key=lambda moment: moment.weights + moment.saved + moment.workspace * slack)
+    slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + LEAN_SLACK_SHARE
+    # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
+    peak = max(
+        lean_bill.moments(job),
+        key=lambda moment: kept * (moment.weights + moment.saved) + slack * moment.workspace,
+    )
     weights, gradients = lean_bill.weight_bytes(job) + peak.weights, lean_bill.gradient_bytes(job)
     state = optimizer_bytes(job)
     held = int(LEAN_SLACK_SHARE * (weights + gradients + state + peak.saved))
