@@ -39,6 +39,7 @@ from workloads import prepare_synthetic
 
 from edgetune.data.loader import Batch
 from edgetune.model.registry import find_spec
+from edgetune.model.spec import ViTSpec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
 from edgetune.plan import make_plan
@@ -135,7 +136,13 @@ def shares(step: Callable[[], object], steps: int) -> dict[str, float]:
     return {kind: round(value / total, 4) for kind, value in times.most_common()}
 
 
-def eager(plan: Plan, weights: Path) -> Callable[[], object]:
+def _write_weights(spec: ViTSpec, path: Path) -> None:
+    model = VisionTransformer(spec)
+    initialise(model)
+    save_weights(path, model, {})
+
+
+def eager(plan: Plan) -> Callable[[], object]:
     """A step of timm's model."""
     model = timm.create_model(plan.model, num_classes=CLASSES, img_size=plan.image_size, pretrained=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -168,6 +175,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     prepare_synthetic(scratch / "data", train=8 * CLASSES, val=CLASSES, side=size)
     recipes = json.loads(RECIPES.read_text())
     cube = cube_flops_per_s()
+    weights = scratch / "weights.safetensors"
+    _write_weights(find_spec(arguments.model).at(size, CLASSES), weights)
     found: dict[str, Any] = {}
     for name in ("eager-full", "lean-full", "edgetune"):
         recipe = recipes.get(name, {"method": "full", "arguments": []})
@@ -182,13 +191,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             workers=0,
         )
         spec = find_spec(plan.model).at(size, len(plan.data.classes))
-        model = VisionTransformer(spec)
-        initialise(model)
-        weights = scratch / "weights.safetensors"
-        save_weights(weights, model, {})
-        del model
         torch_engine.start(plan)
-        step = (eager if plan.trainer == "autograd" else lean)(plan, weights)
+        step = eager(plan) if plan.trainer == "autograd" else lean(plan, weights)
         trained = [block.index for block in plan.blocks if block.trainable]
         flops = plan.batch_size * step_flops(spec, plan, trained, [float(spec.patches)] * spec.depth)
         for _ in range(2):

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -34,6 +35,7 @@ from edgetune.model.store import WeightsStore, copy_weights
 from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
 from edgetune.plan.cost import feature_flops, step_flops
+from edgetune.plan.lean_bill import group_size
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
 from edgetune.train.lean.arena import Arena
@@ -326,10 +328,34 @@ class LeanEngine(TorchBase):
         self._gradient = torch.empty(0)
         for arena in (self._arena, self._passing, self._gradients):
             arena.free()
-        found = super().evaluate(batches, micro_batch_size, stop)
+        found = super().evaluate(self._in_groups(batches, micro_batch_size), micro_batch_size, stop)
         if self.plan.feature_cache is not None:
             self.frozen.free()
         return found
+
+    def _in_groups(self, batches: Iterable[Batch], part: int) -> Iterator[Batch]:
+        """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
+        waiting: list[Batch] = []  # embedded: (b, N, C)
+        size = group_size(self.spec, part) if self.plan.feature_cache is not None else self.plan.batch_size
+        for batch in batches:
+            if batch.images.ndim != 4 or not self._lowest:
+                yield batch
+                continue
+            if waiting and sum(len(other.labels) for other in waiting) + len(batch.labels) > size:
+                yield self._passed(waiting, part)
+            (images,) = self._tensors(batch.images)
+            waiting.append(batch._replace(images=self.frozen.embed(images).cpu().numpy()))
+        if waiting:
+            yield self._passed(waiting, part)
+
+    def _passed(self, waiting: list[Batch], part: int) -> Batch:
+        """What enters the lowest block that may train, for all of these, which are let go."""
+        (x,) = self._tensors(np.concatenate([batch.images for batch in waiting]))
+        labels = np.concatenate([batch.labels for batch in waiting])
+        indices = [batch.indices for batch in waiting if batch.indices is not None]
+        waiting.clear()
+        features = self.frozen.run(x, part, all_tokens=True)
+        return Batch(features.cpu().numpy(), labels, np.concatenate(indices) if indices else None)
 
     def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
         """See `TorchBase`: of images, or of their features."""

@@ -20,6 +20,7 @@ from edgetune.train.engine import OutOfMemoryError
 from edgetune.train.lean import engine as room
 from edgetune.train.lean import packing
 from edgetune.train.lean.arena import Arena
+from edgetune.train.lean.frozen import FrozenBlocks
 from edgetune.train.lean.packing import pack
 from edgetune.train.lean.tokens import gathered as gather
 from tests.train.lean.conftest import Pair, make_batch
@@ -208,6 +209,22 @@ def test_evaluation_gives_back_what_only_steps_need(pair) -> None:
     engine.train_step(make_batch(engine.spec, 5, seed=2), 1e-4, 2)  # as if there had been no evaluation
     for name, values in engine._trained_weights().items():
         assert values.equal(twin._trained_weights()[name]), name
+
+
+def test_validation_images_share_a_reading_of_the_frozen_weights(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = pair("plain", "last-2", "frozen_weights=disk")
+    engine, batches = made.lean, [make_batch(made.lean.spec, 1, seed=seed) for seed in range(7)]
+    expected = made.autograd.evaluate(batches, 1)
+    read = FrozenBlocks.half
+    asked = []
+    monkeypatch.setattr(FrozenBlocks, "half", lambda self, *half: asked.append(half) or read(self, *half))
+    found = engine.evaluate(batches, 1)
+    assert found is not None
+    assert expected is not None
+    assert found.predictions == expected.predictions
+    groups = -(-len(batches) // engine.plan.batch_size)
+    assert groups < len(batches)
+    assert len(asked) == groups * 2 * engine._lowest
 
 
 def resident_bytes() -> int:
