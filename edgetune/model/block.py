@@ -34,7 +34,13 @@ Gradients = dict[str, T]
 ATTENTION = ("attn.qkv.weight", "attn.proj.weight", "attn.qkv.bias", "attn.proj.bias", "norm1.weight", "norm1.bias")
 MLP = ("mlp.fc1.weight", "mlp.fc2.weight", "mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias")
 ATTENTION_SCALE, MLP_SCALE = "ls1.gamma", "ls2.gamma"
-ATTENTION_NAMES, MLP_NAMES = frozenset((*ATTENTION, ATTENTION_SCALE)), frozenset((*MLP, MLP_SCALE))
+# Factors of a low-rank correction, towards the inside and towards the output; see `attention_forward`.
+LORA_QKV = ("attn.qkv.lora_a", "attn.qkv.lora_b")
+LORA_PROJ = ("attn.proj.lora_a", "attn.proj.lora_b")
+ATTENTION_NAMES = frozenset((*ATTENTION, ATTENTION_SCALE, *LORA_QKV, *LORA_PROJ))
+MLP_NAMES = frozenset((*MLP, MLP_SCALE))
+_READ_NORMED = frozenset(("attn.qkv.weight", *LORA_QKV))
+_BEFORE_ATTENTION = _READ_NORMED | {"attn.qkv.bias", "norm1.weight", "norm1.bias"}
 Half = Literal["attention", "mlp"]
 
 
@@ -89,7 +95,9 @@ def attention_forward(
     Args:
         ops: how to compute.
         x: (B, N, C); may be written over.
-        weights: by the names of `ATTENTION`, and `ATTENTION_SCALE` where the model has it.
+        weights: by the names of `ATTENTION`, and `ATTENTION_SCALE` where the model has it. Where low-rank factors
+            train (arXiv 2106.09685), those of `LORA_QKV` and `LORA_PROJ`, each times its scale; the product is part of
+            the matrix already.
         shape: heads and epsilon.
         saved: where to keep what the backward pass needs.
         readers: only the outputs of the first so many tokens are needed; None: all. y is (B, readers, C) then.
@@ -153,10 +161,12 @@ def attention_backward(
     out = saved.take("out")
     gamma = weights.get(ATTENTION_SCALE)
     _branch_weights(ops, dy, out, weights, "attn.proj", ATTENTION_SCALE, gamma, needs, gradients)
-    inner = needs & {"attn.qkv.weight", "attn.qkv.bias", "norm1.weight", "norm1.bias"}
-    if not inner and not input_needed:
+    if not needs & _BEFORE_ATTENTION and not input_needed:
         return Backward(None, gradients)
-    d_out = ops.linear_input(dy if gamma is None else ops.scale(dy, gamma), weights["attn.proj.weight"])
+    d_branch = dy if gamma is None else ops.scale(dy, gamma)
+    _factors(ops, d_branch, out, weights, "attn.proj", needs, gradients)
+    d_out = ops.linear_input(d_branch, weights["attn.proj.weight"])
+    del d_branch
     if readers is None:
         q, k, v = ops.split(saved.take("qkv"), 3)
     else:
@@ -170,9 +180,11 @@ def attention_backward(
         del dq, dk, dv
         if "attn.qkv.bias" in needs:
             gradients["attn.qkv.bias"] = ops.sum_tokens(d_qkv, gradients.get("attn.qkv.bias"))
-        if "attn.qkv.weight" in needs:
+        if needs & _READ_NORMED:
             normed, _, _ = ops.layer_norm(x, weights["norm1.weight"], weights["norm1.bias"], shape.eps)
-            gradients["attn.qkv.weight"] = ops.linear_weight(d_qkv, normed, gradients.get("attn.qkv.weight"))
+            if "attn.qkv.weight" in needs:
+                gradients["attn.qkv.weight"] = ops.linear_weight(d_qkv, normed, gradients.get("attn.qkv.weight"))
+            _factors(ops, d_qkv, normed, weights, "attn.qkv", needs, gradients)
             del normed
         d_normed = ops.linear_input(d_qkv, weight)
     else:
@@ -182,13 +194,28 @@ def attention_backward(
         if "attn.qkv.bias" in needs:
             d_bias = ops.stack_rows(ops.sum_tokens(dq), ops.sum_tokens(d_kv))
             gradients["attn.qkv.bias"] = _added(ops, gradients.get("attn.qkv.bias"), d_bias)
-        if "attn.qkv.weight" in needs:
+        if needs & _READ_NORMED:
             normed, _, _ = ops.layer_norm(x, weights["norm1.weight"], weights["norm1.bias"], shape.eps)
-            d_weight = ops.stack_rows(
-                ops.linear_weight(dq, ops.first_tokens(normed, readers)), ops.linear_weight(d_kv, normed)
-            )
-            gradients["attn.qkv.weight"] = _added(ops, gradients.get("attn.qkv.weight"), d_weight)
-            del normed, d_weight
+            asking = ops.first_tokens(normed, readers)
+            if "attn.qkv.weight" in needs:
+                d_weight = ops.stack_rows(ops.linear_weight(dq, asking), ops.linear_weight(d_kv, normed))
+                gradients["attn.qkv.weight"] = _added(ops, gradients.get("attn.qkv.weight"), d_weight)
+                del d_weight
+            # the factor towards the output lies row by row like the weight, the other sees both
+            if LORA_QKV[1] in needs:
+                inward = weights[LORA_QKV[0]]
+                d_outward = ops.stack_rows(
+                    ops.linear_weight(dq, ops.linear(asking, inward, None)),
+                    ops.linear_weight(d_kv, ops.linear(normed, inward, None)),
+                )
+                gradients[LORA_QKV[1]] = _added(ops, gradients.get(LORA_QKV[1]), d_outward)
+            if LORA_QKV[0] in needs:
+                outward = weights[LORA_QKV[1]]
+                total = gradients.get(LORA_QKV[0])
+                total = ops.linear_weight(ops.linear_input(dq, ops.first_rows(outward, width)), asking, total)
+                d_kv_inward = ops.linear_input(d_kv, ops.later_rows(outward, width))
+                gradients[LORA_QKV[0]] = ops.linear_weight(d_kv_inward, normed, total)
+            del normed, asking
         d_normed = ops.add(
             ops.linear_input(d_kv, ops.later_rows(weight, width)),
             ops.pad_tokens(ops.linear_input(dq, ops.first_rows(weight, width)), x),
@@ -281,6 +308,19 @@ def _branch_weights(
     if scale_name in needs and outer is not None and total is not None:
         d_gamma = ops.add(ops.dot_rows(outer, weights[weight]), ops.scale(total, weights[bias]))
         gradients[scale_name] = _added(ops, gradients.get(scale_name), d_gamma)
+
+
+def _factors(
+    ops: Ops[T], dy: T, x: T, weights: Mapping[str, T], layer: str, needs: Set[str], gradients: Gradients[T]
+) -> None:
+    """Gradients of a layer's low-rank factors, y = x (W + B A)ᵀ: dB = dyᵀ (x Aᵀ), dA = (dy B)ᵀ x."""
+    inward, outward = layer + ".lora_a", layer + ".lora_b"
+    if outward in needs:
+        inner = ops.linear(x, weights[inward], None)
+        gradients[outward] = ops.linear_weight(dy, inner, gradients.get(outward))
+    if inward in needs:
+        d_inner = ops.linear_input(dy, weights[outward])
+        gradients[inward] = ops.linear_weight(d_inner, x, gradients.get(inward))
 
 
 def _norm_weights(

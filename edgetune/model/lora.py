@@ -18,6 +18,13 @@ from torch.nn import functional as F
 from edgetune.model.vit import Attention, Block, VisionTransformer
 
 
+def draw_factor(rank: int, in_features: int, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh A, (rank, in), on the CPU."""
+    factor = torch.empty(rank, in_features)
+    nn.init.kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
+    return factor
+
+
 class LoraLinear(nn.Linear):
     """A linear layer with a frozen weight and a trained low-rank correction. Its own tensors keep their names."""
 
@@ -25,9 +32,8 @@ class LoraLinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias  # no copy
         self.scale = alpha / rank
-        factor_a = torch.empty(rank, base.in_features, dtype=base.weight.dtype)
-        nn.init.kaiming_uniform_(factor_a, a=math.sqrt(5), generator=generator)
-        self.lora_a = nn.Parameter(factor_a.to(base.weight.device))
+        factor_a = draw_factor(rank, base.in_features, generator)
+        self.lora_a = nn.Parameter(factor_a.to(base.weight.device, base.weight.dtype))
         self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:

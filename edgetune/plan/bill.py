@@ -156,7 +156,7 @@ def moments(job: Job) -> list[Moment]:
 def weight_bytes(job: Job) -> int:
     """The model's parameters, adapters included."""
     embeddings, block, head = _counts(job.spec)
-    adapters = sum(job.trainable) * _adapter_count(job.spec, job.lora_rank)
+    adapters = sum(job.trainable) * lean_bill.adapter_count(job.spec, job.lora_rank)
     return FLOAT_BYTES * (embeddings + job.spec.depth * block + head + adapters)
 
 
@@ -235,13 +235,8 @@ def _classify_bytes(job: Job) -> int:
 def _block_count(job: Job) -> int:
     """Weights of one block that train when it is drawn."""
     if job.lora_rank:
-        return _adapter_count(job.spec, job.lora_rank)
+        return lean_bill.adapter_count(job.spec, job.lora_rank)
     return _counts(job.spec)[1]
-
-
-def _adapter_count(spec: ViTSpec, rank: int) -> int:
-    """Weights of a block's adapters: in → rank → out, on the joint q, k, v projection and on the output projection."""
-    return rank * (spec.width + 3 * spec.width) + rank * (spec.width + spec.width)
 
 
 def _count(parameters: Iterable[Parameter]) -> int:

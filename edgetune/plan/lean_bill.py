@@ -23,6 +23,7 @@ from typing import NamedTuple
 from edgetune.model.block import half_of
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.job import Job, entering
+from edgetune.plan.levers import frozen_arithmetic
 
 FLOAT_BYTES = 4
 SCALE_GROUP = 64  # saved values that share a scale; its four bytes add a sixteenth to eight bits
@@ -48,34 +49,42 @@ def state_bytes(job: Job, trainable: int) -> int:
         return 0
     if kind == "sgd":
         return FLOAT_BYTES * trainable
-    return int(_STATE_BYTES["fp32" if kind == "adam" else job.levers.optimizer_state] * trainable)
+    precision = "fp32" if kind == "adam" else job.levers.optimizer_state
+    thin = 0  # factors are so thin that their rows and columns count
+    if job.lora_rank and precision == "factored":
+        thin = FLOAT_BYTES * sum(job.trainable) * (6 * job.spec.width + 4 * job.lora_rank)
+    return int(_STATE_BYTES[precision] * trainable) + thin
 
 
 def weight_bytes(job: Job) -> int:
     """Weights that stay in memory: what trains in fp32, the rest as it is kept."""
-    spec = job.spec
-    frozen = sum(not trains for trains in job.trainable)
+    spec, frozen = job.spec, _frozen_blocks(job)
     matrices, vectors = _block_counts(spec)
     head = sum(parameter.count for parameter in spec.head_parameters())
     each = _RESIDENT_BYTES[job.levers.frozen_weights]
     kept = frozen * (matrices * each + (0 if each == 0 else FLOAT_BYTES * vectors))
     trained = (spec.depth - frozen) * (matrices + vectors) + head
+    if job.lora_rank:
+        trained += sum(job.trainable) * adapter_count(spec, job.lora_rank)
     return int(FLOAT_BYTES * (trained + (_embedding_count(spec) if job.embeddings_trainable else 0)) + kept)
 
 
 def passing_bytes(job: Job) -> int:
-    """Weights that are in memory only while images pass the frozen part: the embedding, half a block made ready."""
-    if job.embeddings_trainable:
-        return 0
-    ready, compute = 0, compute_bytes(job)
-    if not all(job.trainable) and _RESIDENT_BYTES[job.levers.frozen_weights] != compute:
-        ready = compute * max(_half_counts(job.spec).values())
-    return FLOAT_BYTES * _embedding_count(job.spec) + ready
+    """Weights in memory only while images pass the frozen part: the embedding, and what `_ready_bytes` says."""
+    return 0 if job.embeddings_trainable else FLOAT_BYTES * _embedding_count(job.spec) + _ready_bytes(job)
+
+
+def _ready_bytes(job: Job) -> int:
+    """Half a frozen block made ready for the arithmetic; with adapters also attention's matrices, corrected."""
+    compute, halves = compute_bytes(job), _half_counts(job.spec)
+    unpacked = _frozen_blocks(job) and _RESIDENT_BYTES[job.levers.frozen_weights] != compute
+    corrected = 4 * job.spec.width**2 if job.lora_rank else 0
+    return compute * ((max(halves.values()) if unpacked else 0) + corrected)
 
 
 def compute_bytes(job: Job) -> int:
-    """Bytes of a number in the arithmetic below the lowest trained block."""
-    return 2 if job.levers.frozen_arithmetic == "bf16" else 4
+    """Bytes of a number in the arithmetic with frozen weights."""
+    return 2 if frozen_arithmetic(job.levers, adapters=job.lora_rank > 0) == "bf16" else 4
 
 
 def gradient_bytes(job: Job) -> int:
@@ -83,7 +92,7 @@ def gradient_bytes(job: Job) -> int:
     spec = job.spec
     groups = [sum(parameter.count for parameter in spec.head_parameters())]
     if any(job.trainable):
-        groups += _half_counts(spec).values()
+        groups += [adapter_count(spec, job.lora_rank)] if job.lora_rank else _half_counts(spec).values()
     if job.embeddings_trainable:
         groups.append(_embedding_count(spec))
     return FLOAT_BYTES * max(groups)
@@ -131,6 +140,8 @@ def moments(job: Job) -> list[Moment]:
     inside = 6 * spec.width + 4 * spec.hidden  # numbers a token, of one half at its highest
     passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
     weights = passing_bytes(job)
+    # blocks with adapters are frozen themselves: they are made ready at every step
+    above = (_ready_bytes(job) if job.lora_rank else 0) if job.cached else weights
     found: list[Moment] = []
     if first > 0:
         group = group_size(spec, part) if job.cached else job.batch_size
@@ -141,7 +152,7 @@ def moments(job: Job) -> list[Moment]:
         kept += saved_bytes(job, index)
         # the stream's gradient, and what a dropped stream leaves beside its successor
         step = 2 * stream + FLOAT_BYTES * part * tokens[index] * inside
-        found.append(Moment(f"backward, block {index}", 0 if job.cached else weights, kept, step))
+        found.append(Moment(f"backward, block {index}", above, kept, step))
     stream = FLOAT_BYTES * spec.tokens * job.batch_size * spec.width
     found.append(Moment("evaluation", weights, 0.0, stream + passing))
     return found
@@ -151,6 +162,16 @@ def data_bytes(job: Job, decode_bytes: int) -> int:
     """Images of a batch, or of a part of one where a cache is filled from them, and what decoding needs."""
     images = job.micro_batch_size if job.cached else job.batch_size
     return 2 * FLOAT_BYTES * images * 3 * job.spec.image_size**2 + decode_bytes
+
+
+def adapter_count(spec: ViTSpec, rank: int) -> int:
+    """Weights of a block's adapters: in → rank → out, on the joint q, k, v projection and on the output projection."""
+    return rank * (spec.width + 3 * spec.width) + rank * (spec.width + spec.width)
+
+
+def _frozen_blocks(job: Job) -> int:
+    """Blocks whose own weights never train; adapters change nothing about that."""
+    return job.spec.depth if job.lora_rank else sum(not trains for trains in job.trainable)
 
 
 def _block_counts(spec: ViTSpec) -> tuple[int, int]:

@@ -45,10 +45,11 @@ class Levers(msgspec.Struct, frozen=True, kw_only=True):
     feature_cache: FeatureCache = "off"  # what lies below the lowest trained block, computed once and kept on disk
     feature_views: int = 1  # augmented views of each image that are cached
 
-    @property
-    def frozen_arithmetic(self) -> Bits:
-        """Type of the matrix products below the lowest trained block."""
-        return "bf16" if "bf16" in (self.precision, self.frozen_precision) else "fp32"
+
+def frozen_arithmetic(levers: Levers, *, adapters: bool) -> Bits:
+    """Type of the matrix products with frozen weights; that of the others, where adapters make them part of these."""
+    lower = levers.precision if adapters else levers.frozen_precision
+    return "bf16" if "bf16" in (levers.precision, lower) else "fp32"
 
 
 _LEAN_ONLY = (

@@ -87,8 +87,6 @@ def with_levers(method: Method, given: Sequence[str], depth: int) -> Method:
     trained = method.trained if levers.trained_blocks is None else levers.trained_blocks
     if trained > depth:
         raise InputError(f"--lever trained_blocks={trained} is more than the {depth} there are.")
-    if levers.trainer == "lean" and method.lora is not None:
-        raise InputError(f"--lever trainer=lean has no adapters; --method {method.name} needs trainer=autograd.")
     if levers.trainer == "lean" and method.alast is not None and method.alast.mode == "reference":
         raise InputError(
             f"--lever trainer=lean moves budgets once a step; --method {method.name} needs trainer=autograd."

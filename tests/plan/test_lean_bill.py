@@ -16,6 +16,7 @@ from edgetune.plan.bill import memory_bill, optimizer_bytes, trainable_count
 from edgetune.plan.job import Job, job_for
 from edgetune.plan.levers import Levers
 from edgetune.plan.methods import find_method
+from edgetune.schema import LoraPlan
 
 TINY = find_spec("vit_tiny_patch16_224")
 SPECS = [
@@ -49,7 +50,7 @@ def levers(draw: st.DrawFn) -> Levers:
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
     spec: ViTSpec = draw(st.sampled_from(SPECS))
-    name = draw(st.sampled_from(["edgetune", "full", "head", "last-2"]))
+    name = draw(st.sampled_from(["edgetune", "full", "head", "last-2", "lora"]))
     method = find_method(name, spec.depth)._replace(levers=draw(levers()), band=(0.3, 1.0))
     batch = draw(st.integers(1, 16))
     trained = draw(st.integers(0, spec.depth)) if name == "edgetune" else method.trained
@@ -160,12 +161,13 @@ def test_nothing_is_kept_below_the_lowest_trained_block() -> None:
     assert saved == lean_bill.saved_bytes(job, 10) + lean_bill.saved_bytes(job, 11)
 
 
-@pytest.mark.parametrize("name", ["full", "last-2", "head"])
+@pytest.mark.parametrize("name", ["full", "last-2", "head", "lora"])
 @pytest.mark.parametrize("residence", RESIDENCES)
 @pytest.mark.parametrize("state", ["fp32", "int8", "factored"])
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "sgd-plain"])
 def test_weights_gradient_and_state_are_those_the_engine_holds(name: str, residence, state, kind) -> None:
     torch = pytest.importorskip("torch")
+    from edgetune.train.lean.adapters import Adapters
     from edgetune.train.lean.optimizer import GroupOptimizer
     from edgetune.train.lean.packing import pack
     from edgetune.train.lean.parameters import Group
@@ -177,7 +179,10 @@ def test_weights_gradient_and_state_are_those_the_engine_holds(name: str, reside
     frozen, ready = 0, 0
     for index, trains in enumerate(job.trainable):
         parameters = list(spec.block_parameters(index))
-        if trains:
+        if trains and name == "lora":  # beside the weights, which stay frozen
+            adapters = Adapters(spec, tuple(range(6)), LoraPlan()).parameters(index)
+            groups.append(Group("adapters", adapters))
+        elif trains:
             mlp = [item for item in parameters if item.name.split(".")[2] in ("mlp", "norm2", "ls2")]
             groups += [Group("mlp", mlp), Group("attention", [item for item in parameters if item not in mlp])]
             continue
@@ -195,6 +200,7 @@ def test_weights_gradient_and_state_are_those_the_engine_holds(name: str, reside
         ready = 0 if residence == "fp32" else max(sizes)
     embeddings = Group("embeddings", list(spec.embedding_parameters()))
     ready += 0 if job.embeddings_trainable else embeddings.values.nbytes
+    ready += 4 * 4 * spec.width**2 if name == "lora" else 0  # qkv and proj with the factors' product in them
     groups += [embeddings] if job.embeddings_trainable else []
     held = sum(group.values.nbytes for group in groups)
     assert lean_bill.weight_bytes(job) == held + frozen

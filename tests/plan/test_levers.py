@@ -107,12 +107,6 @@ def test_what_autograd_cannot_do_is_refused(lever: str) -> None:
     set_levers(Levers(), ["precision=bf16", "saved_activations=recompute", "trained_blocks=2", "optimizer=sgd"])
 
 
-@pytest.mark.parametrize("method", ["lora", "alast-lora"])
-def test_adapters_need_autograd(method: str) -> None:
-    with pytest.raises(InputError, match="has no adapters"):
-        with_levers(find_method(method, 12), ["trainer=lean"], 12)
-
-
 def test_budgets_that_move_within_a_step_need_autograd() -> None:
     with pytest.raises(InputError, match="moves budgets once a step"):
         with_levers(find_method("alast", 12), ["trainer=lean"], 12)

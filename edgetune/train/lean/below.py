@@ -14,6 +14,7 @@ from edgetune.model.spec import ViTSpec
 from edgetune.model.store import WeightsStore
 from edgetune.model.torch_ops import TorchOps
 from edgetune.plan.job import levers_of
+from edgetune.plan.levers import frozen_arithmetic
 from edgetune.schema import Plan
 from edgetune.train.lean.frozen import FrozenBlocks
 from edgetune.train.lean.network import embed
@@ -45,9 +46,10 @@ class FrozenPart:
         self._shape = Shape(spec.heads, spec.norm_eps)
         self._lowest = min((block.index for block in plan.blocks if block.trainable), default=spec.depth)
         self._stay = plan.blocks[self._lowest - 1].keep_max_tokens if self._lowest else spec.patches
-        compute = torch.bfloat16 if levers_of(plan).frozen_arithmetic == "bf16" else torch.float32
+        arithmetic = frozen_arithmetic(levers_of(plan), adapters=plan.lora is not None)
+        compute = torch.bfloat16 if arithmetic == "bf16" else torch.float32
         self._ops = TorchOps(None if compute == torch.float32 else compute)
-        frozen = [block.index for block in plan.blocks if not block.trainable]
+        frozen = [block.index for block in plan.blocks if not block.trainable or plan.lora]
         self.blocks = FrozenBlocks(store, frozen, plan.frozen_weights, compute, device)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from edgetune.plan.cost import feature_flops, step_flops
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.lean.adapters import Adapters
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
@@ -83,6 +84,7 @@ class LeanEngine(TorchBase):
         self._shape = Shape(self.spec.heads, self.spec.norm_eps)
         self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
         self._lowest = min(self._trainable, default=self.spec.depth)
+        self._adapters = Adapters(self.spec, self._trainable, plan.lora) if plan.lora else None
         self._groups = self._make_groups()
         self._optimizers = {
             name: GroupOptimizer(group, plan.optimizer, plan.optimizer_state, plan.recipe.weight_decay)
@@ -105,6 +107,9 @@ class LeanEngine(TorchBase):
             groups.append(("embeddings", list(self.spec.embedding_parameters())))
         for index in self._trainable:
             at = f"blocks.{index}."
+            if self._adapters is not None:
+                groups.append((at + "attention", self._adapters.parameters(index)))
+                continue
             parameters = list(self.spec.block_parameters(index))
             groups += [
                 (at + half, [item for item in parameters if half_of(item.name) == half])
@@ -120,7 +125,10 @@ class LeanEngine(TorchBase):
         self._awake = True
         for group in self._groups.values():
             for name, values in group.weights.items():
-                self._store.read(name, values)
+                if name in self._store.names:  # adapters are not
+                    self._store.read(name, values)
+        if self._adapters is not None:
+            self._adapters.draw(self._trained_weights(), self.plan.seed)
 
     def _embeddings(self) -> Mapping[str, Tensor]:
         if self.plan.embeddings_trainable:
@@ -242,7 +250,7 @@ class LeanEngine(TorchBase):
         recompute = self.plan.saved_activations == "recompute"
 
         weights = self._half(index, "mlp")
-        group = self._groups[f"blocks.{index}.mlp"] if trained else None
+        group = self._groups.get(f"blocks.{index}.mlp") if trained else None
         totals = self._totals(group, index)
         for some, saved in zip(parts, trace.mlp, strict=True):
             if recompute:
@@ -290,10 +298,12 @@ class LeanEngine(TorchBase):
 
     def _half(self, index: int, half: Half) -> Mapping[str, Tensor]:
         """Weights of half a block by their names within the block."""
-        if index not in self._trainable:
-            return self.frozen.blocks.half(index, half)
-        at = f"blocks.{index}."
-        return strip(self._groups[at + half].weights, at)
+        group = self._groups.get(f"blocks.{index}.{half}")
+        ours = None if group is None else strip(group.weights, f"blocks.{index}.")
+        if self._adapters is None:
+            return self.frozen.blocks.half(index, half) if ours is None else ours
+        weights = self.frozen.blocks.half(index, half)
+        return weights if ours is None else self._adapters.corrected(weights, ours)
 
     def _totals(self, group: Group | None, index: int) -> dict[str, Tensor]:
         """Where the gradients of a block's half are summed up, by names within the block; nothing where it rests."""
@@ -379,7 +389,10 @@ class LeanEngine(TorchBase):
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """See `Engine.save_weights`."""
         metadata = WeightsMetadata.of(self.spec, self.plan.data.classes, val_accuracy=json.dumps(accuracy))
-        copy_weights(path, self._store, self._trained_weights(), metadata)
+        replaced: Mapping[str, Tensor] = self._trained_weights()
+        if self._adapters is not None:
+            replaced = self._adapters.merged_weights(self._store, replaced)
+        copy_weights(path, self._store, replaced, metadata)
         return path.stat().st_size
 
     def save_base(self, path: Path) -> int:

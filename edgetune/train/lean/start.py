@@ -8,6 +8,7 @@ from edgetune.data.loader import Loader
 from edgetune.model.registry import find_spec
 from edgetune.model.store import convert_weights
 from edgetune.plan.job import levers_of
+from edgetune.plan.levers import frozen_arithmetic
 from edgetune.schema import Plan
 from edgetune.train.engine import Source
 from edgetune.train.folder import RunFolder
@@ -43,10 +44,10 @@ def convert_base(plan: Plan, base: Path) -> None:
     """Write the weights that a run starts from, each in the precision it will be used in."""
     spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
     base.parent.mkdir(parents=True, exist_ok=True)
-    frozen = tuple(f"blocks.{block.index}." for block in plan.blocks if not block.trainable)
+    frozen = tuple(f"blocks.{block.index}." for block in plan.blocks if not block.trainable or plan.lora)
     matrices = {parameter.name for parameter in spec.parameters() if len(parameter.shape) > 1}
     half = plan.frozen_weights == "bf16" or (
-        plan.frozen_weights == "disk" and levers_of(plan).frozen_arithmetic == "bf16"
+        plan.frozen_weights == "disk" and frozen_arithmetic(levers_of(plan), adapters=plan.lora is not None) == "bf16"
     )
 
     def dtype(name: str) -> str:

@@ -122,7 +122,7 @@ def plan_of(plan_for: Any) -> Callable[..., tuple[Plan, Job]]:
             lowest_trainable_block=job.lowest,
             embeddings_trainable=chosen.embeddings_trainable,
             alast=alast,
-            lora=None,
+            lora=chosen.lora,
             recipe=msgspec.structs.replace(base.recipe, weight_decay=weight_decay, label_smoothing=0.1),
         )
         return plan, job

@@ -58,7 +58,7 @@ def test_a_run_with_levers_ends_well_and_can_be_taken_up_again(edgetune, photos:
         ("edgetune", ("token_min=some",), "is not a number; give a share of the patches"),
         ("full", ("trainer=autograd", "saved_precision=int8"), "saved_precision=int8 needs the lean trainer"),
         ("full", ("trainer=autograd", "optimizer=sgd-plain"), "optimizer=sgd-plain needs the lean trainer"),
-        ("lora", ("trainer=lean",), "trainer=lean has no adapters; --method lora needs trainer=autograd"),
+        ("alast-lora", ("trainer=lean",), "trainer=lean moves budgets once a step; --method alast-lora needs"),
         ("alast", ("trainer=lean",), "trainer=lean moves budgets once a step; --method alast needs trainer=autograd"),
         ("full", ("trainer=lean", "trained_blocks=2"), "trains the embeddings, and so every block; use last-2"),
         ("edgetune", ("trained_blocks=9",), "trained_blocks=9 is more than the 6 there are"),
@@ -87,3 +87,18 @@ def test_a_plan_says_what_its_cache_costs_and_what_is_given_up(edgetune, photos:
     reasons = " ".join(plan["why"])
     assert "disk" in reasons
     assert "view" in reasons or "augment" in reasons
+
+
+def test_adapters_train_over_cached_features(edgetune, photos: Path, tmp_path: Path) -> None:
+    levers = ("trainer=lean", "trained_blocks=2", "precision=bf16", "frozen_weights=bf16", "optimizer_state=factored",
+              "saved_precision=int8", "feature_cache=fp16")  # fmt: skip
+    run = tmp_path / "run"
+    common = [photos, *NANO, "--method", "lora", *options(levers)]
+    done = edgetune("fit", *common, "--out", run, "--epochs", "2", "--quiet")
+    assert done.code == 0, done.err
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["lora"]["rank"] == 8
+    assert plan["trainer"] == "lean"
+    assert plan["feature_cache"] is not None
+    result = json.loads((run / "result.json").read_text())
+    assert (result["stopped_by"], result["warnings"]) == ("epochs", plan["warnings"])

@@ -6,6 +6,7 @@ import gc
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -217,7 +218,12 @@ def test_validation_images_share_a_reading_of_the_frozen_weights(pair, monkeypat
     expected = made.autograd.evaluate(batches, 1)
     read = FrozenBlocks.half
     asked = []
-    monkeypatch.setattr(FrozenBlocks, "half", lambda self, *half: asked.append(half) or read(self, *half))
+
+    def noted(self: FrozenBlocks, *half: Any) -> Any:
+        asked.append(half)
+        return read(self, *half)
+
+    monkeypatch.setattr(FrozenBlocks, "half", noted)
     found = engine.evaluate(batches, 1)
     assert found is not None
     assert expected is not None
