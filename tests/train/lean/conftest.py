@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -57,9 +57,9 @@ class Pair(NamedTuple):
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What trains, as both have it now: lean first."""
-        lean = {name: values.clone() for name, values in self.lean._trained_weights().items()}
+        lean = {name: values.clone().cpu() for name, values in self.lean._trained_weights().items()}
         theirs = self.autograd.model.state_dict()
-        return lean, {name: theirs[name].clone() for name in lean}
+        return lean, {name: theirs[name].clone().cpu() for name in lean}
 
 
 def make_batch(spec: ViTSpec, size: int, seed: int = 0) -> Batch:
@@ -94,6 +94,7 @@ def plan_of(plan_for: Any) -> Callable[..., tuple[Plan, Job]]:
         batch: int = 5,
         alast: AlastPlan | None = None,
         weight_decay: float = 0.0,
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> tuple[Plan, Job]:
         chosen = with_levers(find_method(method, spec.depth), [*EXACT_LEVERS, *levers], spec.depth)
         chosen = chosen._replace(alast=alast)
@@ -103,6 +104,7 @@ def plan_of(plan_for: Any) -> Callable[..., tuple[Plan, Job]]:
         given = chosen.levers
         plan = msgspec.structs.replace(
             base,
+            device=device,
             model=spec.name,
             image_size=spec.image_size,
             method=method,
