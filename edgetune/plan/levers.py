@@ -23,7 +23,8 @@ OptimizerState = Literal["fp32", "int8", "factored"]
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 FeatureCache = Literal["off", "fp16", "int8"]
 
-_PART_BYTES = 5 << 20  # of a part's hidden layer: more leaves the processor's caches
+# Tokens with which matrix products reach their rate, unless the model is wider (benchmarks/gemm_share.py).
+_PART_TOKENS = 400
 
 
 class Levers(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,8 @@ class Levers(msgspec.Struct, frozen=True, kw_only=True):
     optimizer_state: OptimizerState = "fp32"
     saved_activations: Literal["full", "recompute"] = "full"
     saved_precision: SavedPrecision = "fp32"  # of what is kept for the backward pass
-    part_tokens: int = 400  # tokens of the images that pass a block together: fewer need less memory and more time
+    # Tokens of the images that pass a block together, about: fewer need less memory and more time. None: `part_size`'s.
+    part_tokens: int | None = None
     feature_cache: FeatureCache = "off"  # what lies below the lowest trained block, computed once and kept on disk
     feature_views: int = 1  # augmented views of each image that are cached
 
@@ -109,10 +111,12 @@ def _share(text: str, value: str) -> float:
         raise InputError(f"--lever {text} is not a number; give a share of the patches, 0.7 for instance.") from None
 
 
-def part_size(spec: ViTSpec, batch_size: int, part_tokens: int) -> int:
+def part_size(spec: ViTSpec, batch_size: int, part_tokens: int | None = None) -> int:
     """Images of a batch that pass a block of the lean trainer at a time, where no cap asks for fewer.
 
-    The gradient is that of the whole batch. A few hundred tokens are enough for matrix products to reach their rate.
+    The gradient is that of the whole batch. A weight's gradient is a product over the tokens, added to what other parts
+    gave: with fewer tokens than the weight has columns, more time goes into reading and writing the sum than into it.
     """
-    most = max(1, min(part_tokens // spec.tokens, _PART_BYTES // (4 * spec.tokens * spec.hidden)))
+    wanted = max(_PART_TOKENS, spec.width) if part_tokens is None else part_tokens
+    most = max(1, round(wanted / spec.tokens))
     return math.ceil(batch_size / math.ceil(batch_size / most))

@@ -144,7 +144,7 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     optimizer_state: Literal["fp32", "int8", "factored"]
     saved_activations: Literal["full", "recompute"]
     saved_precision: Literal["fp32", "bf16", "int8", "int4"]
-    part_tokens: int  # of the images that pass a block together, about; the lean trainer's `micro_batch_size` follows
+    part_tokens: int | None  # of the images that pass a block together, about, where they were given
     feature_cache: FeatureCachePlan | None
     allocator: Literal["fast", "lean"]  # whether freed memory is kept for reuse or goes back to the kernel at once
     blocks: list[BlockPlan]

@@ -43,8 +43,8 @@ def test_products_in_bf16_point_the_same_way(pair) -> None:
     ours, theirs = made.weights()
     for name, before in made.before.items():
         if name in ours:
-            moves = [(found[name] - before).flatten() for found in (ours, theirs)]
-            assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.98, name
+            mine, other = ((found[name] - before).flatten() for found in (ours, theirs))
+            assert torch.nn.functional.cosine_similarity(mine, other, dim=0) > 0.98, name
 
 
 @pytest.mark.parametrize("state", ["fp32", "int8", "factored"])
