@@ -1,14 +1,21 @@
-"""Predicted beside measured peak memory: plans of every method, each run by `edgetune fit` in a fresh process.
+"""Predicted beside measured peak memory: random plans, each run by `edgetune fit` in a fresh process.
 
-    python benchmarks/predict_memory.py run [--only NAME] [--threads 1]
-    python benchmarks/predict_memory.py table
+    python benchmarks/predict_memory.py run --series design --count 60
+    python benchmarks/predict_memory.py run --series held-out --count 200
+    python benchmarks/predict_memory.py table --series held-out
+
+A plan is drawn from its series' name and its number: one of four models from nano to ViT-B, one of four image sizes,
+a method of either trainer, any of its levers, a batch of 1 to 64, and a memory cap between one and three times the
+smallest feasible room above the bare process, or none. The bill was calibrated on the series `design` alone; `held-out`
+played no part in it. Batches whose four steps would take more than `MOST_FLOPS` are halved until they do not.
 
 A case makes its own images (random colours) and random weights, so nothing is downloaded; it trains for four steps in
-two epochs, which covers update, evaluation and saving. `cap` tightens the memory cap to a multiple of the smallest
-feasible room above the bare process, so that batches are split. One line per case goes to
-`results/predict_memory.jsonl`; a case that has a line is not repeated.
+two epochs, which covers filling a cache, update, evaluation and saving. The bare process is measured once per run of
+this script, by `edgetune profile`. One line per plan goes to `results/predict_memory.jsonl`; a plan that has a line is
+not repeated.
 
-The error is predicted less measured peak above the baseline, relative to the larger of the measured one and 32 MiB.
+Errors are predicted less measured: of the peak above the baseline, relative to the larger of it and 32 MiB; and of the
+whole process.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -24,24 +32,48 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine import append, lines
+from workloads import prepare_synthetic
+
+from edgetune.model.registry import find_spec
+from edgetune.plan.cost import forward_flops
 
 NAME = "predict_memory"
 FLOOR_BYTES = 32 << 20
 STEPS_PER_EPOCH, EPOCHS, CLASSES = 2, 2, 4
+MOST_FLOPS = 12e12
+
+SIZES = {
+    "vit_nano_patch8_64": (32, 64, 96, 128),
+    "vit_tiny_patch16_224": (96, 128, 160, 224),
+    "vit_small_patch14_dinov2": (98, 126, 168, 224),
+    "vit_base_patch16_224": (96, 128, 160, 224),
+}
+LEVERS: dict[str, tuple[str, ...]] = {
+    "precision": ("fp32", "fp32", "bf16"),
+    "frozen_precision": ("fp32", "fp32", "bf16"),
+    "frozen_weights": ("fp32", "bf16", "int8", "disk"),
+    "optimizer": ("adamw", "adamw", "adamw", "sgd", "sgd-plain"),
+    "optimizer_state": ("fp32", "int8", "factored"),
+    "saved_activations": ("full", "full", "recompute"),
+    "saved_precision": ("fp32", "bf16", "int8", "int4"),
+    "feature_cache": ("off", "fp16", "int8"),
+    "feature_views": ("1", "1", "2"),
+    "part_tokens": ("100", "200", "400", "800"),
+    "token_max": ("1", "1", "0.7", "0.5"),
+}
+AUTOGRAD = ("full", "checkpoint", "last-2", "last-4", "head", "lora", "alast", "random-k", "alast-lora")
+WORDS = ("--model", "--method", "--image-size", "--batch-size", "--threads")
 
 WRITE_WEIGHTS = """
 import sys
 from pathlib import Path
 import torch
 from edgetune.model.registry import find_spec
-from edgetune.model.vit import VisionTransformer
+from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
 torch.manual_seed(0)
 model = VisionTransformer(find_spec(sys.argv[1]))
-with torch.no_grad():
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, 0.02)
+initialise(model)
 save_weights(Path(sys.argv[2]), model, {})
 """
 
@@ -53,66 +85,41 @@ class Case(NamedTuple):
     image_size: int
     batch_size: int
     method: str
-    cap: float | None = None
+    levers: tuple[str, ...]
+    cap: float | None
 
     @property
     def name(self) -> str:
-        """How a line is found again."""
-        tight = "" if self.cap is None else f" cap {self.cap:g}"
-        return f"{self.model} {self.image_size} b{self.batch_size} {self.method}{tight}"
+        """What a reader sees."""
+        tight = "" if self.cap is None else f", cap {self.cap:.2f}"
+        return (
+            f"{self.model} {self.image_size} px, batch {self.batch_size}, {self.method} {' '.join(self.levers)}{tight}"
+        )
 
 
-NANO, TINY, SMALL, DINO = (
-    "vit_nano_patch8_64",
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_224",
-    "vit_small_patch14_dinov2",
-)
-CASES = [
-    Case(NANO, 64, 32, "full"),
-    Case(NANO, 64, 32, "edgetune"),
-    Case(NANO, 64, 32, "head"),
-    Case(NANO, 64, 8, "alast"),
-    Case(NANO, 128, 8, "last-2"),
-    Case(NANO, 64, 32, "full", cap=1.3),
-    Case(NANO, 64, 32, "edgetune", cap=1.5),
-    Case(TINY, 224, 8, "full"),
-    Case(TINY, 224, 8, "head"),
-    Case(TINY, 224, 8, "last-4"),
-    Case(TINY, 224, 8, "lora"),
-    Case(TINY, 224, 8, "checkpoint"),
-    Case(TINY, 224, 8, "random-k"),
-    Case(TINY, 224, 8, "edgetune"),
-    Case(TINY, 224, 8, "edgetune", cap=1.2),
-    Case(TINY, 128, 16, "full"),
-    Case(TINY, 128, 16, "alast-lora"),
-    Case(TINY, 224, 8, "full", cap=1.1),
-    Case(SMALL, 160, 4, "lora"),
-    Case(SMALL, 224, 4, "last-4"),
-    Case(SMALL, 224, 4, "edgetune", cap=1.4),
-    Case(DINO, 98, 16, "full"),
-    Case(DINO, 98, 16, "edgetune"),
-    Case(DINO, 98, 16, "random-k"),
-]
-
-
-def make_images(folder: Path, case: Case) -> None:
-    """Just enough images of random colours for the steps of the case."""
-    script = (
-        "import sys; import numpy as np; from pathlib import Path; from PIL import Image\n"
-        "folder, side, train = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])\n"
-        "rng = np.random.default_rng(0)\n"
-        "for part, count in (('train', train), ('val', 2)):\n"
-        f"    for label in range({CLASSES}):\n"
-        "        (folder / part / f'class{label}').mkdir(parents=True)\n"
-        "        for index in range(count):\n"
-        "            coarse = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)\n"
-        "            image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)\n"
-        "            image.save(folder / part / f'class{label}' / f'{index}.jpg')\n"
-    )
-    train = -(-STEPS_PER_EPOCH * case.batch_size // CLASSES)
-    side = case.image_size * 5 // 4
-    subprocess.run([sys.executable, "-c", script, str(folder), str(side), str(train)], check=True)
+def draw(series: str, number: int) -> Case:
+    """The case of that number."""
+    rng = random.Random(f"{series} {number}")
+    model = rng.choice(list(SIZES))
+    size = rng.choice(SIZES[model])
+    spec = find_spec(model).at(size)
+    batch = round(2 ** rng.uniform(0, 6))
+    while batch > 1 and 3 * forward_flops(spec) * batch * STEPS_PER_EPOCH * EPOCHS > MOST_FLOPS:
+        batch //= 2
+    cap = rng.choice([None, rng.uniform(1, 1.5), rng.uniform(1, 3)])
+    levers: list[str] = []
+    if rng.random() < 0.3:
+        method = rng.choice(AUTOGRAD)
+    else:
+        method = rng.choice(["edgetune"] * 6 + ["full", "full", f"last-{rng.randint(1, spec.depth)}", "lora", "head"])
+        chosen = {name: rng.choice(values) for name, values in LEVERS.items() if rng.random() < 0.6}
+        if method == "edgetune":
+            trained = rng.randint(1, spec.depth)
+            chosen |= {"trained_blocks": str(trained), "k": str(rng.randint(1, trained))}
+        else:
+            chosen.pop("token_max", None)
+        levers = ["trainer=lean", *(f"{name}={value}" for name, value in chosen.items())]
+    return Case(model, size, batch, method, tuple(levers), cap)
 
 
 def edgetune(*arguments: str, threads: int) -> subprocess.CompletedProcess[str]:
@@ -122,92 +129,125 @@ def edgetune(*arguments: str, threads: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def measure(case: Case, scratch: Path, threads: int) -> dict[str, Any]:
+def options_of(case: Case, data: Path, weights: Path, profile: Path, threads: int) -> list[str]:
+    """The arguments that `plan` and `fit` share."""
+    values = (case.model, case.method, str(case.image_size), str(case.batch_size), str(threads))
+    options = [str(data), *(word for pair in zip(WORDS, values, strict=True) for word in pair)]
+    options += ["--epochs", str(EPOCHS), "--workers", "0", "--weights", str(weights), "--profile", str(profile)]
+    return options + [word for lever in case.levers for word in ("--lever", lever)]
+
+
+def measure(case: Case, scratch: Path, weights: Path, profile: Path, threads: int) -> dict[str, Any]:
     """Plan, fit, and compare."""
-    data, weights, out = scratch / "data", scratch / "weights.safetensors", scratch / "run"
-    make_images(data, case)
-    options = [str(data), "--model", case.model, "--method", case.method, "--image-size", str(case.image_size)]
-    options += ["--batch-size", str(case.batch_size), "--epochs", str(EPOCHS), "--workers", "0"]
-    options += ["--threads", str(threads)]
-    subprocess.run([sys.executable, "-c", WRITE_WEIGHTS, case.model, str(weights)], check=True)
-    options += ["--weights", str(weights)]
+    data, out = scratch / "data", scratch / "run"
+    train = -(-STEPS_PER_EPOCH * case.batch_size // CLASSES) * CLASSES
+    prepare_synthetic(data, train=train, val=2 * CLASSES, side=case.image_size * 5 // 4)
+    options = options_of(case, data, weights, profile, threads)
     if case.cap is not None:
         refused = json.loads(edgetune("plan", *options, "--memory", "1MiB", "--json", threads=threads).stdout)
-        easy = json.loads(edgetune("plan", *options, "--json", threads=threads).stdout)
-        runtime = easy["predicted"]["memory"]["runtime"]
+        runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"]
         room = refused["nearest_feasible"]["memory_bytes"] - runtime
         options += ["--memory", str(int(runtime + case.cap * room))]
     done = edgetune("fit", *options, "--out", str(out), "--quiet", threads=threads)
     if not (out / "result.json").exists():
-        raise SystemExit(f"{case.name}: exit {done.returncode}\n{done.stderr[-2000:]}")
+        return {"refused": done.stderr.strip()[-600:], "exit": done.returncode}
     result, plan = (json.loads((out / name).read_text()) for name in ("result.json", "plan.json"))
     bill, memory = plan["predicted"]["memory"], result["memory"]
-    predicted = plan["predicted"]["peak_memory_bytes"] - bill["runtime"]
-    measured = memory["measured_peak_bytes"] - memory["baseline_bytes"]
+    whole, peak = plan["predicted"]["peak_memory_bytes"], memory["measured_peak_bytes"]
+    predicted, measured = whole - bill["runtime"], peak - memory["baseline_bytes"]
+    events = [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"event"' in line]
     return {
-        "case": case.name,
         "micro_batch_size": plan["micro_batch_size"],
-        "lowest_trainable_block": plan["lowest_trainable_block"],
+        "trained": sum(block["trainable"] for block in plan["blocks"]),
         "k": plan["k"],
         "keep_max_tokens": plan["blocks"][-1]["keep_max_tokens"],
-        "mean_keep": result["work"]["mean_keep"],
+        "allocator": plan["allocator"],
+        "cached": plan["feature_cache"] is not None,
         "adaptive": plan["alast"] is not None and plan["alast"]["mode"] != "random",
         "bill": bill,
-        "model": plan["predicted"]["model"],
+        "cap_bytes": plan["caps"]["memory_bytes"],
         "baseline_bytes": memory["baseline_bytes"],
         "predicted_above_baseline_bytes": predicted,
         "measured_above_baseline_bytes": measured,
         "error": (predicted - measured) / max(measured, FLOOR_BYTES),
+        "process_error": (whole - peak) / peak,
         "stopped_by": result["stopped_by"],
-        "threads": threads,
+        "events": len(events),
     }
 
 
-def run(only: str | None, threads: int) -> None:
-    """Run the cases that have no line yet."""
-    done = {line["case"] for line in lines(NAME)}
-    for case in CASES:
-        if case.name in done or (only and only not in case.name):
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            record = measure(case, Path(scratch), threads)
-        append(NAME, record)
-        print(f"{case.name:55} {record['error']:+.1%}", flush=True)
+def run(series: str, count: int, threads: int) -> None:
+    """Run the plans of a series that have no line yet."""
+    done = {line["number"] for line in lines(NAME) if line["series"] == series}
+    with tempfile.TemporaryDirectory() as kept:
+        profile = Path(kept) / "profile.json"
+        made = edgetune("profile", "--quick", "--out", str(profile), threads=threads)
+        if made.returncode:
+            raise SystemExit(f"edgetune profile failed: {made.stderr}")
+        for number in (number for number in range(count) if number not in done):
+            case = draw(series, number)
+            weights = Path(kept) / f"{case.model}.safetensors"
+            if not weights.exists():
+                subprocess.run([sys.executable, "-c", WRITE_WEIGHTS, case.model, str(weights)], check=True)
+            with tempfile.TemporaryDirectory() as scratch:
+                record = measure(case, Path(scratch), weights, profile, threads)
+            append(NAME, {"series": series, "number": number, "case": case.name, "threads": threads, **record})
+            shown = f"{record['error']:+.1%}" if "error" in record else f"exit {record['exit']}: {record['refused']}"
+            print(f"{number:4} {case.name}: {shown}", flush=True)
 
 
-def table() -> None:
-    """Markdown: every case, then the summary."""
-    print("| plan | micro-batch | predicted MiB | measured MiB | error |")
-    print("|---|---:|---:|---:|---:|")
-    records = {line["case"]: line for line in lines(NAME)}  # the last line of a case counts
-    for name, line in records.items():
+def table(series: str) -> None:
+    """Markdown: the summary by kind of plan, then the worst ten."""
+    records = {
+        line["number"]: line for line in lines(NAME) if line["series"] == series
+    }.values()  # the last line counts
+    found = [line for line in records if "error" in line]
+    print("| plans | number | median error | 95th percentile | whole process, median | an upper bound in |")
+    print("|---|---:|---:|---:|---:|---:|")
+    lean = [line for line in found if "trainer=lean" in line["case"]]
+    groups = {
+        "all": found,
+        "lean trainer": lean,
+        "autograd": [line for line in found if line not in lean],
+        "adaptive tokens": [line for line in found if line["adaptive"]],
+        "fixed tokens": [line for line in found if not line["adaptive"]],
+        **{model: [line for line in found if line["case"].startswith(model)] for model in SIZES},
+    }
+    for name, group in groups.items():
+        if group:
+            print(f"| {name} | {len(group)} | {' | '.join(summary(group))} |")
+    refused = len(records) - len(found)
+    print(f"\n{refused} of {len(records)} draws were refused by the planner and ran nothing.\n")
+    print("| worst plans | predicted MiB | measured MiB | error |\n|---|---:|---:|---:|")
+    for line in sorted(found, key=lambda line: -abs(line["error"]))[:10]:
         predicted, measured = (line[f"{kind}_above_baseline_bytes"] / 2**20 for kind in ("predicted", "measured"))
-        marked = " ¹" if line["adaptive"] else ""
-        print(
-            f"| {name}{marked} | {line['micro_batch_size']} | {predicted:.0f} | {measured:.0f} | {line['error']:+.1%} |"
-        )
-    for title, wanted in (("fixed tokens", False), ("adaptive tokens ¹", True)):
-        errors = [line["error"] for line in records.values() if line["adaptive"] is wanted]
-        if errors:
-            share = sum(error >= 0 for error in errors) / len(errors)
-            print(
-                f"\n{title}: {len(errors)} plans, median error {statistics.median(map(abs, errors)):.1%},"
-                f" largest {max(map(abs, errors)):.1%}, an upper bound in {share:.0%}."
-            )
+        print(f"| {line['number']}: {line['case']} | {predicted:.0f} | {measured:.0f} | {line['error']:+.1%} |")
+
+
+def summary(group: list[dict[str, Any]]) -> list[str]:
+    """Median and 95th percentile of the error, median of the process's, share of upper bounds."""
+    errors = sorted(abs(line["error"]) for line in group)
+    high = errors[min(len(errors) - 1, int(0.95 * len(errors)))]
+    whole = statistics.median(abs(line["process_error"]) for line in group)
+    bounds = sum(line["error"] >= 0 for line in group) / len(group)
+    return [f"{statistics.median(errors):.1%}", f"{high:.1%}", f"{whole:.1%}", f"{bounds:.0%}"]
 
 
 def main() -> None:
+    """Parse and dispatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--only", help="cases whose name holds this text")
-    running.add_argument("--threads", type=int, default=1)
-    commands.add_parser("table")
+    running.add_argument("--series", choices=("design", "held-out"), default="design")
+    running.add_argument("--count", type=int, default=60)
+    running.add_argument("--threads", type=int, default=2)
+    showing = commands.add_parser("table")
+    showing.add_argument("--series", default="held-out")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.only, arguments.threads)
+        run(arguments.series, arguments.count, arguments.threads)
     else:
-        table()
+        table(arguments.series)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Cost(NamedTuple):
     start_s: float
     once_s: float = 0.0  # filling a feature cache
 
-    def total_s(self, epochs: int) -> float:
+    def total_s(self, epochs: float) -> float:
         """The whole run."""
         return self.start_s + self.once_s + epochs * (self.epoch_s + self.eval_s)
 
@@ -252,7 +252,7 @@ def watts_of(power: Power | None, compute: Compute | None, power_w: float | None
     return power.total_corrected_w if power.total_corrected_w is not None else power.total_w
 
 
-def predict(job: Job, runtime_bytes: int, cost: Cost | None, watts: float | None, epochs: int) -> Predicted:
+def predict(job: Job, runtime_bytes: int, cost: Cost | None, watts: float | None, epochs: float) -> Predicted:
     """The plan's prediction."""
     bill = memory_bill(job, runtime_bytes)
     epoch_s = cost.epoch_s + cost.once_s / max(1, epochs) if cost else None

@@ -32,7 +32,7 @@ def why(decisions: Decisions) -> list[str]:
         _memory_sentence(decisions),
         _blocks_sentence(problem, choice),
         *_tokens_sentence(problem, choice),
-        *_lean_sentences(choice),
+        *_lean_sentences(problem, choice),
         _batch_sentence(decisions),
         _allocator_sentence(choice),
         _epochs_sentence(problem, limits, choice),
@@ -84,7 +84,7 @@ def _memory_sentence(decisions: Decisions) -> str:
 
 
 def _blocks_sentence(problem: Problem, choice: Choice) -> str:
-    depth, trained, method = problem.spec.depth, choice.trained, problem.method
+    depth, trained, method = problem.spec.depth, choice.setting.trained, problem.method
     if not trained:
         reason = " (the caps leave no room for a whole block)" if method.searched else ""
         return f"Only the final norm and the classifier train{reason}; no block keeps anything for a backward pass."
@@ -107,7 +107,7 @@ def _blocks_sentence(problem: Problem, choice: Choice) -> str:
 
 def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
     alast, patches = problem.method.alast, problem.spec.patches
-    if alast is None or not choice.trained:
+    if alast is None or not choice.setting.trained:
         return []
     low, high = choice.job.keep_min[-1], choice.job.keep_max[-1]
     if low == patches:
@@ -123,14 +123,15 @@ def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
         return [
             f"Budgets between {alast.budget_min} and {alast.budget_max} decide how many patches leave a block{note}."
         ]
-    reason = "" if choice.band_max == problem.method.band[1] else f", lowered from {patches} to fit the caps"
+    reason = "" if choice.setting.band_max == problem.method.band[1] else f", lowered from {patches} to fit the caps"
     number = str(high) if low == high else f"Between {low} and {high}"
     return [f"{number} of {patches} patches leave each block of the trained part{reason}."]
 
 
-def _lean_sentences(choice: Choice) -> list[str]:
+def _lean_sentences(problem: Problem, choice: Choice) -> list[str]:
     """What the lean trainer does to what is kept; nothing where autograd trains."""
     job, levers = choice.job, choice.job.levers
+    usual = problem.method.levers
     if not job.lean:
         return []
     sentences = []
@@ -141,7 +142,12 @@ def _lean_sentences(choice: Choice) -> list[str]:
             if job.saved_activations == "recompute"
             else ""
         )
-        sentences.append(f"What waits for the backward pass is kept {kept}{again}; a gradient lives for half a block.")
+        reason = ""
+        if (levers.saved_precision, levers.saved_activations) != (usual.saved_precision, usual.saved_activations):
+            reason = " — the caps leave no room for more"
+        sentences.append(
+            f"What waits for the backward pass is kept {kept}{again}{reason}; a gradient lives for half a block."
+        )
     if levers.optimizer == "adamw" and levers.optimizer_state != "fp32":
         how = "in 8 bits" if levers.optimizer_state == "int8" else "in 8 bits and as means of rows and columns"
         sentences.append(f"AdamW keeps its moments {how}.")
@@ -172,14 +178,15 @@ def _batch_sentence(decisions: Decisions) -> str:
 
 
 def _epochs_sentence(problem: Problem, limits: Limits, choice: Choice) -> str:
-    steps = choice.epochs * math.ceil(problem.train_images / problem.batch_size)
-    text = (
-        f"{choice.epochs} epoch{'s' if choice.epochs != 1 else ''} of {problem.train_images} images are {steps} steps"
-    )
+    steps = math.floor(choice.epochs * math.ceil(problem.train_images / problem.batch_size) + 1e-6)
+    epochs = f"{math.floor(10 * choice.epochs + 1e-6) / 10:g}"
+    text = f"{epochs} epoch{'s' if epochs != '1' else ''} of {problem.train_images} images are {steps} steps"
     capped = limits.energy_j is not None or limits.time_s is not None
     if choice.epochs < problem.epochs:
         return (
-            text + f"; {problem.epochs} would exceed the {'energy' if _energy_binds(problem, limits) else 'time'} cap."
+            text
+            + f", what the {'energy' if _energy_binds(problem, limits) else 'time'} cap is expected to allow of the"
+            f" {problem.epochs} wanted; the schedule ends where the cap does."
         )
     if capped and choice.cost is None:
         return text + "; without probes nobody knows how long they take, so the caps are enforced while running."

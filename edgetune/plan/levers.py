@@ -8,7 +8,8 @@ refused for the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import msgspec
@@ -65,6 +66,30 @@ _LEAN_ONLY = (
 )
 
 
+# What the planner may change where nobody set it by hand, mildest first: it costs time or exactness, not learning time.
+_ECONOMIES: dict[str, tuple[str, ...]] = {
+    "saved_precision": ("fp32", "bf16", "int8", "int4"),
+    "saved_activations": ("full", "recompute"),
+    "frozen_weights": ("fp32", "bf16", "int8", "disk"),
+}
+
+
+def economies(levers: Levers, given: Collection[str]) -> list[Levers]:
+    """Ways of needing less memory with the same blocks and tokens, mildest first; `levers` as they are among them.
+
+    Args:
+        levers: the method's.
+        given: names of those that were set by hand, and stay.
+    """
+    if levers.trainer != "lean":
+        return [levers]
+    choices: list[list[tuple[str, str]]] = []
+    for name, values in _ECONOMIES.items():
+        at = values.index(getattr(levers, name))
+        choices.append([(name, value) for value in values[at : at + 1 if name in given else None]])
+    return [msgspec.structs.replace(levers, **dict(chosen)) for chosen in product(*choices)]
+
+
 def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
     """`levers` with those of the command line set.
 
@@ -78,8 +103,8 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
     values: dict[str, Any] = {}
     shares = ("token_min", "token_max")
     for text in given:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
+        _, equals, value = text.partition("=")
+        name = name_of(text)
         if not equals or name not in Levers.__struct_fields__:
             names = ", ".join(Levers.__struct_fields__)
             raise InputError(f"--lever {text} is not understood; write NAME=VALUE with one of {names}.")
@@ -102,6 +127,11 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
         if chosen.optimizer == "sgd-plain":
             raise InputError("--lever optimizer=sgd-plain needs the lean trainer; add trainer=lean.")
     return chosen
+
+
+def name_of(text: str) -> str:
+    """The lever that `name=value` sets."""
+    return text.partition("=")[0].strip().replace("-", "_")
 
 
 def _share(text: str, value: str) -> float:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from edgetune.errors import InputError
-from edgetune.plan.levers import Levers, set_levers
+from edgetune.plan.levers import Levers, name_of, set_levers
 from edgetune.schema import AlastPlan, LoraPlan
 
 REFERENCE_BATCH = 32
@@ -61,7 +61,10 @@ class Method(NamedTuple):
     embeddings_trainable: bool = False
     alast: AlastPlan | None = None
     lora: LoraPlan | None = None
-    searched: bool = False  # the planner may train fewer blocks, fewer of them at a time, and on fewer tokens
+    searched: bool = (
+        False  # the planner may train fewer blocks, fewer at a time, on fewer tokens, and keep less exactly
+    )
+    given: frozenset[str] = frozenset()  # levers that were set by hand
 
     def rate_for(self, batch_size: int) -> float:
         """The default learning rate at a batch size."""
@@ -98,6 +101,7 @@ def with_levers(method: Method, given: Sequence[str], depth: int) -> Method:
     high = method.band[1] if levers.token_max is None else levers.token_max
     return method._replace(
         levers=levers,
+        given=frozenset(map(name_of, given)),
         trained=trained,
         k=k if levers.k is None else min(levers.k, trained),
         band=(min(low, high), high),

@@ -140,7 +140,8 @@ def make_plan(
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
     augmented = augment and (cache is None or cache.views > 1)  # one view is the plain image
-    total_steps = choice.epochs * math.ceil(len(folder.train) / batch)
+    steps_per_epoch = math.ceil(len(folder.train) / batch)
+    total_steps = math.floor(choice.epochs * steps_per_epoch + 1e-6)
     learning_rate = lr if lr is not None else chosen_method.rate_for(batch)
     return Plan(
         model=model,
@@ -180,9 +181,10 @@ def make_plan(
         k=choice.job.k,
         lowest_trainable_block=choice.job.lowest,
         embeddings_trainable=chosen_method.embeddings_trainable,
-        epochs=choice.epochs,
-        steps_per_epoch=math.ceil(len(folder.train) / batch),
+        epochs=math.ceil(total_steps / steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        wanted_epochs=problem.epochs,
         recipe=Recipe(
             learning_rate=learning_rate,
             weight_decay=chosen_method.weight_decay,

@@ -1,15 +1,19 @@
 """The search: the plan that should learn most under the caps, among every setting of the levers.
 
-Levers: how many trailing blocks may train, how many of them at a time (K), the upper end of the token band, the size of
-micro-batches, number of epochs, and the allocator. The set is small (some hundreds), so it is enumerated, best first by
-a bound on the objective, and cut off once nothing better can follow; among split batches memory is monotone in the
-micro-batch, so the largest that fits is bisected.
+Two kinds of levers. What a run *learns* with: how many trailing blocks may train, how many of them at a time (K), the
+upper end of the token band. What it *saves* with, for the same blocks and tokens (`edgetune.plan.levers.economies`):
+bits of what waits for the backward pass, recomputation, where frozen weights are kept; then the size of micro-batches,
+the allocator, and how much of the wanted epochs the caps leave.
+
+Branch and bound: what is learned with is taken best first by a bound on the objective (everything kept exactly, all
+epochs), and the search ends where no bound is above what was found; a setting that does not fit in its leanest form is
+left at once; among split batches memory is monotone in the micro-batch, so the largest that fits is bisected.
 
 The objective stands for what a run can learn. It is a product of powers, so that halving any one term costs the same
 share wherever the others stand:
 
     learning = ((1 + trained) / (1 + most trained))^0.5 · (K / trained)^0.25 · (mean share of tokens)^0.35
-               · (epochs / wanted epochs)^0.5
+               · (epochs / wanted epochs)^0.5 · 0.98 where saved tensors have four bits
 
 It grows with each of its terms. Its exponents are modelled, not measured: depth and epochs weigh most because head-only
 training and stopping early lose most, K least because blocks take turns. Ties go to fewer joules, then to less work.
@@ -26,10 +30,11 @@ from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import memory_bill
 from edgetune.plan.cost import Cost, Rates, time_of, work_per_image
 from edgetune.plan.job import Job, job_for
-from edgetune.plan.levers import part_size
+from edgetune.plan.levers import Levers, economies, part_size
 from edgetune.plan.methods import BAND_STEPS, Method
 from edgetune.schema import NearestFeasible
 
+_FOUR_BITS = 0.98  # of the learning, where saved tensors have no more
 _ROUNDING = 1 + 1e-9  # so that a cap named as feasible is feasible when it is asked for
 
 
@@ -45,13 +50,21 @@ class Limits(NamedTuple):
     time_s: float | None = None
 
 
+class Setting(NamedTuple):
+    """What a run learns with, and how it saves memory meanwhile."""
+
+    trained: int  # trailing blocks that may
+    k: int  # of them at a time
+    band_max: float  # of the tokens
+    levers: Levers
+
+
 class Choice(NamedTuple):
     """A setting of the levers, with what decides between settings."""
 
     job: Job
-    trained: int
-    band_max: float
-    epochs: int
+    setting: Setting
+    epochs: float  # that fit the caps
     cost: Cost | None
     learning: float
     price: float  # joules or, where they are unknown, seconds or FLOPs of an epoch
@@ -72,19 +85,30 @@ class Problem(NamedTuple):
     watts: float | None
     allocator: Allocator = "lean"
 
-    def settings(self) -> Iterator[tuple[int, int, float]]:
-        """(trained blocks, K, upper end of the band) that may be chosen, the method's own setting first."""
-        most = self.method.trained
+    def settings(self) -> Iterator[Setting]:
+        """What a run may learn with, the method's own setting first; all of it kept as the method keeps it."""
+        most, levers = self.method.trained, self.method.levers
         if not self.method.searched:
-            yield most, self.method.k, self.method.band[1]
+            yield Setting(most, self.method.k, self.method.band[1], levers)
             return
         high = self.method.band[1]
         bands = [high, *(step for step in BAND_STEPS if step < high)]
+        if "token_max" in self.method.given:
+            bands = [high]
         for trained in range(most, -1, -1):
             for k in range(min(trained, self.method.k), 0, -1):
                 for band_max in bands:
-                    yield trained, k, band_max
-        yield 0, 0, high
+                    yield Setting(trained, k, band_max, levers)
+        yield Setting(0, 0, high, levers)
+
+    def thrifty(self, setting: Setting) -> list[Setting]:
+        """The setting in every form that saves memory, as it is first and the leanest last."""
+        if not self.method.searched:
+            return [setting]
+        given = set(self.method.given)
+        if setting.trained == self.spec.depth or setting.levers.feature_cache != "off":
+            given.add("frozen_weights")  # nothing is frozen, or it is on disk already
+        return [setting._replace(levers=levers) for levers in economies(setting.levers, given)]
 
     @property
     def whole(self) -> int:
@@ -94,44 +118,45 @@ class Problem(NamedTuple):
             return part_size(self.spec, self.batch_size, levers.part_tokens)
         return self.batch_size
 
-    def job(self, trained: int, k: int, band_max: float, micro_batch_size: int) -> Job:
+    def job(self, setting: Setting, micro_batch_size: int) -> Job:
         """The job of a setting."""
         return job_for(
-            self.method,
+            self.method._replace(levers=setting.levers),
             self.spec,
             batch_size=self.batch_size,
             micro_batch_size=micro_batch_size,
             workers=self.workers,
             allocator=self.allocator,
-            trained=trained,
-            k=k,
-            band_max=band_max,
+            trained=setting.trained,
+            k=setting.k,
+            band_max=setting.band_max,
         )
 
     def peak_bytes(self, job: Job) -> int:
         """Predicted peak of the process tree."""
         return memory_bill(job, self.runtime_bytes).total
 
-    def least_job(self, trained: int, k: int, band_max: float) -> Job:
+    def least_job(self, setting: Setting) -> Job:
         """The job of a setting that needs least memory.
 
         One image at a time, as a rule; but a batch passed whole does not hold gradients beside the next part's
         activations, which can be the smaller bill where weights outweigh activations.
         """
-        whole = self.job(trained, k, band_max, self.whole)
-        single = self.job(trained, k, band_max, 1)
+        whole, single = self.job(setting, self.whole), self.job(setting, 1)
         return whole if self.peak_bytes(whole) <= self.peak_bytes(single) else single
 
     def cost(self, job: Job) -> Cost | None:
         """Predicted seconds."""
         return None if self.rates is None else time_of(job, self.train_images, self.val_images, self.rates)
 
-    def learning(self, job: Job, trained: int, epochs: int) -> float:
+    def learning(self, job: Job, epochs: float) -> float:
         """The objective; see the module."""
+        trained = sum(job.trainable)
         depth_term = ((1 + trained) / (1 + self.method.trained)) ** 0.5
         k_term = (job.k / trained) ** 0.25 if trained else 1.0
         tokens = sum(job.keep_expected) / (len(job.keep_expected) * self.spec.patches)
-        return float(depth_term * k_term * tokens**0.35 * (epochs / self.epochs) ** 0.5)
+        exactness = _FOUR_BITS if trained and job.lean and job.levers.saved_precision == "int4" else 1.0
+        return float(depth_term * k_term * tokens**0.35 * (epochs / self.epochs) ** 0.5 * exactness)
 
 
 def search(problem: Problem, limits: Limits) -> Choice | None:
@@ -140,8 +165,8 @@ def search(problem: Problem, limits: Limits) -> Choice | None:
     The lean allocator needs less memory and more time, so it is taken only where it lets a plan learn more.
     """
     fast = _search(problem._replace(allocator="fast"), limits)
-    everything = (problem.method.trained, problem.method.k, problem.method.band[1])
-    if fast is not None and (fast.trained, fast.job.k, fast.band_max) == everything:
+    everything = (problem.method.trained, problem.method.k, problem.method.band[1], problem.method.levers)
+    if fast is not None and fast.setting == everything:
         return fast
     lean = _search(problem._replace(allocator="lean"), limits)
     return lean if fast is None or (lean is not None and lean.learning > fast.learning) else fast
@@ -151,34 +176,42 @@ def _search(problem: Problem, limits: Limits) -> Choice | None:
     """The best choice with one allocator."""
     ranked = []
     for order, setting in enumerate(problem.settings()):
-        job = problem.job(*setting, problem.whole)
-        ranked.append((-problem.learning(job, setting[0], problem.epochs), order, setting))
+        bound = problem.learning(problem.job(setting, problem.whole), problem.epochs)
+        ranked.append((-bound, order, setting))
     ranked.sort(key=lambda entry: entry[:2])
     best: Choice | None = None
-    for bound, _, setting in ranked:
-        if best is not None and -bound < best.learning:
+    for negative, _, setting in ranked:
+        if best is not None and -negative < best.learning:
             break
-        least = problem.least_job(*setting)
-        if limits.memory_bytes is not None and problem.peak_bytes(least) > limits.memory_bytes:
+        forms = problem.thrifty(setting)
+        cap_bytes = limits.memory_bytes
+        if cap_bytes is not None and problem.peak_bytes(problem.least_job(forms[-1])) > cap_bytes:
             continue
-        cost = problem.cost(least)
-        epochs = _epochs_within(problem, cost, limits)
-        if epochs < 1:
-            continue
-        micro = _largest_micro_batch(problem, setting, limits.memory_bytes)
-        job = problem.job(*setting, micro)
-        found = Choice(
-            job=job,
-            trained=setting[0],
-            band_max=setting[2],
-            epochs=epochs,
-            cost=cost,
-            learning=problem.learning(job, setting[0], epochs),
-            price=_price(problem, job, cost),
-        )
-        if best is None or (found.learning, -found.price) > (best.learning, -best.price):
-            best = found
+        for form in forms:
+            found = _choose(problem, form, limits)
+            if found and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
+                best = found
     return best
+
+
+def _choose(problem: Problem, setting: Setting, limits: Limits) -> Choice | None:
+    """A setting with the largest micro-batch and the most epochs that fit; None where it does not fit."""
+    least = problem.least_job(setting)
+    if limits.memory_bytes is not None and problem.peak_bytes(least) > limits.memory_bytes:
+        return None
+    cost = problem.cost(least)
+    epochs = _epochs_within(problem, cost, limits)
+    if epochs < 1:
+        return None
+    job = problem.job(setting, _largest_micro_batch(problem, setting, limits.memory_bytes))
+    return Choice(
+        job=job,
+        setting=setting,
+        epochs=epochs,
+        cost=cost,
+        learning=problem.learning(job, epochs),
+        price=_price(problem, job, cost),
+    )
 
 
 def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
@@ -188,8 +221,9 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     seconds: float | None = None
     # the lean one needs least memory, the fast one least time: without a cap on time the first alone decides
     timed = limits.time_s is not None or limits.energy_j is not None
-    for allocator, setting in product(ALLOCATORS if timed else ALLOCATORS[:1], problem.settings()):
-        job = problem._replace(allocator=allocator).least_job(*setting)
+    settings = [form for setting in problem.settings() for form in problem.thrifty(setting)]
+    for allocator, setting in product(ALLOCATORS if timed else ALLOCATORS[:1], settings):
+        job = problem._replace(allocator=allocator).least_job(setting)
         peak = problem.peak_bytes(job)
         cost = problem.cost(job)
         one_epoch_s = cost.total_s(1) if cost else None
@@ -211,23 +245,23 @@ def micro_batches(batch_size: int) -> list[int]:
     return sorted({math.ceil(batch_size / parts) for parts in range(1, batch_size + 1)})
 
 
-def _largest_micro_batch(problem: Problem, setting: tuple[int, int, float], cap_bytes: int | None) -> int:
+def _largest_micro_batch(problem: Problem, setting: Setting, cap_bytes: int | None) -> int:
     """The largest micro-batch that fits, given that one does."""
     sizes = [size for size in micro_batches(problem.batch_size) if size <= problem.whole]
-    if cap_bytes is None or problem.peak_bytes(problem.job(*setting, sizes[-1])) <= cap_bytes:
+    if cap_bytes is None or problem.peak_bytes(problem.job(setting, sizes[-1])) <= cap_bytes:
         return sizes[-1]
     low, high = 0, len(sizes) - 2  # of those that are passed in parts; among them memory is monotone
     while low < high:
         middle = (low + high + 1) // 2
-        if problem.peak_bytes(problem.job(*setting, sizes[middle])) <= cap_bytes:
+        if problem.peak_bytes(problem.job(setting, sizes[middle])) <= cap_bytes:
             low = middle
         else:
             high = middle - 1
     return sizes[low]
 
 
-def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> int:
-    """Whole epochs that time and energy allow, at most the wanted number."""
+def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float:
+    """Epochs that time and energy allow, at most the wanted number; the last may be cut short."""
     if cost is None:
         return problem.epochs
     seconds = math.inf if limits.time_s is None else limits.time_s
@@ -235,12 +269,9 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> int:
         seconds = min(seconds, limits.energy_j / problem.watts)
     if seconds == math.inf:
         return problem.epochs
-    epochs = problem.epochs
-    if cost.total_s(epochs) > seconds:
-        epochs = max(0, math.floor((seconds - cost.start_s - cost.once_s) / (cost.epoch_s + cost.eval_s)))
-        while epochs and cost.total_s(epochs) > seconds:  # what rounding may have added
-            epochs -= 1
-    return epochs
+    if cost.total_s(problem.epochs) <= seconds:
+        return problem.epochs
+    return max(0.0, (seconds - cost.start_s - cost.once_s) / (cost.epoch_s + cost.eval_s))
 
 
 def _price(problem: Problem, job: Job, cost: Cost | None) -> float:
@@ -249,4 +280,4 @@ def _price(problem: Problem, job: Job, cost: Cost | None) -> float:
     return cost.epoch_s * (problem.watts or 1.0)
 
 
-__all__ = ["Choice", "Limits", "Problem", "micro_batches", "nearest_feasible", "search"]
+__all__ = ["Choice", "Limits", "Problem", "Setting", "micro_batches", "nearest_feasible", "search"]

@@ -153,7 +153,8 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     embeddings_trainable: bool
     epochs: int
     steps_per_epoch: int
-    total_steps: int
+    total_steps: int  # as many as the caps on time and energy are expected to allow: the last epoch may be cut short
+    wanted_epochs: int  # of which `epochs` are expected to fit those caps; a run that is faster goes on towards them
     recipe: Recipe
     alast: AlastPlan | None
     lora: LoraPlan | None

@@ -153,6 +153,8 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
             if resume:
                 loop.resume()
             stopped_by = loop.run()
+            if stopped_by in ("time", "energy") and loop.progress.step >= plan.total_steps:
+                stopped_by = "epochs"  # the plan foresaw where the cap would end it
             changes = delta(throttle_before, read_throttle(sitting.system))
         warnings += [*sitting.system.warnings, *memory.warnings, *train.warnings, *val.warnings]
         if stopped_by in ("epochs", "patience"):

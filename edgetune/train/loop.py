@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from edgetune.train.progress import Progress
 from edgetune.train.schedule import learning_rate
 
 _LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
+_RECENT_STEPS = 20  # whose median says what a step takes
 
 
 class Meters(msgspec.Struct):
@@ -68,10 +71,14 @@ class Loop:
         self.metrics = Metrics(folder.metrics)
         self.progress = Progress(micro_batch_size=plan.micro_batch_size, kept_sum=[0.0] * len(plan.blocks))
         self.governor = Governor(plan.caps, meters.memory)
+        # a plan foresees what a cap has room for; a faster run goes on towards what was wanted
+        self._most_epochs = plan.wanted_epochs if self.governor.budgeted else plan.epochs
         self._log_every = max(1, plan.total_steps // _LOGGED_STEPS)
         self._sitting = meters.energy.window()
         self._saved_at = meters.clock()
         self._step_s = 0.0
+        self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._prepared_image_s = 0.0  # what preparing an epoch took for each of its images
         self._last_eval_s: float | None = None
 
     # --- state -------------------------------------------------------------------------------------------------------
@@ -144,7 +151,7 @@ class Loop:
     def _epochs(self) -> StoppedBy:
         """Epoch after epoch, evaluated when due; why it ended."""
         progress = self.progress
-        while progress.epoch < self.plan.epochs:
+        while progress.epoch < self._most_epochs:
             patience = self.plan.recipe.patience
             if patience is not None and progress.evaluations_without_gain >= patience:
                 return "patience"
@@ -152,7 +159,7 @@ class Loop:
             if stopped in ("user", "nan"):
                 return stopped
             done = progress.epoch + 1
-            due = stopped is not None or done == self.plan.epochs or done % self.plan.recipe.evaluate_every == 0
+            due = stopped is not None or done == self._most_epochs or done % self.plan.recipe.evaluate_every == 0
             evaluation: Evaluation | None = None
             if due and progress.evaluated_step != progress.step:
                 outcome = self._evaluate()
@@ -179,7 +186,7 @@ class Loop:
                 stopped = self._should_stop()
                 if stopped:
                     return stopped
-                rate = learning_rate(self.plan.recipe, progress.step, self.plan.total_steps)
+                rate = learning_rate(self.plan.recipe, progress.step, self._expected_steps())
                 report = self._attempt(batch, rate)
                 if report is None:
                     return "memory"
@@ -187,6 +194,7 @@ class Loop:
                     return "nan"
                 now, joules = clock(), window.joules
                 self._step_s = now - mark
+                self._recent_s.append(self._step_s)
                 spent_j = None if joules is None or mark_j is None else joules - mark_j
                 self._count(batch, report, self._step_s, spent_j)
                 mark, mark_j = now, joules
@@ -211,7 +219,9 @@ class Loop:
         except OutOfMemoryError as error:
             self._event("memory", f"out of memory while preparing the epoch ({error}); stopping")
             stopped = "memory"
-        progress.epoch_s += self.meters.clock() - began
+        seconds = self.meters.clock() - began
+        progress.epoch_s += seconds
+        self._prepared_image_s = max(self._prepared_image_s, seconds / len(self.train))
         joules = window.joules
         progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
         return stopped
@@ -228,11 +238,29 @@ class Loop:
     def _should_stop(self) -> StoppedBy | None:
         if self.interrupted():
             return "user"
-        # what must still be possible after this step: evaluating and saving
-        last_eval = self._last_eval_s
-        reserve_s = 2 * self._step_s + self._save_estimate_s()
-        reserve_s += last_eval if last_eval is not None else self._step_s * len(self.val) / self.plan.batch_size
-        return self.governor.spent_cap(self.seconds(), self._estimated_joules(), reserve_s)
+        return self.governor.spent_cap(self.seconds(), self._estimated_joules(), self._reserve_s())
+
+    def _reserve_s(self) -> float:
+        """What must still be possible after the next step: evaluating and saving."""
+        return 2 * self._step_s + self._save_estimate_s() + self._eval_estimate_s()
+
+    def _eval_estimate_s(self) -> float:
+        """What an evaluation takes: as the last one did; the first may have to prepare its images, as training had."""
+        if self._last_eval_s is not None:
+            return self._last_eval_s
+        return len(self.val) * (self._step_s / self.plan.batch_size + self._prepared_image_s)
+
+    def _expected_steps(self) -> float:
+        """Steps that the run will have had when it ends: those planned, or fewer where a cap will be spent before."""
+        if not self.governor.budgeted:
+            return self.plan.total_steps
+        step, most = self.progress.step, self._most_epochs * self.plan.steps_per_epoch
+        if not self._recent_s:
+            return max(step + 1, min(most, self.plan.total_steps))
+        each_s = statistics.median(self._recent_s)
+        each_s += self._eval_estimate_s() / (self.plan.recipe.evaluate_every * self.plan.steps_per_epoch)
+        left = self.governor.steps_left(self.seconds(), self._estimated_joules(), self._reserve_s(), each_s)
+        return min(most, step + max(1.0, left))
 
     def _estimated_joules(self) -> float | None:
         """Energy spent, holes in the readings filled: a cap has to hold when a sensor is lost half-way."""
@@ -357,7 +385,7 @@ class Loop:
             progress.epoch += 1
             progress.step_in_epoch = 0
             progress.epoch_s, progress.epoch_j, progress.epoch_images, progress.loss_sum = 0.0, 0.0, 0, 0.0
-            if progress.epoch < self.plan.epochs:
+            if progress.epoch < self._most_epochs:
                 self.save()
 
     # --- what is written ---------------------------------------------------------------------------------------------

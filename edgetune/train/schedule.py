@@ -7,8 +7,10 @@ import math
 from edgetune.schema import Recipe
 
 
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+def learning_rate(recipe: Recipe, step: int, total_steps: float) -> float:
     """The rate of optimizer step `step` (from 0): linear warm-up, then a half cosine to zero, or constant.
+
+    `total_steps` may change from step to step: where a cap will end the run, it is what the cap still has room for.
 
     Raises:
         ValueError: `step` lies outside the run.

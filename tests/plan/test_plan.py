@@ -22,7 +22,7 @@ from edgetune.plan.bill import memory_bill
 from edgetune.plan.explain import print_plan
 from edgetune.plan.job import job_of
 from edgetune.plan.levers import part_size
-from edgetune.plan.methods import find_method
+from edgetune.plan.methods import find_method, with_levers
 from edgetune.plan.search import Limits, Problem, micro_batches, nearest_feasible, search
 from edgetune.schema import Plan
 from tests.plan.conftest import make_profile
@@ -108,7 +108,42 @@ def test_a_batch_stays_whole_where_splitting_would_cost_memory() -> None:
     choice = search(problem, Limits(memory_bytes=least))
     assert choice is not None
     assert choice.job.micro_batch_size == 2
-    assert problem.peak_bytes(choice.job) <= least <= problem.peak_bytes(problem.job(spec.depth, spec.depth, 1.0, 1))
+    assert problem.peak_bytes(choice.job) <= least <= problem.peak_bytes(problem.job(choice.setting, 1))
+
+
+def test_under_pressure_saved_tensors_lose_bits_before_blocks_stop_training(photos: Path) -> None:
+    """Down from where the recipe fits to where nothing does: every lever is turned, and learning never rises."""
+    spec = find_spec("vit_tiny_patch16_224")
+    method = with_levers(find_method("edgetune", 12), ["trained_blocks=6"], 12)
+    problem = Problem(method, spec, 16, 0, 10, 100, 20, 0, None, None)
+    easy = problem._replace(allocator="fast")
+    top = easy.peak_bytes(easy.job(next(easy.settings()), easy.whole))
+    seen, learning = [], 2.0
+    for cap in range(top, 0, -top // 60):
+        choice = search(problem, Limits(memory_bytes=cap))
+        if choice is None:
+            break
+        assert problem.peak_bytes(choice.job) <= cap
+        assert choice.learning <= learning
+        learning = choice.learning
+        seen.append(choice)
+    forms = [(choice.setting.levers.saved_precision, choice.setting.levers.saved_activations) for choice in seen]
+    assert forms[0] == ("int8", "full")
+    assert ("int8", "recompute") in forms
+    first = next(place for place, form in enumerate(forms) if form != ("int8", "full"))
+    assert seen[first].setting.trained == seen[0].setting.trained
+    assert seen[-1].setting.trained < seen[0].setting.trained
+
+
+def test_a_lever_set_by_hand_is_not_turned() -> None:
+    spec = find_spec("vit_tiny_patch16_224")
+    levers = ["saved_precision=int8", "saved_activations=full", "trained_blocks=6"]
+    problem = Problem(with_levers(find_method("edgetune", 12), levers, 12), spec, 16, 0, 10, 100, 20, 0, None, None)
+    for cap in (20, 30, 40, 60):
+        choice = search(problem, Limits(memory_bytes=cap * MIB))
+        if choice is not None:
+            assert choice.setting.levers == problem.method.levers
+    assert all(form.levers == problem.method.levers for form in problem.thrifty(next(problem.settings())))
 
 
 def test_pressure_turns_the_levers_before_giving_up(photos: Path) -> None:
@@ -131,11 +166,15 @@ def test_time_and_energy_caps_shorten_the_run_first(photos: Path, cap: str) -> N
     whole = {"energy_j": free.predicted.total_energy_j, "time_s": free.predicted.total_s}[cap]
     assert whole is not None
     plan = make_plan(photos, model=MODEL, profile=profile, **{cap: 0.7 * whole})  # type: ignore[arg-type]
-    assert plan.epochs < free.epochs or plan.k < free.k or plan.lowest_trainable_block > free.lowest_trainable_block
+    fewer_blocks = plan.lowest_trainable_block > free.lowest_trainable_block
+    assert plan.total_steps < free.total_steps or plan.k < free.k or fewer_blocks
     spent = {"energy_j": plan.predicted.total_energy_j, "time_s": plan.predicted.total_s}[cap]
     assert spent is not None
     assert spent <= 0.7 * whole
-    assert plan.recipe.warmup_steps <= plan.total_steps == plan.epochs * plan.steps_per_epoch
+    assert plan.wanted_epochs == free.epochs == free.wanted_epochs
+    assert plan.recipe.warmup_steps <= plan.total_steps <= plan.epochs * plan.steps_per_epoch
+    assert plan.total_steps > (plan.epochs - 1) * plan.steps_per_epoch
+    assert any("the schedule ends where the cap does" in sentence for sentence in plan.why) or fewer_blocks
 
 
 @pytest.mark.parametrize("method", ["edgetune", "full"])

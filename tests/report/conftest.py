@@ -87,6 +87,7 @@ def a_plan(classes: list[str], blocks: int, epochs: int, steps_per_epoch: int, p
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         total_steps=epochs * steps_per_epoch,
+        wanted_epochs=epochs,
         recipe=schema.Recipe(learning_rate=1e-4, weight_decay=0.05, warmup_steps=20, label_smoothing=0.1, patience=5),
         alast=schema.AlastPlan(mode="constrained"),
         lora=None,

@@ -42,6 +42,7 @@ class ScriptedEngine:
         self.val_loss = 0.7
         self.most_images: int | None = None
         self.steps: list[tuple[int, int]] = []  # images, micro-batch
+        self.rates: list[float] = []
         self.on_step: Callable[[int], None] = lambda step: None
 
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
@@ -50,6 +51,7 @@ class ScriptedEngine:
         self.clock.now += 1.0
         self.on_step(len(self.steps))
         self.steps.append((len(batch.labels), micro_batch_size))
+        self.rates.append(learning_rate)
         loss = self.losses.get(len(self.steps), 1.0)
         return StepReport(loss, (self.depth - 1,), [9.0] * self.depth, None, 100 * len(batch.labels))
 
@@ -125,9 +127,17 @@ class Stage:
 @pytest.fixture
 def stage(plan_for: Any, tmp_path: Path) -> Callable[..., Stage]:
     def make(
-        power_w: float | None = None, patience: int | None = None, evaluate_every: int = 1, **caps: float
+        power_w: float | None = None,
+        patience: int | None = None,
+        evaluate_every: int = 1,
+        epochs: int = 5,
+        expected_epochs: int | None = None,
+        **caps: float,
     ) -> Stage:
-        plan = plan_for(epochs=5, patience=patience, evaluate_every=evaluate_every)
+        plan = plan_for(epochs=epochs, patience=patience, evaluate_every=evaluate_every)
+        if expected_epochs is not None:  # fewer than were wanted, as for a cap on time or energy
+            steps = expected_epochs * plan.steps_per_epoch
+            plan = msgspec.structs.replace(plan, epochs=expected_epochs, total_steps=steps)
         free = {"memory_bytes": None, "energy_j": None, "time_s": None}
         plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, **(free | caps)))
         return Stage(plan, tmp_path / "run", power_w)
@@ -203,6 +213,37 @@ def test_a_time_cap_is_kept_with_evaluation_inside(stage: Any) -> None:
     assert made.clock.now - started <= 16.0
     assert loop.progress.evaluations
     assert (made.out / "best.safetensors").exists()
+
+
+def test_the_schedule_ends_where_the_cap_does(stage: Any) -> None:
+    """Forty epochs were wanted, a tenth of them fits: the rate comes down to nothing within that tenth."""
+    made = stage(epochs=40, time_s=24.0)
+    loop = made.loop()
+    assert loop.run() == "time"
+    rates = made.engine.rates
+    assert len(rates) < 20
+    assert max(rates) > 0.8 * made.plan.recipe.learning_rate
+    assert rates[-1] < 0.2 * made.plan.recipe.learning_rate
+    falling = rates[rates.index(max(rates)) :]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("cap", ["time_s", "energy_j"])
+def test_a_run_that_is_faster_than_planned_goes_on_until_the_cap(cap: str, stage: Any) -> None:
+    made = stage(power_w=1.0, epochs=40, expected_epochs=2, **{cap: 60.0})
+    started = made.clock.now
+    with made.energy:
+        loop = made.loop()
+        assert loop.run() == cap.split("_")[0]
+    assert loop.progress.step > made.plan.total_steps
+    assert 0.9 * 60 <= made.clock.now - started <= 60
+
+
+def test_without_a_cap_the_plan_is_all_there_is(stage: Any) -> None:
+    made = stage(epochs=40, expected_epochs=2)
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert loop.progress.step == made.plan.total_steps
 
 
 def test_an_energy_cap_is_kept(stage: Any) -> None:

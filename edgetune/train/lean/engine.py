@@ -345,26 +345,32 @@ class LeanEngine(TorchBase):
 
     def _in_groups(self, batches: Iterable[Batch], part: int) -> Iterator[Batch]:
         """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
-        waiting: list[Batch] = []  # embedded: (b, N, C)
         size = group_size(self.spec, part) if self.plan.feature_cache is not None else self.plan.batch_size
+        stream, filled = torch.empty(0), 0
+        waiting: list[Batch] = []
         for batch in batches:
             if batch.images.ndim != 4 or not self._lowest:
                 yield batch
                 continue
-            if waiting and sum(len(other.labels) for other in waiting) + len(batch.labels) > size:
-                yield self._passed(waiting, part)
+            count = len(batch.labels)
+            if waiting and filled + count > len(stream):
+                yield self._passed(waiting, stream[:filled], part)
+                filled = 0
+            if not len(stream):
+                stream = torch.empty(max(size, count), self.spec.tokens, self.spec.width, device=self.device)
             (images,) = self._tensors(batch.images)
-            waiting.append(batch._replace(images=self.frozen.embed(images).cpu().numpy()))
+            stream[filled : filled + count] = self.frozen.embed(images)
+            waiting.append(batch._replace(images=batch.images[:0].copy()))  # a view would keep them all
+            filled += count
         if waiting:
-            yield self._passed(waiting, part)
+            yield self._passed(waiting, stream[:filled], part)
 
-    def _passed(self, waiting: list[Batch], part: int) -> Batch:
-        """What enters the lowest block that may train, for all of these, which are let go."""
-        (x,) = self._tensors(np.concatenate([batch.images for batch in waiting]))
+    def _passed(self, waiting: list[Batch], stream: Tensor, part: int) -> Batch:
+        """What enters the lowest block that may train, for the embedded images of these batches, which are let go."""
         labels = np.concatenate([batch.labels for batch in waiting])
         indices = [batch.indices for batch in waiting if batch.indices is not None]
         waiting.clear()
-        features = self.frozen.run(x, part, all_tokens=True)
+        features = self.frozen.run(stream, part, all_tokens=True)
         return Batch(features.cpu().numpy(), labels, np.concatenate(indices) if indices else None)
 
     def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
