@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import msgspec
 
-from edgetune.device import board, catalogue, memory, modes, reading, throttle
+from edgetune.device import board, catalogue, memory, modes, pressure, reading, throttle
 from edgetune.device.power import describe_power, find_power
 from edgetune.device.power.base import MOST_W
 from edgetune.device.power.constant import parse_cpu_ticks
@@ -155,6 +155,7 @@ def targets() -> list[Target]:
         ("memory.parse_cgroup", memory.parse_cgroup, corpus("cgroup"), comes_back),
         ("memory.parse_stat", memory.parse_stat, corpus("vmstat", "memory.stat"), all_counts),
         ("memory.parse_swaps", memory.parse_swaps, corpus("swaps"), all_counts),
+        ("pressure.parse_stalled", pressure.parse_stalled, [b"some avg10=1.53 avg60=0.87 total=8123\n"], is_share),
         ("memory.parse_shm_size", memory.parse_shm_size, [b"tmpfs /dev/shm tmpfs rw,size=65536k 0 0\n"], is_count),
         ("modes.parse_nvpmodel", modes.parse_nvpmodel, corpus("nvpmodel--q.txt"), comes_back),
         ("modes.parse_nvpmodel_conf", modes.parse_nvpmodel_conf, corpus("nvpmodel_*.conf"), comes_back),
@@ -181,6 +182,10 @@ def ordered(ticks: tuple[int, int] | None) -> bool:
 
 def is_number(value: object) -> bool:
     return value is None or type(value) is int
+
+
+def is_share(value: object) -> bool:
+    return value is None or (type(value) is float and 0 <= value <= 1)
 
 
 def is_count(value: object) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgetune import flags
 from edgetune.__about__ import __version__
 from edgetune.errors import EdgetuneError, InfeasibleError, InputError
 
@@ -28,52 +29,6 @@ app = typer.Typer(
 )
 devices_app = typer.Typer(help="The board catalogue.", no_args_is_help=True)
 app.add_typer(devices_app, name="devices")
-
-# --- options that several commands share ------------------------------------------------------------------------------
-
-DataArgument = Annotated[
-    str | None, typer.Argument(metavar="DATA", help="Image folder: train/<class>/* with val/<class>/*, or <class>/*.")
-]
-ModelOption = Annotated[str | None, typer.Option(help="timm name of a plain ViT; `edgetune models` lists them.")]
-WeightsOption = Annotated[
-    str | None, typer.Option(metavar="FILE", help="A .safetensors file (timm, torchvision or transformers names).")
-]
-ProfileOption = Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune profile --out`.")]
-MemoryOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Most memory of the whole process: 1.5GB, 512MiB.")
-]
-EnergyOption = Annotated[str | None, typer.Option(metavar="E", help="Most energy: 20kJ, 5Wh.")]
-TimeOption = Annotated[str | None, typer.Option(metavar="T", help="Most time: 30min, 2h.")]
-DiskOption = Annotated[str | None, typer.Option(metavar="SIZE", help="Most disk for cached features.")]
-PowerOption = Annotated[
-    str | None, typer.Option(metavar="W", help="What the machine draws under load, where no sensor says.")
-]
-EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
-BatchOption = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
-ImageSizeOption = Annotated[int | None, typer.Option("--image-size", min=1, metavar="PX", help="Side in pixels.")]
-RateOption = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
-PatienceOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many evaluations without a gain.")]
-EvaluateOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Evaluate every N epochs, and at the end.")
-]
-AugmentOption = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Train on random crops.")]
-FlipOption = Annotated[
-    bool | None, typer.Option("--flip/--no-flip", help="Mirror half of them; not for digits or text.")
-]
-MethodOption = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="edgetune, alast, full, checkpoint, head, last-K, lora, alast-lora or random-k."),
-]
-EngineOption = Annotated[str | None, typer.Option(metavar="auto|torch|onnx", help="What does the arithmetic.")]
-DeviceOption = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where it runs.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.")]
-WorkersOption = Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in the main one.")]
-LeverOption = Annotated[
-    list[str] | None, typer.Option("--lever", metavar="NAME=VALUE", help="Set a lever by hand; may be repeated.")
-]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Of split, order, augmentation, draw and new weights.")]
-ConfigOption = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML or JSON with these options; flags win.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON artifact and nothing else.")]
 
 
 def _version(asked: bool) -> None:
@@ -97,8 +52,8 @@ def profile(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the profile here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter probes, under 20 s.")] = False,
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="Read another file-system root; no probes.")] = None,
-    power: PowerOption = None,
-    json: JsonOption = False,
+    power: flags.Power = None,
+    json: flags.Json = False,
 ) -> None:
     """Say what this machine is and has: limits, sensors, speed."""
     from edgetune import schema
@@ -120,83 +75,92 @@ def profile(
 
 @app.command()
 def plan(
-    data: DataArgument = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    profile: ProfileOption = None,
-    memory: MemoryOption = None,
-    energy: EnergyOption = None,
-    time: TimeOption = None,
-    disk: DiskOption = None,
-    power: PowerOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchOption = None,
-    image_size: ImageSizeOption = None,
-    lr: RateOption = None,
-    patience: PatienceOption = None,
-    evaluate_every: EvaluateOption = None,
-    augment: AugmentOption = None,
-    flip: FlipOption = None,
-    method: MethodOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    workers: WorkersOption = None,
-    lever: LeverOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    data: flags.Data = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    profile: flags.Profile = None,
+    memory: flags.Memory = None,
+    energy: flags.Energy = None,
+    time: flags.Time = None,
+    disk: flags.Disk = None,
+    power: flags.Power = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.Batch = None,
+    image_size: flags.ImageSize = None,
+    lr: flags.Rate = None,
+    patience: flags.Patience = None,
+    evaluate_every: flags.Evaluate = None,
+    augment: flags.Augment = None,
+    flip: flags.Flip = None,
+    method: flags.Method = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    workers: flags.Workers = None,
+    lever: flags.Lever = None,
+    seed: flags.Seed = None,
+    config: flags.Config = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here.")] = None,
-    json: JsonOption = False,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="The profile is of the board that will run it.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the trade-off here.")] = None,
+    json: flags.Json = False,
 ) -> None:
     """Say what `fit` would do under the caps, what it would cost, and why. Trains nothing."""
     from edgetune import schema
 
     options = _options(locals(), config)
     try:
-        made, _ = _make_plan(options)
+        made, _ = _make_plan(options, elsewhere=elsewhere)
     except InfeasibleError as error:
         if json:
             _print_json({"schema": "edgetune/plan/1", "error": str(error), "nearest_feasible": error.nearest})
         raise
     if out is not None:
         schema.save(made, out)
+    if html is not None:
+        from edgetune.report import write_plan_page
+
+        write_plan_page(made, html)
     if json:
         _print_json(made)
         return
     from edgetune.plan.explain import print_plan
 
     print_plan(made)
-    if out is not None:
-        typer.echo(f"written: {out}")
+    for written in (out, html):
+        if written is not None:
+            typer.echo(f"written: {written}")
 
 
 @app.command()
 def fit(
-    data: DataArgument = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    profile: ProfileOption = None,
-    memory: MemoryOption = None,
-    energy: EnergyOption = None,
-    time: TimeOption = None,
-    disk: DiskOption = None,
-    power: PowerOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchOption = None,
-    image_size: ImageSizeOption = None,
-    lr: RateOption = None,
-    patience: PatienceOption = None,
-    evaluate_every: EvaluateOption = None,
-    augment: AugmentOption = None,
-    flip: FlipOption = None,
-    method: MethodOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    workers: WorkersOption = None,
-    lever: LeverOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    data: flags.Data = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    profile: flags.Profile = None,
+    memory: flags.Memory = None,
+    energy: flags.Energy = None,
+    time: flags.Time = None,
+    disk: flags.Disk = None,
+    power: flags.Power = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.Batch = None,
+    image_size: flags.ImageSize = None,
+    lr: flags.Rate = None,
+    patience: flags.Patience = None,
+    evaluate_every: flags.Evaluate = None,
+    augment: flags.Augment = None,
+    flip: flags.Flip = None,
+    method: flags.Method = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    workers: flags.Workers = None,
+    lever: flags.Lever = None,
+    seed: flags.Seed = None,
+    config: flags.Config = None,
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune plan --out`.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -226,6 +190,10 @@ def fit(
     if plan is not None:
         made = _planned(Path(plan), options)
         found = _read_profile(options)
+        if found is not None:
+            from edgetune.plan.machine import refuse_other_board
+
+            refuse_other_board(found)
     else:
         made, found = _make_plan(options)
     if dry_run or out is None:
@@ -255,7 +223,7 @@ def fit(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Image folder; test/ is used where there is one.")],
-    json: JsonOption = False,
+    json: flags.Json = False,
 ) -> None:
     """Measure the best checkpoint of a run on labelled images."""
     from edgetune.infer import evaluate as run_evaluate
@@ -272,7 +240,7 @@ def evaluate(
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    json: JsonOption = False,
+    json: flags.Json = False,
 ) -> None:
     """Name the class of images with the best checkpoint of a run."""
     from edgetune.infer import predict as run_predict
@@ -305,15 +273,15 @@ def bench(
         str | None, typer.Option(metavar="NAME", help="w1, w2, w3 or w4; or --data and --model.")
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Image folder, as for fit.")] = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    image_size: ImageSizeOption = None,
-    batch_size: BatchOption = None,
-    epochs: EpochsOption = None,
-    threads: ThreadsOption = None,
-    augment: AugmentOption = None,
-    flip: FlipOption = None,
-    seed: SeedOption = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    image_size: flags.ImageSize = None,
+    batch_size: flags.Batch = None,
+    epochs: flags.Epochs = None,
+    threads: flags.Threads = None,
+    augment: flags.Augment = None,
+    flip: flags.Flip = None,
+    seed: flags.Seed = None,
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Methods of fit, eager-full[-trimmed|-fused], names of --recipe.")
     ] = None,
@@ -383,7 +351,7 @@ def devices_list() -> None:
 @devices_app.command(name="show")
 def devices_show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="From `edgetune devices list`.")],
-    json: JsonOption = False,
+    json: flags.Json = False,
 ) -> None:
     """Show what the catalogue knows of a board."""
     from edgetune.device.catalogue import find_entry
@@ -417,11 +385,11 @@ def _read_profile(options: Options) -> Profile | None:
     return None if options.profile is None else schema.load(Path(options.profile), schema.Profile)
 
 
-def _make_plan(options: Options) -> tuple[Plan, Profile | None]:
+def _make_plan(options: Options, *, elsewhere: bool = False) -> tuple[Plan, Profile | None]:
     from edgetune.plan import make_plan
 
     found = _read_profile(options)
-    return make_plan(profile=found, **options.planner_arguments()), found
+    return make_plan(profile=found, elsewhere=elsewhere, **options.planner_arguments()), found
 
 
 def _planned(path: Path, options: Options) -> Plan:

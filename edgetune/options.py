@@ -96,7 +96,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "augment": recipe.augment,
             "flip": recipe.flip,
         }
-        for name in ("model", "method", "device", "epochs", "batch_size", "image_size", "threads", "workers", "seed"):
+        planned["epochs"] = plan.wanted_epochs
+        for name in ("model", "method", "device", "batch_size", "image_size", "threads", "workers", "seed"):
             planned[name] = getattr(plan, name)
         planned["engine"] = "auto" if arguments.get("engine") == "auto" else plan.engine
         if "weights" in arguments:

@@ -92,6 +92,7 @@ class Controller:
         self._k = k
         self._trainable = sorted(set(range(depth) if trainable is None else trainable))
         self._bands = None if bands is None else [(low, high) for low, high in bands]
+        self._given = self._k, list(self._trainable), self._bands
         self._step = 0
         self._budgets = [initial_budget] * depth
         self._deltas = [0.0] * depth
@@ -244,6 +245,11 @@ class Controller:
                 (min(low, high, most), min(high, most))
                 for (low, high), most in zip(bands, keep_max_tokens, strict=True)
             ]
+
+    def restore(self) -> None:
+        """Undo every `tighten`: from the next step on, what the constructor was given holds again."""
+        k, trainable, bands = self._given
+        self._k, self._trainable, self._bands = k, list(trainable), bands
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-able values; call it between steps."""

@@ -22,6 +22,11 @@ MODEL = "edgetune.plan.cost/1"
 Part = Literal["forward", "pass_gradient", "weight_gradient"]
 # Tensors of an Adam update that pass through memory: weight, gradient, two moments read; weight, two moments written.
 _UPDATE_TENSORS = 7
+# The same of the lean trainer, which works in pieces that stay in cache, by the optimizer's state.
+_UPDATE_PASSES = {"fp32": 7, "int8": 5, "factored": 5}
+_COPY_BYTES_PER_S = 4e9  # where no probe says
+# Packing a saved tensor into 8 bits and unpacking it, in copies of as many floats: 1.1 ns a number on two x86 cores.
+_PACKING_COPIES = 3
 # Where only a matrix product was timed: the share of its rate that a block reaches (field measurements: 0.53 to 0.73).
 _BLOCK_SHARE_OF_GEMM = 0.6
 # Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores.
@@ -168,21 +173,21 @@ class Rates:
         gemm = compute.gemm_flops.get("fp32")
         self.gemm = gemm
         self.copy_bytes_per_s = compute.copy_bytes_per_s
-        self._points: dict[str, list[tuple[float, float, float]]] = {}
+        self._points: dict[tuple[str, bool], list[tuple[float, float, float]]] = {}
         for cost in compute.block_costs:
             rate = _probed_rate(cost)
-            if cost.lever == "eager" and rate is not None:
+            if cost.lever in ("eager", "lean") and rate is not None:
                 point = (math.log2(cost.width), math.log2(cost.tokens), rate)
-                self._points.setdefault(cost.part, []).append(point)
+                self._points.setdefault((cost.part, cost.lever == "lean"), []).append(point)
 
     @property
     def known(self) -> bool:
         """Whether anything was timed."""
         return bool(self._points) or self.gemm is not None
 
-    def of(self, part: Part, width: int, tokens: float) -> float | None:
-        """The rate at a width and token count: probes weighted by their nearness, in octaves."""
-        points = self._points.get(part)
+    def of(self, part: Part, width: int, tokens: float, *, lean: bool = False) -> float | None:
+        """The rate at a width and token count: probes of that trainer, weighted by their nearness, in octaves."""
+        points = self._points.get((part, lean)) or self._points.get((part, False))
         if not points:
             return None if self.gemm is None else self.gemm * _BLOCK_SHARE_OF_GEMM
         at = math.log2(width), math.log2(max(1.0, tokens))
@@ -213,18 +218,21 @@ def time_of(job: Job, train_images: int, val_images: int, rates: Rates) -> Cost 
     parts: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
     per_image = 0.0
     for part in parts:
-        rate = rates.of(part, spec.width, tokens)
+        rate = rates.of(part, spec.width, tokens, lean=job.lean)
         flops = getattr(work, part)
         if rate is None or rate <= 0:
             return None
         if job.saved_activations == "recompute" and part == "pass_gradient":
-            flops += spec.depth * spec.block_flops(spec.tokens).forward
+            flops += (spec.depth - job.lowest) * spec.block_flops(tokens).forward
         per_image += flops / rate
-    forward_rate = rates.of("forward", spec.width, spec.tokens) or math.inf
+    if job.lean and job.levers.saved_precision in ("int8", "int4"):
+        per_image += _packing_s(job, rates)
+    forward_rate = rates.of("forward", spec.width, spec.tokens, lean=job.lean) or math.inf
     once = 0.0
     if job.allocator == "lean":
         per_image *= _LEAN_SLOWDOWN
-    update = _UPDATE_TENSORS * FLOAT_BYTES * trainable_count(job) / (rates.copy_bytes_per_s or 4e9)
+    passes = _UPDATE_PASSES[job.levers.optimizer_state] if job.lean else _UPDATE_TENSORS
+    update = passes * FLOAT_BYTES * trainable_count(job) / (rates.copy_bytes_per_s or _COPY_BYTES_PER_S)
     read = 3 * spec.image_size**2 / _PIXELS_PER_S
     if job.cached:
         once = job.levers.feature_views * train_images * (below / forward_rate + read)
@@ -234,6 +242,15 @@ def time_of(job: Job, train_images: int, val_images: int, rates: Rates) -> Cost 
     evaluation = val_images * (forward_flops(spec) / forward_rate + 3 * spec.image_size**2 / _PIXELS_PER_S)
     epoch = train_images * (per_image + read) + steps * update
     return Cost(step, epoch, evaluation, _START_S, once)
+
+
+def _packing_s(job: Job, rates: Rates) -> float:
+    """Seconds an image for putting what waits for the backward pass into fewer bits, and back."""
+    spec = job.spec
+    tokens = entering(spec, job.keep_expected)
+    first = 0 if job.embeddings_trainable else job.lowest
+    numbers = sum(tokens[first:]) * (6 * spec.width + spec.hidden)
+    return _PACKING_COPIES * FLOAT_BYTES * numbers / (rates.copy_bytes_per_s or _COPY_BYTES_PER_S)
 
 
 # --- energy ----------------------------------------------------------------------------------------------------------

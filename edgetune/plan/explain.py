@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgetune.plan.search import Choice, Limits, Problem
+from edgetune.plan.search import Choice, Limits, Problem, search
 from edgetune.schema import NearestFeasible, Plan
 from edgetune.units import format_duration, format_energy, format_power, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 class Decisions(NamedTuple):
@@ -58,17 +59,43 @@ def infeasible_sentence(problem: Problem, limits: Limits, nearest: NearestFeasib
         )
         if value is not None
     ]
-    ways = [
-        f"--memory {math.ceil(nearest.memory_bytes / 1e6)}MB" if nearest.memory_bytes is not None else None,
-        f"--energy {_up(nearest.energy_j)}J" if limits.energy_j is not None and nearest.energy_j is not None else None,
-        f"--time {_up(nearest.time_s)}s" if limits.time_s is not None and nearest.time_s is not None else None,
-    ]
-    listed = " or ".join(way for way in ways if way)
+    ways = []
+    if nearest.memory_bytes is not None:
+        enough = limits._replace(memory_bytes=nearest.memory_bytes)
+        ways.append(f"--memory {math.ceil(nearest.memory_bytes / 1e6)}MB{_given_up(problem, enough)}")
+    if limits.energy_j is not None and nearest.energy_j is not None:
+        enough = limits._replace(energy_j=nearest.energy_j)
+        ways.append(f"--energy {_up(nearest.energy_j)}J{_given_up(problem, enough)}")
+    if limits.time_s is not None and nearest.time_s is not None:
+        enough = limits._replace(time_s=nearest.time_s)
+        ways.append(f"--time {_up(nearest.time_s)}s{_given_up(problem, enough)}")
+    listed = " or ".join(ways)
     hint = (
         f"the least that would do is {listed}, the other caps held" if listed else "no single cap raised alone would do"
     )
     model = f"{problem.spec.name} at {problem.spec.image_size} px"
     return f"No plan of method {problem.method.name} for {model} fits {' and '.join(asked)}: {hint}."
+
+
+def _given_up(problem: Problem, limits: Limits) -> str:
+    """What the best plan under such caps does without, in brackets; nothing where it does without nothing."""
+    choice, method = search(problem, limits), problem.method
+    if choice is None:
+        return ""
+    lost = []
+    if choice.setting.trained < method.trained:
+        lost.append(
+            f"{choice.setting.trained} instead of {method.trained} blocks"
+            if choice.setting.trained
+            else "nothing but the classifier trained"
+        )
+    elif choice.setting.k < method.k:
+        lost.append(f"{choice.setting.k} instead of {method.k} blocks at a time")
+    if choice.setting.trained and choice.setting.band_max < method.band[1]:
+        lost.append(f"{choice.setting.band_max:.0%} of the tokens")
+    if choice.epochs < problem.epochs:
+        lost.append(f"{choice.epochs:.2g} instead of {problem.epochs} epochs")
+    return f" ({', '.join(lost)})" if lost else ""
 
 
 def _up(value: float) -> float:
@@ -214,7 +241,7 @@ def _power_sentence(decisions: Decisions) -> list[str]:
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """The plan as a page for a terminal of 80 columns or more."""
     from rich.console import Console as RichConsole
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     console = console or RichConsole(highlight=False)
@@ -228,7 +255,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(Text(f"      {data}", style="dim"))
     console.print()
 
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+    table = RichTable(box=None, pad_edge=False, show_header=True, header_style="dim")
     table.add_column("", style="bold", no_wrap=True)
     table.add_column("predicted", justify="right")
     table.add_column("cap", justify="right")
@@ -240,7 +267,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(table)
     console.print()
 
-    bars = Table(box=None, pad_edge=False, show_header=False)
+    bars = RichTable(box=None, pad_edge=False, show_header=False)
     bars.add_column(no_wrap=True, style="dim")
     bars.add_column(justify="right", no_wrap=True)
     bars.add_column(no_wrap=True)
@@ -262,8 +289,14 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         )
     )
     console.print()
+    if len(plan.alternatives) > 1:
+        console.print(
+            Text("Trade-off", style="bold"), Text("predicted; learning is modelled, 1 is this plan", style="dim")
+        )
+        console.print(_alternatives(plan))
+        console.print()
     console.print(Text("Why", style="bold"))
-    sentences = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    sentences = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
     sentences.add_column(no_wrap=True)
     sentences.add_column(overflow="fold")
     for sentence in plan.why:
@@ -272,6 +305,29 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         sentences.add_row("!", Text(warning, style="yellow"))
     console.print(sentences)
     console.print()
+
+
+def _alternatives(plan: Plan) -> Table:
+    from rich.table import Table as RichTable
+
+    table = RichTable(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "blocks", "tokens", "kept", "parts of", "peak", "time", "energy", "learning"):
+        table.add_column(name, justify="left" if name in ("", "kept") else "right", no_wrap=True)
+    for found in plan.alternatives:
+        kept = found.saved_precision + (" again" if found.saved_activations == "recompute" else "")
+        table.add_row(
+            "→" if found.chosen else "",
+            str(found.trained_blocks),
+            f"{found.token_share:.0%}",
+            kept if found.trained_blocks else "",
+            str(found.micro_batch_size),
+            format_size(found.peak_memory_bytes),
+            format_duration(found.total_s),
+            format_energy(found.total_energy_j),
+            f"{found.learning:.2f}",
+            style="bold" if found.chosen else None if found.within_caps else "dim",
+        )
+    return table
 
 
 def _blocks_line(plan: Plan) -> str:

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.data.folder import scan
-from edgetune.device.memory import read_memory, usable_bytes
-from edgetune.device.system import System
 from edgetune.errors import InfeasibleError, InputError
 from edgetune.model.registry import find_spec
-from edgetune.model.spec import ViTSpec
 from edgetune.plan.cache import fit_to_disk, planned_cache
-from edgetune.plan.cost import Rates, predict, watts_of
+from edgetune.plan.cost import predict
 from edgetune.plan.explain import Decisions, infeasible_sentence, why
+from edgetune.plan.machine import default_workers, memory_cap, read_machine
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method, find_method, with_levers
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
-from edgetune.schema import Caps, DataFacts, Device, Memory, Plan, Power, Profile, Recipe
-
-DEFAULT_SHARE = 0.9  # of what may really be used, for a cap nobody named
-
-# Resident memory of a bare training process, where no profile measured it. The first holds CUDA's libraries.
-_RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 540 << 20, 420 << 20
+from edgetune.plan.tradeoff import tradeoff
+from edgetune.schema import Caps, DataFacts, Device, Plan, Profile, Recipe
 
 
 def make_plan(
@@ -59,6 +50,7 @@ def make_plan(
     flip: bool = True,
     levers: Sequence[str] = (),
     seed: int = 0,
+    elsewhere: bool = False,
 ) -> Plan:
     """Say what a run would do, what it would cost and why; trains nothing and opens no image.
 
@@ -88,6 +80,7 @@ def make_plan(
         flip: mirror half of them; wrong for text and digits.
         levers: levers to set by hand, `name=value`; see `edgetune.plan.levers`.
         seed: of the split, the order, the augmentation and the draw.
+        elsewhere: the plan is for the board that the profile is of, which is not this one.
 
     Raises:
         InputError: something given can't be used.
@@ -103,8 +96,8 @@ def make_plan(
     chosen_method, disk_note = fit_to_disk(
         chosen_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes
     )
-    machine = _machine(profile, power_w, device)
-    cap_bytes, cap_source = _memory_cap(memory_bytes, machine.memory)
+    machine = read_machine(profile, power_w, device, threads, elsewhere=elsewhere)
+    cap_bytes, cap_source = memory_cap(memory_bytes, machine.memory)
     if energy_j is not None and machine.watts is None:
         raise InputError(
             "--energy can't be held here: no power sensor or model was found; add --power with the watts drawn."
@@ -115,7 +108,7 @@ def make_plan(
         method=chosen_method,
         spec=spec,
         batch_size=batch,
-        workers=_default_workers(machine, cap_bytes, device, spec, batch) if workers is None else workers,
+        workers=default_workers(machine, cap_bytes, device, spec, batch) if workers is None else workers,
         epochs=epochs or DEFAULT_EPOCHS,
         train_images=len(folder.train),
         val_images=len(folder.val),
@@ -198,6 +191,7 @@ def make_plan(
         ),
         alast=_alast(chosen_method, choice, lr),
         lora=chosen_method.lora,
+        alternatives=tradeoff(problem, limits, choice),
         predicted=predict(choice.job, machine.runtime_bytes, choice.cost, machine.watts, choice.epochs),
         why=why(decisions),
         warnings=[*folder.warnings, *machine.warnings, *disk_note],
@@ -209,116 +203,6 @@ def make_plan(
 def _disk_room(asked_bytes: int | None) -> int:
     """Disk that cached features may take: as asked, else a quarter of what is free here."""
     return asked_bytes if asked_bytes is not None else shutil.disk_usage(Path.cwd()).free // 4
-
-
-class _Machine(NamedTuple):
-    """What planning needs to know of the machine."""
-
-    memory: Memory
-    runtime_bytes: int
-    runtime_measured: bool
-    rates: Rates | None
-    watts: float | None
-    watts_source: str | None
-    threads: int
-    warnings: list[str]
-
-
-def _machine(profile: Profile | None, power_w: float | None, device: str) -> _Machine:
-    system = System()
-    warnings: list[str] = []
-    power: Power | None = None
-    if profile is None:
-        memory, power = read_memory(system), _live_power(system)
-        warnings.append(
-            "no --profile was given: time and energy are not predicted and the bare process's memory is a guess"
-            " (run `edgetune profile --out profile.json` once)."
-        )
-    else:
-        memory, power = _memory_now(profile, system), profile.power
-        if profile.compute.probe_error:
-            warnings.append(f"the profile has no probes ({profile.compute.probe_error})")
-    compute = profile.compute if profile is not None else None
-    if compute is not None and compute.device is not None and compute.device != device:
-        warnings.append(
-            f"the profile's probes ran on {compute.device}, the plan is for {device}: times may be far off."
-        )
-    measured = compute.runtime_bytes if compute is not None else None
-    rates = Rates(compute) if compute is not None else None
-    if rates is not None and rates.known and rates.guessed:
-        warnings.append(
-            "the profile timed no transformer block: times are guessed from its matrix product, within a factor of 2."
-        )
-    watts = watts_of(power, compute, power_w)
-    source = "--power" if power_w is not None else (power.source or power.model) if power is not None else None
-    cores = os.cpu_count() or 1
-    return _Machine(
-        memory=memory,
-        runtime_bytes=measured if measured is not None else _guessed_runtime_bytes(),
-        runtime_measured=measured is not None,
-        rates=rates,
-        watts=watts,
-        watts_source=source if watts is not None else None,
-        threads=(compute.threads if compute is not None else None) or _usable_cores() or cores,
-        warnings=warnings,
-    )
-
-
-def _memory_now(profile: Profile, system: System) -> Memory:
-    """Memory as it is now when the profile is of this machine, else as the profile found it."""
-    live = read_memory(system)
-    return live if live.total_bytes is not None and live.total_bytes == profile.memory.total_bytes else profile.memory
-
-
-def _live_power(system: System) -> Power | None:
-    from edgetune.device.board import identify_entry
-    from edgetune.device.power import close_power, describe_power, find_power
-
-    board, entry = identify_entry(system)
-    source = find_power(system, board, entry)
-    power = describe_power(system, source, entry) if source is not None else None
-    close_power(source)
-    return power
-
-
-def _usable_cores() -> int | None:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return None
-
-
-def _guessed_runtime_bytes() -> int:
-    """What a bare process takes: more where the installed torch brings CUDA's libraries."""
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return _RUNTIME_CPU_BYTES
-    if "+cpu" in version:
-        return _RUNTIME_CPU_BYTES
-    carries_cuda = any(name.startswith("nvidia-") for name in metadata.requires("torch") or [])
-    return _RUNTIME_CUDA_BYTES if carries_cuda or "+cu" in version else _RUNTIME_CPU_BYTES
-
-
-def _memory_cap(asked_bytes: int | None, memory: Memory) -> tuple[int | None, str | None]:
-    if asked_bytes is not None:
-        return asked_bytes, "--memory"
-    usable = usable_bytes(memory)
-    if usable is None:
-        return None, None
-    by_group = memory.limit_room_bytes is not None and memory.limit_room_bytes == usable
-    reason = f"the room that {memory.limit_source} leaves" if by_group else "available memory"
-    return int(DEFAULT_SHARE * usable), f"{DEFAULT_SHARE:g} of {reason}"
-
-
-def _default_workers(machine: _Machine, cap_bytes: int | None, device: str, spec: ViTSpec, batch_size: int) -> int:
-    """None where the processor itself trains: its threads keep every core busy. A GPU is fed as memory allows."""
-    if device == "cpu" or cap_bytes is None:
-        return 0
-    from edgetune.data.loader import default_workers
-
-    room = cap_bytes - machine.runtime_bytes
-    return default_workers(room, _usable_cores() or 1, 3 * spec.image_size**2 * batch_size)
 
 
 def _alast(method: Method, choice: Choice, lr: float | None) -> schema.AlastPlan | None:

@@ -214,6 +214,20 @@ def _choose(problem: Problem, setting: Setting, limits: Limits) -> Choice | None
     )
 
 
+def choose(problem: Problem, setting: Setting, micro_batch_size: int, scale: Problem) -> Choice:
+    """A setting as it is, whatever is capped; its learning on the scale of another problem."""
+    job = problem.job(setting, micro_batch_size)
+    cost = problem.cost(job)
+    return Choice(
+        job=job,
+        setting=setting,
+        epochs=problem.epochs,
+        cost=cost,
+        learning=scale.learning(job, problem.epochs),
+        price=_price(problem, job, cost),
+    )
+
+
 def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     """The smallest value of each cap that admits a plan, the other caps held; None where no value does."""
     memory: int | None = None
@@ -280,4 +294,4 @@ def _price(problem: Problem, job: Job, cost: Cost | None) -> float:
     return cost.epoch_s * (problem.watts or 1.0)
 
 
-__all__ = ["Choice", "Limits", "Problem", "Setting", "micro_batches", "nearest_feasible", "search"]
+__all__ = ["Choice", "Limits", "Problem", "Setting", "choose", "micro_batches", "nearest_feasible", "search"]

@@ -13,7 +13,17 @@ import msgspec
 import torch
 from torch import Tensor
 
+from edgetune.model.block import (
+    ATTENTION_NAMES,
+    MLP_NAMES,
+    Shape,
+    attention_backward,
+    attention_forward,
+    mlp_backward,
+    mlp_forward,
+)
 from edgetune.model.spec import ViTSpec
+from edgetune.model.torch_ops import TorchOps
 from edgetune.model.vit import Block
 from edgetune.profile.probes import Bench, Line, Timing
 from edgetune.schema import BlockCost
@@ -42,17 +52,69 @@ def block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> Iterato
     block.requires_grad_(True)
     all_bytes = saved_bytes(forward, block)
     trained = bench.time(both)
-    for part, timing, kept in (
-        ("forward", first, 0),
-        ("pass_gradient", _less(frozen, first), passing_bytes),
-        ("weight_gradient", _less(trained, frozen), all_bytes - passing_bytes),
-    ):
+    yield from _lines(
+        spec,
+        tokens,
+        batch,
+        "eager",
+        [(first, 0), (_less(frozen, first), passing_bytes), (_less(trained, frozen), all_bytes - passing_bytes)],
+    )
+
+
+def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> Iterator[Line]:
+    """The same of the block's own forward and backward pass (`edgetune.model.block`), as the lean trainer runs it."""
+    torch.manual_seed(0)
+    block = Block(spec).to(bench.device).requires_grad_(False)
+    weights = dict(block.named_parameters())
+    totals = {name: torch.zeros_like(values) for name, values in weights.items()}
+    ops, shape = TorchOps(), Shape(spec.heads, spec.norm_eps)
+    x = torch.randn(batch, tokens, spec.width, device=bench.device)
+    dy = torch.randn_like(x)
+
+    def forward() -> tuple[_Kept, _Kept]:
+        first, second = _Kept(), _Kept()
+        y = attention_forward(ops, x.clone(), weights, shape, first).y
+        mlp_forward(ops, y, weights, shape, second)
+        return first, second
+
+    def both(trained: bool) -> None:
+        first, second = forward()
+        dx = dy.clone()
+        for half, saved, names in (
+            (mlp_backward, second, MLP_NAMES),
+            (attention_backward, first, ATTENTION_NAMES),
+        ):
+            needs = names & weights.keys() if trained else frozenset()
+            mine = {name: totals[name] for name in needs}
+            found = half(ops, dx, saved, weights, shape, needs=needs, totals=mine).dx
+            assert found is not None  # the input's gradient is wanted
+            dx = found
+
+    with torch.no_grad():
+        kept = sum(values.nbytes for saved in forward() for values in saved.values())
+        first, frozen, trained = bench.time(forward), bench.time(lambda: both(False)), bench.time(lambda: both(True))
+    yield from _lines(
+        spec, tokens, batch, "lean", [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
+    )
+
+
+class _Kept(dict[str, Tensor]):
+    def put(self, name: str, values: Tensor) -> None:
+        self[name] = values.clone() if name == "x" else values
+
+    def take(self, name: str) -> Tensor:
+        return self.pop(name)
+
+
+def _lines(spec: ViTSpec, tokens: int, batch: int, lever: str, parts: list[tuple[Timing, int]]) -> Iterator[Line]:
+    """Lines of the three parts: how long each took, and what it keeps."""
+    for part, (timing, kept) in zip(("forward", "pass_gradient", "weight_gradient"), parts, strict=True):
         cost = BlockCost(
             width=spec.width,
             heads=spec.heads,
             tokens=tokens,
             batch_size=batch,
-            lever="eager",
+            lever=lever,
             part=part,  # type: ignore[arg-type]
             seconds=timing.seconds,
             saved_bytes=kept,

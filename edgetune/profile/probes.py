@@ -24,6 +24,9 @@ PROBES: dict[tuple[str, str], Probe] = {}
 # Two widths (nano and Ti, then S) and three token counts (98 px to 224 px) that bracket the plain ViTs.
 WIDTHS = ((192, 3), (384, 6))
 TOKENS = (50, 101, 197)
+# corners first; a part of the lean trainer's batch has about 400 tokens, or as many as the model is wide
+LEAN_SHAPES = (((192, 3), 197), ((384, 6), 50), ((768, 12), 197), ((384, 6), 197), ((192, 3), 50))
+_PART_TOKENS = 400
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
@@ -178,6 +181,18 @@ def _block_eager(bench: Bench) -> Iterator[Line]:
             return
         spec = ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
         yield from block_lines(bench, spec, tokens, _batch_for(bench, spec, tokens))
+
+
+@probe("block", "lean")
+def _block_lean(bench: Bench) -> Iterator[Line]:
+    """One transformer block as the lean trainer runs it, in parts of as many tokens as it would take."""
+    from edgetune.profile.block import lean_block_lines
+
+    for (width, heads), tokens in LEAN_SHAPES[:2] if bench.quick else LEAN_SHAPES:
+        if bench.late():
+            return  # the eager probe said so already, or will
+        spec = ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
+        yield from lean_block_lines(bench, spec, tokens, max(1, round(max(_PART_TOKENS, width) / tokens)))
 
 
 def _batch_for(bench: Bench, spec: ViTSpec, tokens: int) -> int:

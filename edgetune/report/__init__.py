@@ -4,6 +4,7 @@ The page is built as text from typed artifacts (`markup` escapes everything); it
 the browser by uPlot, which travels inside the page.
 """
 
+from edgetune.report.page import write_plan_page as write_plan_page
 from edgetune.report.page import write_report as write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_plan_page", "write_report"]

@@ -16,9 +16,8 @@ _OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD with momentum", "sg
 _STATES = {"fp32": "fp32", "int8": "8 bits", "factored": "8 bits, second moments by rows and columns"}
 
 
-def why(run: Run) -> Html:
+def why(plan: Plan) -> Html:
     """The plan's reasons and its settings."""
-    plan = run.plan
     reasons = (
         element("ul", *(element("li", sentence) for sentence in plan.why), class_="why")
         if plan.why

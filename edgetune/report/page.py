@@ -23,6 +23,8 @@ from edgetune.report.markup import Html, element, join, note, section, text
 from edgetune.report.mistakes import mistakes
 from edgetune.report.run import Run, read_run
 from edgetune.report.summary import data_name, header, headline
+from edgetune.report.tradeoff import tradeoff, tradeoff_charts
+from edgetune.schema import Plan
 
 _ASSETS = Path(__file__).parent / "assets"
 _UPLOT = Path(__file__).parent / "vendor" / "uplot"
@@ -48,7 +50,7 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page of a run that has been read."""
-    over_time = curves(run)
+    over_time, alternatives = curves(run), tradeoff_charts(run.plan)
     sections = [
         header(run),
         headline(run),
@@ -58,7 +60,8 @@ def render(run: Run) -> str:
         where_time_went(run),
         blocks_over_time(run),
         mistakes(run),
-        why(run),
+        tradeoff(run.plan, alternatives),
+        why(run.plan),
         events_and_warnings(run),
         machine(run),
         commands(run),
@@ -66,9 +69,23 @@ def render(run: Run) -> str:
     return page(
         title=f"{run.plan.model} on {data_name(run.plan)} · edgetune",
         content=join(sections),
-        charts=[*over_time, *heats(run)],
+        charts=[*over_time, *heats(run), *alternatives],
         footer=f"Run by edgetune {run.plan.edgetune_version}, page by {__version__}. Charts: uPlot, MIT licence.",
     )
+
+
+def write_plan_page(plan: Plan, path: Path) -> None:
+    """Write a page of a plan that has not run: its trade-off, its reasons, its settings.
+
+    Raises:
+        StorageError: the page could not be written.
+    """
+    charts = tradeoff_charts(plan)
+    title = f"{plan.method}: {plan.model} on {data_name(plan)}"
+    content = join([element("header", element("h1", title)), tradeoff(plan, charts), why(plan)])
+    footer = f"Planned by edgetune {plan.edgetune_version}, page by {__version__}. Charts: uPlot, MIT licence."
+    written = page(title=f"{title} · edgetune", content=content, charts=[*charts], footer=footer)
+    write_atomically(path, written.encode("utf-8"))
 
 
 def page(*, title: str, content: Html, charts: list[Chart | Heat], footer: str) -> str:

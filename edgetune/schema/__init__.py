@@ -17,7 +17,9 @@ from edgetune.schema.mistakes import Confusion as Confusion
 from edgetune.schema.mistakes import Mistakes as Mistakes
 from edgetune.schema.mistakes import WrongImage as WrongImage
 from edgetune.schema.plan import AlastPlan as AlastPlan
+from edgetune.schema.plan import Alternative as Alternative
 from edgetune.schema.plan import BlockPlan as BlockPlan
+from edgetune.schema.plan import Calibrated as Calibrated
 from edgetune.schema.plan import Caps as Caps
 from edgetune.schema.plan import DataFacts as DataFacts
 from edgetune.schema.plan import FeatureCachePlan as FeatureCachePlan

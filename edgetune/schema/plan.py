@@ -91,6 +91,35 @@ class Predicted(Record, frozen=True):
     model: str = "edgetune.plan.cost/1"
 
 
+class Calibrated(Record, frozen=True):
+    """What the first steps of the run itself say, beside what was predicted; nothing here was known to the plan."""
+
+    after_steps: int
+    step_s: float
+    epoch_s: float
+    total_s: float
+    total_energy_j: float | None
+
+
+class Alternative(Record, frozen=True):
+    """A plan that no other one beats in memory, time and learning at once; a prediction, like all of a plan."""
+
+    trained_blocks: int
+    k: int
+    token_share: float  # of the patches, at most, that leave a block of the trained part
+    saved_precision: Literal["fp32", "bf16", "int8", "int4"]
+    saved_activations: Literal["full", "recompute"]
+    micro_batch_size: int
+    allocator: Literal["fast", "lean"]
+    peak_memory_bytes: int
+    total_s: float | None
+    total_energy_j: float | None
+    work_per_epoch: float  # seconds, joules or, where nothing was timed, FLOPs of an image: comparable within a plan
+    learning: float  # expected, relative to the plan that was chosen
+    within_caps: bool
+    chosen: bool
+
+
 class NearestFeasible(Record, frozen=True):
     """For a plan that does not fit: the smallest value of each cap that would, the other caps held."""
 
@@ -163,3 +192,5 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     warnings: list[str]
     edgetune_version: str
     created: str
+    calibrated: Calibrated | None = None  # in a run folder, once the run has taken a few steps
+    alternatives: list[Alternative] = []  # from the least memory to the most, the chosen one among them

@@ -87,6 +87,14 @@ class Engine(Protocol):
             OutOfMemoryError: see there.
         """
 
+    def limit(self, k: int, most_tokens: Sequence[int]) -> None:
+        """Bound what trains from the next step on, inside what the plan allows; a later call may allow more again.
+
+        Args:
+            k: blocks that train per step.
+            most_tokens: per block, the most patch tokens that may leave it.
+        """
+
     def evaluate(self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool]) -> Evaluation | None:
         """Predictions with all tokens kept and nothing learned; None when `stop()` became true half-way.
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import msgspec
+
 from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.data.folder import scan
@@ -18,6 +20,8 @@ from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import PowerSource, find_power
+from edgetune.device.power.battery import Batteries
+from edgetune.device.pressure import read_pressure
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import DivergedError, InputError, MissingDependencyError
@@ -30,8 +34,9 @@ from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Source
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop, Meters
-from edgetune.units import format_size
+from edgetune.units import format_energy, format_size
 
+_CHARGE_SHARE = 0.95  # of a battery's charge, for a run that it feeds
 _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
 
 
@@ -148,7 +153,15 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         ):
             if source is not None:
                 energy.idle_w = _profiled_idle_w(folder, source) or energy.idle(_IDLE_S)
-            meters = Meters(memory, energy, sitting.started)
+            meters = Meters(
+                memory,
+                energy,
+                sitting.started,
+                pressure=lambda: read_pressure(sitting.system),
+                throttle=lambda: read_throttle(sitting.system),
+            )
+            plan, note = _within_charge(plan, source)
+            warnings += note
             loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
             if resume:
                 loop.resume()
@@ -191,6 +204,20 @@ def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
     return [
         f"the bare process takes {format_size(baseline)}, more than the {format_size(plan.predicted.memory.runtime)}"
         f" planned for: up to {format_size(needed)} may be needed where {format_size(cap)} are allowed."
+    ]
+
+
+def _within_charge(plan: Plan, source: PowerSource | None) -> tuple[Plan, list[str]]:
+    """On battery the charge left is a cap too: a checkpoint is worth nothing to a machine that went dark over it."""
+    charge_j = source.charge_j() if isinstance(source, Batteries) else None
+    if charge_j is None:
+        return plan, []
+    most_j = _CHARGE_SHARE * charge_j
+    if plan.caps.energy_j is not None and plan.caps.energy_j <= most_j:
+        return plan, []
+    caps = msgspec.structs.replace(plan.caps, energy_j=most_j)
+    return msgspec.structs.replace(plan, caps=caps), [
+        f"the battery holds {format_energy(charge_j)}; the run will not take more than {format_energy(most_j)} of it."
     ]
 
 

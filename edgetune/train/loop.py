@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,20 +14,24 @@ import msgspec
 from edgetune import schema
 from edgetune.data.loader import Batch
 from edgetune.device.energy import EnergyMeter, Window
+from edgetune.device.pressure import Pressure
+from edgetune.device.throttle import delta, throttled
 from edgetune.errors import InputError
 from edgetune.measure.memory import PeakMeter
-from edgetune.schema import Plan, StoppedBy
+from edgetune.schema import Calibrated, Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, Source, StepReport
 from edgetune.train.folder import Metrics, RunFolder
 from edgetune.train.governor import Governor
+from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
 from edgetune.train.schedule import learning_rate
 
 _LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
 _RECENT_STEPS = 20  # whose median says what a step takes
+_CALIBRATED_AFTER = 8  # steps of a run, which the plan is then held against
 
 
 class Meters(msgspec.Struct):
@@ -37,6 +41,8 @@ class Meters(msgspec.Struct):
     energy: EnergyMeter
     started: float  # when the process started, on the clock
     clock: Callable[[], float] = time.monotonic
+    pressure: Callable[[], Pressure] | None = None
+    throttle: Callable[[], Mapping[str, int | None]] = dict
 
 
 class Loop:
@@ -70,7 +76,10 @@ class Loop:
         self.interrupted, self.save_every_s = interrupted, save_every_s
         self.metrics = Metrics(folder.metrics)
         self.progress = Progress(micro_batch_size=plan.micro_batch_size, kept_sum=[0.0] * len(plan.blocks))
-        self.governor = Governor(plan.caps, meters.memory)
+        self.governor = Governor(plan.caps, meters.memory, meters.pressure, meters.clock)
+        self._ladder = ladder(plan)
+        self._at_the_end = False  # of the ladder, and said so
+        self._throttle = meters.throttle()
         # a plan foresees what a cap has room for; a faster run goes on towards what was wanted
         self._most_epochs = plan.wanted_epochs if self.governor.budgeted else plan.epochs
         self._log_every = max(1, plan.total_steps // _LOGGED_STEPS)
@@ -96,6 +105,8 @@ class Loop:
             self._last_eval_s = progress.eval_s / len(progress.evaluations)
         if progress.epochs_s:
             self._step_s = sum(progress.epochs_s) / progress.closed_step
+        knobs = self._ladder[min(progress.rung, len(self._ladder) - 1)]
+        self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
         self._event("resumed", f"resumed after step {self.progress.step}")
 
     def save(self) -> None:
@@ -199,12 +210,16 @@ class Loop:
                 self._count(batch, report, self._step_s, spent_j)
                 mark, mark_j = now, joules
                 self._log_step(batch, report, rate)
+                if progress.step == _CALIBRATED_AFTER and not progress.evaluations:
+                    self._calibrate()
                 if clock() - self._saved_at > self.save_every_s:
                     self.save()
                     mark, mark_j = clock(), window.joules  # saving is not part of the epoch's figures
-                excess = self.governor.excess_bytes()
-                if excess and not self._shrink(f"{excess} bytes above the memory cap"):
+                squeeze = self.governor.squeeze()
+                if squeeze and not self._tighten(squeeze.reason) and squeeze.over_cap:
                     return "memory"
+                if squeeze is None:
+                    self._loosen()
         return None
 
     def _prepare(self, window: Window) -> StoppedBy | None:
@@ -232,13 +247,29 @@ class Loop:
             try:
                 return self.engine.train_step(batch, rate, self.progress.micro_batch_size)
             except OutOfMemoryError as error:
-                if not self._shrink(f"out of memory ({error})"):
+                if not self._tighten(f"out of memory ({error})"):
                     return None
 
     def _should_stop(self) -> StoppedBy | None:
         if self.interrupted():
             return "user"
         return self.governor.spent_cap(self.seconds(), self._estimated_joules(), self._reserve_s())
+
+    def _calibrate(self) -> None:
+        """Put what the first steps say beside the prediction, in the run folder's plan."""
+        plan, step_s = self.plan, statistics.median(self._recent_s)
+        epoch_s = plan.steps_per_epoch * step_s + self._prepared_image_s * len(self.train) / plan.epochs
+        total_s = self.seconds() + (plan.total_steps - self.progress.step) * step_s
+        total_s += plan.epochs * (self._eval_estimate_s() / plan.recipe.evaluate_every + self._save_estimate_s())
+        joules = self._estimated_joules()
+        if self.meters.energy.watts is None or joules is None:
+            joules = None
+        else:
+            joules *= total_s / self.seconds()
+        found = Calibrated(
+            after_steps=self.progress.step, step_s=step_s, epoch_s=epoch_s, total_s=total_s, total_energy_j=joules
+        )
+        schema.save(msgspec.structs.replace(plan, calibrated=found), self.folder.plan)
 
     def _reserve_s(self) -> float:
         """What must still be possible after the next step: evaluating and saving."""
@@ -269,17 +300,34 @@ class Loop:
     def _save_estimate_s(self) -> float:
         return 0.5 + self.progress.save_s / (1 + len(self.progress.epochs_s))
 
-    def _shrink(self, reason: str) -> bool:
-        """Halve the micro-batch; False when it can't be halved any more."""
-        smaller = self.progress.micro_batch_size // 2
-        if smaller < 1:
-            self._event("memory", f"{reason} with one image at a time; stopping")
+    def _tighten(self, reason: str) -> bool:
+        """Go to the next rung of the ladder; False where there is none."""
+        self.governor.tightened()
+        if self.progress.rung + 1 == len(self._ladder):
+            if not self._at_the_end:
+                self._event("memory", f"{reason}, and nothing is left to turn")
+            self._at_the_end = True
             return False
-        self.progress.micro_batch_size = smaller
         keep_malloc_lean()
-        release_free_memory()  # or what the larger one left would count against the smaller
-        self._event("micro_batch", f"{reason}: micro-batch is now {smaller}")
+        self._turn(self.progress.rung + 1, "tightened", reason)
+        release_free_memory()  # or what the larger ones left would count against the smaller
         return True
+
+    def _loosen(self) -> None:
+        """Go back a rung, where there has been room for it."""
+        rung = self.progress.rung
+        if not rung:
+            return
+        growth = self._ladder[rung - 1].peak_bytes - self._ladder[rung].peak_bytes
+        if self.governor.may_loosen(max(0, growth)):
+            self._turn(rung - 1, "loosened", "there is room again")
+
+    def _turn(self, rung: int, event: str, reason: str) -> None:
+        knobs, before = self._ladder[rung], self._ladder[self.progress.rung]
+        self.progress.rung, self.progress.micro_batch_size = rung, knobs.micro_batch_size
+        self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
+        self._at_the_end = False
+        self._event(event, f"{reason}: {knobs.difference(before)}")
 
     def _count(self, batch: Batch, report: StepReport, seconds: float, joules: float | None) -> None:
         progress = self.progress
@@ -337,7 +385,7 @@ class Loop:
                     evaluation = self.engine.evaluate(self.val.epoch(0), progress.micro_batch_size, self.interrupted)
                     break
                 except OutOfMemoryError as error:
-                    if not self._shrink(f"out of memory while evaluating ({error})"):
+                    if not self._tighten(f"out of memory while evaluating ({error})"):
                         return "memory"
         if evaluation is None:
             return "user"
@@ -381,12 +429,21 @@ class Loop:
                 joules=progress.epoch_j,
                 memory_bytes=memory_bytes,
             )
+        self._note_throttling()
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
             progress.epoch_s, progress.epoch_j, progress.epoch_images, progress.loss_sum = 0.0, 0.0, 0, 0.0
             if progress.epoch < self._most_epochs:
                 self.save()
+
+    def _note_throttling(self) -> None:
+        """An event where heat or a weak supply slowed the epoch."""
+        before, self._throttle = self._throttle, self.meters.throttle()
+        changes = delta(before, self._throttle)
+        if throttled(changes):
+            causes = [name for name, value in changes.items() if value and throttled({name: value})]
+            self._event("throttled", f"the machine was slowed during the epoch: {', '.join(causes)}")
 
     # --- what is written ---------------------------------------------------------------------------------------------
 

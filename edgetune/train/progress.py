@@ -12,6 +12,7 @@ class Progress(msgspec.Struct, kw_only=True):
     epoch: int = 0  # the epoch in progress
     step_in_epoch: int = 0
     micro_batch_size: int = 0
+    rung: int = 0  # of the governor's ladder; 0 is as planned
     # the epoch in progress
     epoch_s: float = 0.0
     epoch_j: float | None = 0.0

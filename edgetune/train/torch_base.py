@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,12 @@ class TorchBase(ABC):
             if plan.alast
             else None
         )
+
+    def limit(self, k: int, most_tokens: Sequence[int]) -> None:
+        """See `Engine.limit`; without the method there is nothing to bound."""
+        if self.controller is not None:
+            self.controller.restore()
+            self.controller.tighten(k=k, keep_max_tokens=most_tokens)
 
     def _tensors(self, *arrays: NDArray[Any]) -> Iterator[Tensor]:
         return (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)

@@ -121,6 +121,7 @@ def plan_of() -> Callable[[Path, int], schema.Plan]:
                 "epochs": 1,
                 "steps_per_epoch": 1,
                 "total_steps": 1,
+                "wanted_epochs": 1,
                 "recipe": {"learning_rate": 1e-4, "weight_decay": 0.0, "warmup_steps": 0},
                 "alast": None,
                 "lora": None,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgetune import schema
+from edgetune.device.board import identify
+from edgetune.device.system import System
 from edgetune.model.spec import ViTSpec
 from edgetune.schema import BlockCost, Board, Compute, Memory, Modes, Power, Profile
 
@@ -47,8 +49,8 @@ def make_profile(
                     )
                 )
     return Profile(
-        board=Board(name="Test board", family="generic-arm64"),
-        memory=Memory(total_bytes=16 * GIB + 1, available_bytes=available_bytes),
+        board=Board(name="Test board", family=identify(System()).family),
+        memory=Memory(total_bytes=None, available_bytes=available_bytes),
         power=Power(source="test", scope="module", total_w=watts, measured=watts is not None),
         modes=Modes(),
         throttle={},

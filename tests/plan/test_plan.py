@@ -157,6 +157,36 @@ def test_infeasible_names_the_method_and_what_would_do(photos: Path) -> None:
     with pytest.raises(InfeasibleError, match=r"vit_nano_patch8_64 at 64 px .* --memory \d+MB") as caught:
         make_plan(photos, model=MODEL, profile=make_profile(), memory_bytes=100 * MIB)
     assert caught.value.exit_code == 3
+    assert "nothing but the classifier trained" in str(caught.value)
+
+
+def test_the_trade_off_holds_the_plan_and_nothing_that_another_beats(photos: Path, tmp_path: Path) -> None:
+    for method in ("edgetune", "full", "alast", "head"):
+        plan = make_plan(photos, model=MODEL, profile=make_profile(watts=4.0), method=method)
+        found = plan.alternatives
+        assert [point.chosen for point in found].count(True) == 1
+        mine = next(point for point in found if point.chosen)
+        assert mine.peak_memory_bytes == plan.predicted.peak_memory_bytes
+        assert mine.total_s == pytest.approx(plan.predicted.total_s)
+        assert mine.learning == 1.0
+        assert [point.peak_memory_bytes for point in found] == sorted(point.peak_memory_bytes for point in found)
+        others = [point for point in found if not point.chosen]
+        figures = {(p.peak_memory_bytes, p.total_s, -p.learning) for p in others}
+        assert len(figures) == len(others)
+        for one in figures:
+            for other in figures - {one}:
+                assert not all(left <= right for left, right in zip(other, one, strict=True))
+    plan = make_plan(photos, model=MODEL, profile=make_profile())
+    assert len({point.trained_blocks for point in plan.alternatives}) > 2
+    assert len(plan.alternatives) <= 8
+
+
+def test_alternatives_beyond_a_cap_say_so(photos: Path) -> None:
+    easy = make_plan(photos, model=MODEL, profile=make_profile())
+    tight = make_plan(photos, model=MODEL, profile=make_profile(), memory_bytes=easy.predicted.peak_memory_bytes)
+    assert {point.within_caps for point in tight.alternatives} == {True, False}
+    for point in tight.alternatives:
+        assert point.within_caps == (point.peak_memory_bytes <= easy.predicted.peak_memory_bytes)
 
 
 @pytest.mark.parametrize("cap", ["energy_j", "time_s"])

@@ -25,9 +25,14 @@ def quick_bench() -> Bench:
 
 
 def test_probes_are_keyed_by_operation_and_lever() -> None:
-    assert {("matmul", "fp32"), ("matmul", "bf16"), ("matmul", "fp16"), ("copy", "plain"), ("block", "eager")} <= set(
-        PROBES
-    )
+    assert {
+        ("matmul", "fp32"),
+        ("matmul", "bf16"),
+        ("matmul", "fp16"),
+        ("copy", "plain"),
+        ("block", "eager"),
+        ("block", "lean"),
+    } <= set(PROBES)
     with pytest.raises(ValueError, match="block with eager already"):
         probe("block", "eager")(PROBES["block", "eager"])
 
@@ -42,6 +47,16 @@ def test_a_block_is_split_into_three_parts() -> None:
     assert costs["forward"]["saved_bytes"] == 0
     assert costs["pass_gradient"]["saved_bytes"] == pytest.approx(10 * a_width, rel=0.02)
     assert costs["weight_gradient"]["saved_bytes"] == pytest.approx(6 * a_width, rel=0.02)
+
+
+def test_the_lean_block_keeps_ten_widths_and_is_split_alike() -> None:
+    from edgetune.profile.block import lean_block_lines
+
+    costs = {line["block"]["part"]: line["block"] for line in lean_block_lines(quick_bench(), SPEC, tokens=20, batch=2)}
+    assert set(costs) == {"forward", "pass_gradient", "weight_gradient"}
+    assert all(cost["seconds"] > 0 for cost in costs.values())
+    assert {cost["lever"] for cost in costs.values()} == {"lean"}
+    assert costs["pass_gradient"]["saved_bytes"] == pytest.approx(10 * 2 * 20 * 96 * 4, rel=0.03)
 
 
 def test_counting_saved_bytes_leaks_no_graph() -> None:

@@ -28,6 +28,7 @@ FLOORS = (
     {"infer"},
     {"export"},
     {"bench"},
+    {"flags"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgetune.data.folder import scan
 from edgetune.data.loader import Batch, Loader
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power.constant import UserConstant
+from edgetune.device.pressure import Pressure
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Plan
 from edgetune.train.display import Display
@@ -43,6 +44,7 @@ class ScriptedEngine:
         self.most_images: int | None = None
         self.steps: list[tuple[int, int]] = []  # images, micro-batch
         self.rates: list[float] = []
+        self.limits: list[tuple[int, list[int]]] = []
         self.on_step: Callable[[int], None] = lambda step: None
 
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
@@ -87,6 +89,9 @@ class ScriptedEngine:
         loaded: dict[str, Any] = json.loads(path.read_text())
         return loaded
 
+    def limit(self, k: int, most_tokens: Sequence[int]) -> None:
+        self.limits.append((k, list(most_tokens)))
+
     def device_peak_bytes(self) -> int | None:
         return None
 
@@ -99,6 +104,8 @@ class Stage:
         self.clock = Clock()
         self.engine = ScriptedEngine(self.clock, len(plan.blocks))
         self.interrupted = False
+        self.pressure = Pressure()
+        self.throttle: Callable[[], dict[str, int | None]] = dict
         self.energy = EnergyMeter(UserConstant(power_w) if power_w else None, clock=self.clock, thread=False)
 
     def loop(self) -> Loop:
@@ -113,7 +120,7 @@ class Stage:
             train,
             val,
             RunFolder(self.out),
-            Meters(PeakMeter.start(), self.energy, self.clock.now, self.clock),
+            Meters(PeakMeter.start(), self.energy, self.clock.now, self.clock, lambda: self.pressure, self.throttle),
             Display(self.plan, quiet=True),
             lambda: self.interrupted,
             save_every_s=1e9,
@@ -185,7 +192,7 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(stage: Any) -
     assert loop.run() == "epochs"
     assert [micro for _, micro in made.engine.steps] == [1] * 20  # 6, 3, then 1
     assert sum(images for images, _ in made.engine.steps) == 5 * 24
-    assert made.events() == ["micro_batch", "micro_batch"]
+    assert made.events() == ["tightened", "tightened"]
 
 
 def test_out_of_memory_with_one_image_ends_with_a_checkpoint(stage: Any) -> None:
@@ -202,7 +209,62 @@ def test_memory_above_the_cap_tightens_and_then_ends_the_run(stage: Any) -> None
     made = stage(memory_bytes=1)
     loop = made.loop()
     assert loop.run() == "memory"
-    assert made.events() == ["micro_batch", "micro_batch", "memory"]
+    assert made.events()[:2] == ["tightened", "tightened"]
+    assert made.events()[-1] == "memory"
+    assert set(made.events()[:-1]) == {"tightened"}
+
+
+def test_a_co_tenant_that_takes_memory_is_survived(stage: Any) -> None:
+    """It comes after ten steps and goes after sixty; the run tightens, ends as planned, and is as planned again."""
+    made = stage(epochs=60)
+
+    def tenant(step: int) -> None:
+        taken = 10 <= step < 60
+        made.pressure = Pressure(available_bytes=(10 if taken else 4000) << 20, total_bytes=4 << 30)
+
+    made.engine.on_step = tenant
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    events = made.events()
+    assert events[0] == "tightened"
+    assert events.count("tightened") == events.count("loosened")
+    assert loop.progress.rung == 0
+    micro = [micro for _, micro in made.engine.steps]
+    assert micro[:10] == [made.plan.micro_batch_size] * 10
+    assert min(micro) < made.plan.micro_batch_size
+    assert micro[-1] == made.plan.micro_batch_size
+    assert made.engine.limits[-1] == (made.plan.k, [block.keep_max_tokens for block in made.plan.blocks])
+
+
+def test_a_machine_that_stays_full_does_not_end_the_run(stage: Any) -> None:
+    made = stage(epochs=60)
+    made.pressure = Pressure(available_bytes=1 << 20, total_bytes=4 << 30)
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert loop.progress.rung == len(loop._ladder) - 1
+    assert made.events().count("memory") == 1  # said once
+
+
+def test_a_resumed_run_is_as_tight_as_it_was(stage: Any) -> None:
+    made = stage(epochs=60)
+    made.engine.most_images = 2
+    made.engine.on_step = lambda step: setattr(made, "interrupted", step == 9)
+    assert made.loop().run() == "user"
+    tight = made.engine.limits[-1]
+    again = made.loop()
+    made.engine.limits.clear()
+    made.interrupted = False
+    again.resume()
+    assert again.progress.rung == 2
+    assert made.engine.limits == [tight]
+
+
+def test_slowed_by_heat_is_an_event(stage: Any) -> None:
+    made = stage()
+    made.throttle = lambda: {"cpu_throttle_count": len(made.engine.steps) // 8, "cpu_mc": 80_000}
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert made.events().count("throttled") == 2
 
 
 def test_a_time_cap_is_kept_with_evaluation_inside(stage: Any) -> None:

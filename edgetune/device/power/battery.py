@@ -42,6 +42,27 @@ class Batteries:
         """When it knows."""
         return Facts(notes=("what the battery delivers: known only while it discharges",))
 
+    def charge_j(self) -> float | None:
+        """Energy left, where a battery feeds the machine now; None while it charges or rests, or where it is unknown.
+
+        `energy_now` is in microwatt-hours, `charge_now` in microampere-hours (kernel
+        Documentation/ABI/testing/sysfs-class-power).
+        """
+        if self.read().total_w is None:
+            return None
+        charges = []
+        for folder in self.folders:
+            microwatt_hours = read_number(self.system, f"{folder}/energy_now")
+            if microwatt_hours is not None and microwatt_hours >= 0:
+                charges.append(microwatt_hours * 3600 / 1e6)
+                continue
+            microampere_hours = read_number(self.system, f"{folder}/charge_now")
+            microvolts = read_number(self.system, f"{folder}/voltage_now")
+            if microampere_hours is None or microvolts is None or min(microampere_hours, microvolts) < 0:
+                return None
+            charges.append(microampere_hours * microvolts * 3600 / 1e12)
+        return sum(charges)
+
     def _watts(self, folder: str) -> float | None:
         path = f"{folder}/power_now"
         if self.system.exists(path):

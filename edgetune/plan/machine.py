@@ -1,0 +1,206 @@
+"""The machine as planning needs it: from a profile that still holds, or from what can be read without one.
+
+A profile of another board is refused, unless the plan is for that board; one whose power mode, threads or libraries
+have changed since is used with a warning, since its probes timed something else.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from typing import NamedTuple
+
+from edgetune.device.board import identify_entry
+from edgetune.device.memory import read_memory, usable_bytes
+from edgetune.device.modes import read_modes
+from edgetune.device.system import System
+from edgetune.errors import InputError
+from edgetune.model.spec import ViTSpec
+from edgetune.plan.cost import Rates, watts_of
+from edgetune.schema import Board, Memory, Power, Profile
+from edgetune.units import format_size
+
+DEFAULT_SHARE = 0.9  # of what may really be used, for a cap nobody named
+
+# Resident memory of a bare training process, where no profile measured it. The first holds CUDA's libraries.
+_RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 540 << 20, 420 << 20
+_SAME_MEMORY = 0.05  # of the total: a kernel keeps a little more or less for itself
+
+
+class Machine(NamedTuple):
+    """What planning needs to know of the machine."""
+
+    memory: Memory
+    runtime_bytes: int
+    runtime_measured: bool
+    rates: Rates | None
+    watts: float | None
+    watts_source: str | None
+    threads: int
+    warnings: list[str]
+
+
+def read_machine(
+    profile: Profile | None, power_w: float | None, device: str, threads: int | None = None, *, elsewhere: bool = False
+) -> Machine:
+    """What a profile and this machine say.
+
+    Args:
+        profile: None: nothing was timed, and the bare process is guessed.
+        power_w: what it draws while training, where no sensor says.
+        device: that will train.
+        threads: that will train; None: the profile's.
+        elsewhere: the plan is for the profile's board, which is not this one.
+
+    Raises:
+        InputError: the profile is of another board.
+    """
+    system = System()
+    warnings: list[str] = []
+    power: Power | None = None
+    if profile is None:
+        memory, power = read_memory(system), _live_power(system)
+        warnings.append(
+            "no --profile was given: time and energy are not predicted and the bare process's memory is a guess"
+            " (run `edgetune profile --out profile.json` once)."
+        )
+    else:
+        if not elsewhere:
+            refuse_other_board(profile, system)
+            warnings += _changes(profile, system, threads)
+        memory = profile.memory if elsewhere else _memory_now(profile, system)
+        power = profile.power
+        if profile.compute.probe_error:
+            warnings.append(f"the profile has no probes ({profile.compute.probe_error})")
+    compute = profile.compute if profile is not None else None
+    if compute is not None and compute.device is not None and compute.device != device:
+        warnings.append(
+            f"the profile's probes ran on {compute.device}, the plan is for {device}: times may be far off."
+        )
+    measured = compute.runtime_bytes if compute is not None else None
+    rates = Rates(compute) if compute is not None else None
+    if rates is not None and rates.known and rates.guessed:
+        warnings.append(
+            "the profile timed no transformer block: times are guessed from its matrix product, within a factor of 2."
+        )
+    watts = watts_of(power, compute, power_w)
+    source = "--power" if power_w is not None else (power.source or power.model) if power is not None else None
+    cores = os.cpu_count() or 1
+    return Machine(
+        memory=memory,
+        runtime_bytes=measured if measured is not None else _guessed_runtime_bytes(),
+        runtime_measured=measured is not None,
+        rates=rates,
+        watts=watts,
+        watts_source=source if watts is not None else None,
+        threads=(compute.threads if compute is not None else None) or _usable_cores() or cores,
+        warnings=warnings,
+    )
+
+
+def refuse_other_board(profile: Profile, system: System | None = None) -> None:
+    """Make sure that a profile is of this board.
+
+    Raises:
+        InputError: something that both know of the board differs.
+    """
+    system = system or System()
+    here, there = identify_entry(system)[0], profile.board
+    facts = [(here.module, there.module), (here.soc, there.soc), (here.arch, there.arch), (here.family, there.family)]
+    differ = any(None not in pair and pair[0] != pair[1] for pair in facts)
+    live, kept = read_memory(system).total_bytes, profile.memory.total_bytes
+    if live is not None and kept is not None:
+        differ = differ or abs(live - kept) > _SAME_MEMORY * kept
+    if differ:
+        raise InputError(
+            f"--profile is of another board ({_named(there, kept)}; this is {_named(here, live)}): run"
+            " `edgetune profile` here, or plan for that board with --elsewhere."
+        )
+
+
+def _named(board: Board, total_bytes: int | None) -> str:
+    size = "" if total_bytes is None else f" with {format_size(total_bytes)}"
+    return f"{board.name}{size}"
+
+
+def _changes(profile: Profile, system: System, threads: int | None) -> list[str]:
+    """What is no longer as it was when the profile was made, where that moves its figures."""
+    compute, modes = profile.compute, read_modes(system)
+    try:
+        library: str | None = metadata.version(compute.engine) if compute.engine else None
+    except metadata.PackageNotFoundError:
+        library = None
+    facts = {
+        "power mode": (profile.modes.current, modes.current),
+        "clock limit": (max(profile.modes.cpu_max_hz, default=None), max(modes.cpu_max_hz, default=None)),
+        "number of threads": (compute.threads, threads),
+        str(compute.engine): (_release(compute.engine_version), _release(library)),
+    }
+    return [
+        f"the profile's {name} was {there}, now it is {here}: predicted times and energies may be far off; run"
+        " `edgetune profile` again."
+        for name, (there, here) in facts.items()
+        if there is not None and here is not None and there != here
+    ]
+
+
+def _release(version: str | None) -> str | None:
+    """A version without the label of its build."""
+    return None if version is None else version.split("+")[0]
+
+
+def _memory_now(profile: Profile, system: System) -> Memory:
+    """Memory as it is now when the profile is of this machine, else as the profile found it."""
+    live = read_memory(system)
+    return live if live.total_bytes is not None and live.total_bytes == profile.memory.total_bytes else profile.memory
+
+
+def _live_power(system: System) -> Power | None:
+    from edgetune.device.power import close_power, describe_power, find_power
+
+    board, entry = identify_entry(system)
+    source = find_power(system, board, entry)
+    power = describe_power(system, source, entry) if source is not None else None
+    close_power(source)
+    return power
+
+
+def _usable_cores() -> int | None:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return None
+
+
+def _guessed_runtime_bytes() -> int:
+    """What a bare process takes: more where the installed torch brings CUDA's libraries."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return _RUNTIME_CPU_BYTES
+    if "+cpu" in version:
+        return _RUNTIME_CPU_BYTES
+    carries_cuda = any(name.startswith("nvidia-") for name in metadata.requires("torch") or [])
+    return _RUNTIME_CUDA_BYTES if carries_cuda or "+cu" in version else _RUNTIME_CPU_BYTES
+
+
+def memory_cap(asked_bytes: int | None, memory: Memory) -> tuple[int | None, str | None]:
+    """The cap on memory and where it comes from: as asked, else a share of what may be used now."""
+    if asked_bytes is not None:
+        return asked_bytes, "--memory"
+    usable = usable_bytes(memory)
+    if usable is None:
+        return None, None
+    by_group = memory.limit_room_bytes is not None and memory.limit_room_bytes == usable
+    reason = f"the room that {memory.limit_source} leaves" if by_group else "available memory"
+    return int(DEFAULT_SHARE * usable), f"{DEFAULT_SHARE:g} of {reason}"
+
+
+def default_workers(machine: Machine, cap_bytes: int | None, device: str, spec: ViTSpec, batch_size: int) -> int:
+    """None where the processor itself trains: its threads keep every core busy. A GPU is fed as memory allows."""
+    if device == "cpu" or cap_bytes is None:
+        return 0
+    from edgetune.data.loader import default_workers as workers_for
+
+    room = cap_bytes - machine.runtime_bytes
+    return workers_for(room, _usable_cores() or 1, 3 * spec.image_size**2 * batch_size)

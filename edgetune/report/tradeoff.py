@@ -1,0 +1,91 @@
+"""The trade-off of a plan: what a little more or less memory, time and energy would buy. On a run's page, and alone."""
+
+from __future__ import annotations
+
+from edgetune.report.charts import Chart, Line, Mark, figure
+from edgetune.report.markup import Child, Html, element, join, note, section, table
+from edgetune.schema import Alternative, Plan
+from edgetune.units import format_duration, format_energy, format_size
+
+_MIB = 1 << 20
+
+
+def tradeoff(plan: Plan, charts: list[Chart]) -> Html | None:
+    """The alternatives as charts and as a table; None for a plan that has none."""
+    if len(plan.alternatives) < 2:
+        return None
+    names = ["", "trained blocks", "tokens", "kept", "in parts of", "peak", "time", "energy", "expected learning"]
+    return section(
+        "Trade-off",
+        element("div", join(figure(chart) for chart in charts), class_="grid"),
+        table(names, [_row(found) for found in plan.alternatives], numbers_from=4),
+        note(
+            "Every row is predicted, and no row beats another in memory, time and learning at once. Expected learning"
+            " is modelled (docs/planner.md) and relative to the chosen plan."
+        ),
+        id="tradeoff",
+    )
+
+
+def tradeoff_charts(plan: Plan) -> list[Chart]:
+    """Expected learning and time over the predicted peak."""
+    if len(plan.alternatives) < 2:
+        return []
+    cap = plan.caps.memory_bytes
+    allowed = "" if cap is None else f", of which {format_size(cap)} are allowed"
+    x = [round(found.peak_memory_bytes / _MIB) for found in plan.alternatives]
+    about = "Each point is a plan that no other one beats; the chosen one is marked."
+    charts = [
+        Chart(
+            id="tradeoff-learning",
+            title="Expected learning",
+            caption=f"By predicted peak memory. {about}",
+            x_label="MiB",
+            unit="",
+            x=x,
+            lines=_points([found.learning for found in plan.alternatives], plan),
+            from_zero=True,
+        )
+    ]
+    seconds = [found.total_s for found in plan.alternatives]
+    if all(value is not None for value in seconds):
+        marks = [] if plan.caps.time_s is None else [Mark(label="cap", value=plan.caps.time_s, color="c7")]
+        charts.append(
+            Chart(
+                id="tradeoff-time",
+                title="Time",
+                caption=f"By predicted peak memory{allowed}.",
+                x_label="MiB",
+                unit="s",
+                x=x,
+                lines=_points([value or 0.0 for value in seconds], plan),
+                marks=marks,
+                from_zero=True,
+            )
+        )
+    return charts
+
+
+def _points(values: list[float], plan: Plan) -> list[Line]:
+    chosen: list[float | None] = [
+        value if found.chosen else None for value, found in zip(values, plan.alternatives, strict=True)
+    ]
+    return [
+        Line(label="alternatives", values=list(values), color="c1", style="points"),
+        Line(label="chosen", values=chosen, color="c2", style="points"),
+    ]
+
+
+def _row(found: Alternative) -> list[Child]:
+    kept = found.saved_precision + (", computed again" if found.saved_activations == "recompute" else "")
+    return [
+        "chosen" if found.chosen else "" if found.within_caps else "beyond a cap",
+        str(found.trained_blocks) + (f", {found.k} at a time" if found.k < found.trained_blocks else ""),
+        f"{found.token_share:.0%}",
+        kept if found.trained_blocks else "",
+        str(found.micro_batch_size),
+        format_size(found.peak_memory_bytes),
+        format_duration(found.total_s),
+        format_energy(found.total_energy_j),
+        f"{found.learning:.2f}",
+    ]
