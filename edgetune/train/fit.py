@@ -20,7 +20,7 @@ from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import PowerSource, find_power
-from edgetune.device.power.battery import Batteries
+from edgetune.device.power.battery import find_batteries
 from edgetune.device.pressure import read_pressure
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
@@ -160,7 +160,7 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
                 pressure=lambda: read_pressure(sitting.system),
                 throttle=lambda: read_throttle(sitting.system),
             )
-            plan, note = _within_charge(plan, source)
+            plan, note = _within_charge(plan, sitting.system)
             warnings += note
             loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
             if resume:
@@ -207,9 +207,10 @@ def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
     ]
 
 
-def _within_charge(plan: Plan, source: PowerSource | None) -> tuple[Plan, list[str]]:
+def _within_charge(plan: Plan, system: System) -> tuple[Plan, list[str]]:
     """On battery the charge left is a cap too: a checkpoint is worth nothing to a machine that went dark over it."""
-    charge_j = source.charge_j() if isinstance(source, Batteries) else None
+    batteries = find_batteries(system)
+    charge_j = None if batteries is None else batteries.charge_j()
     if charge_j is None:
         return plan, []
     most_j = _CHARGE_SHARE * charge_j

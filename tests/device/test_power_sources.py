@@ -194,6 +194,17 @@ def test_a_discharging_battery_is_what_the_machine_draws(open_board):
     assert list(power.rails) == ["axp20x-battery"]
 
 
+def test_the_charge_left_is_known_while_it_discharges(open_board):
+    folder = "sys/class/power_supply/axp20x-battery"
+    assert find_batteries(open_board("sbc-battery")).charge_j() == pytest.approx(2.4 * 3.921 * 3600)
+    named = open_board("sbc-battery", files={f"{folder}/energy_now": "5000000\n"})
+    assert find_batteries(named).charge_j() == pytest.approx(5 * 3600)
+    charging = open_board("sbc-battery", files={f"{folder}/status": "Charging\n"})
+    assert find_batteries(charging).charge_j() is None
+    silent = open_board("sbc-battery", files={f"{folder}/charge_now": "nonsense\n"})
+    assert find_batteries(silent).charge_j() is None
+
+
 @pytest.mark.parametrize("status", ["Charging", "Full", "Not charging", "Unknown", ""])
 def test_any_other_state_leaves_the_draw_unknown(open_board, status):
     folder = "sys/class/power_supply/axp20x-battery"

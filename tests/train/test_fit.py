@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from edgetune.model.weights import save_weights
 from edgetune.schema import Mistakes, Plan, Profile, Result
 from edgetune.train.fit import exit_code, fit, resume
 
+DEVICES = Path(__file__).parents[1] / "fixtures" / "devices"
 METHODS = ("edgetune", "alast", "full", "checkpoint", "head", "last-2", "lora", "alast-lora", "random-k")
 
 
@@ -234,6 +236,19 @@ def test_the_watts_of_a_plan_hold_its_energy_cap_without_being_said_again(
     assert result.stopped_by == "energy"
     assert result.energy.total_j is not None
     assert result.energy.total_j <= 60.0
+
+
+def test_the_charge_of_a_battery_is_a_cap(plan_for: Any, weights: Path, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    shutil.copytree(DEVICES / "sbc-battery", board)
+    (board / "sys/class/power_supply/axp20x-battery/charge_now").write_text("4474\n")  # 63.2 J at 3.921 V
+    plan = plan_for(weights=weights, epochs=500, power_w=10.0)
+    result = fit(plan, tmp_path / "run", quiet=True, system=System(board))
+    assert (result.stopped_by, exit_code(result)) == ("energy", 4)
+    assert result.energy.cap_j == pytest.approx(60, rel=0.01)
+    assert result.energy.total_j is not None
+    assert 40 <= result.energy.total_j <= 60
+    assert any("the battery holds" in warning for warning in result.warnings)
 
 
 def test_an_energy_cap_that_nothing_measures_is_refused(plan_for: Any, weights: Path, tmp_path: Path) -> None:
