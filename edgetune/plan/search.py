@@ -151,12 +151,17 @@ class Problem(NamedTuple):
 
     def learning(self, job: Job, epochs: float) -> float:
         """The objective; see the module."""
-        trained = sum(job.trainable)
-        depth_term = ((1 + trained) / (1 + self.method.trained)) ** 0.5
-        k_term = (job.k / trained) ** 0.25 if trained else 1.0
-        tokens = sum(job.keep_expected) / (len(job.keep_expected) * self.spec.patches)
-        exactness = _FOUR_BITS if trained and job.lean and job.levers.saved_precision == "int4" else 1.0
-        return float(depth_term * k_term * tokens**0.35 * (epochs / self.epochs) ** 0.5 * exactness)
+        return learning(job, epochs, most_trained=self.method.trained, wanted_epochs=self.epochs)
+
+
+def learning(job: Job, epochs: float, *, most_trained: int, wanted_epochs: int) -> float:
+    """What a run can be expected to learn, 1 where it trains `most_trained` blocks on all tokens for all epochs."""
+    trained = sum(job.trainable)
+    depth_term = ((1 + trained) / (1 + most_trained)) ** 0.5
+    k_term = (job.k / trained) ** 0.25 if trained else 1.0
+    tokens = sum(job.keep_expected) / (len(job.keep_expected) * job.spec.patches)
+    exactness = _FOUR_BITS if trained and job.lean and job.levers.saved_precision == "int4" else 1.0
+    return float(depth_term * k_term * tokens**0.35 * (epochs / wanted_epochs) ** 0.5 * exactness)
 
 
 def search(problem: Problem, limits: Limits) -> Choice | None:
@@ -294,4 +299,14 @@ def _price(problem: Problem, job: Job, cost: Cost | None) -> float:
     return cost.epoch_s * (problem.watts or 1.0)
 
 
-__all__ = ["Choice", "Limits", "Problem", "Setting", "choose", "micro_batches", "nearest_feasible", "search"]
+__all__ = [
+    "Choice",
+    "Limits",
+    "Problem",
+    "Setting",
+    "choose",
+    "learning",
+    "micro_batches",
+    "nearest_feasible",
+    "search",
+]
