@@ -24,6 +24,7 @@ class Pressure(NamedTuple):
     total_bytes: int | None = None
     group_room_bytes: int | None = None  # of an enforced control group
     group_limit_bytes: int | None = None
+    device_room_bytes: int | None = None  # of an accelerator with memory of its own; whoever trains on it knows
     stalled: float | None = None  # share of the last ten seconds in which some task waited for memory, 0 to 1
 
 

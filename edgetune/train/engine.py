@@ -114,5 +114,8 @@ class Engine(Protocol):
     def load_state(self, base: Path, path: Path) -> dict[str, Any]:
         """Take up a state written before; returns its `progress`."""
 
+    def device_room_bytes(self) -> int | None:
+        """Memory that this process could still have on an accelerator with memory of its own; None without one."""
+
     def device_peak_bytes(self) -> int | None:
         """Most memory this process held on an accelerator, context excluded; None without one."""

@@ -157,7 +157,7 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
                 memory,
                 energy,
                 sitting.started,
-                pressure=lambda: read_pressure(sitting.system),
+                pressure=lambda: read_pressure(sitting.system)._replace(device_room_bytes=engine.device_room_bytes()),
                 throttle=lambda: read_throttle(sitting.system),
             )
             plan, note = _within_charge(plan, sitting.system)

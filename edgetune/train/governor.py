@@ -93,6 +93,7 @@ class Governor:
             None if cap is None else cap - self._recent_peak_bytes,
             None if seen.available_bytes is None else seen.available_bytes - _least(seen),
             seen.group_room_bytes,
+            seen.device_room_bytes,
         ]
         if any(room is not None and room < needed for room in rooms):
             return False
@@ -149,6 +150,8 @@ def _scarce(seen: Pressure) -> str | None:
     room, limit = seen.group_room_bytes, seen.group_limit_bytes
     if room is not None and limit is not None and room < max(_GROUP_BYTES, int(_GROUP_SHARE * limit)):
         return f"only {format_size(room)} of the control group's memory are left"
+    if seen.device_room_bytes is not None and seen.device_room_bytes < _SCARCE_BYTES:
+        return f"only {format_size(seen.device_room_bytes)} of the accelerator's memory are left"
     if seen.stalled is not None and seen.stalled > _STALLED:
         return f"tasks waited for memory in {seen.stalled:.0%} of the last ten seconds"
     return None

@@ -105,6 +105,13 @@ class TorchBase(ABC):
     def _take_up(self, base: Path, path: Path) -> dict[str, Any]:
         """Read weights and the optimizer's state; returns what the header of `path` keeps besides."""
 
+    def device_room_bytes(self) -> int | None:
+        """See `Engine.device_room_bytes`: what is free, and what the allocator holds without using it."""
+        if self.device.type != "cuda":
+            return None
+        free_bytes, _ = torch.cuda.mem_get_info()
+        return int(free_bytes + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+
     def device_peak_bytes(self) -> int | None:
         """See `Engine.device_peak_bytes`."""
         return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None

@@ -56,6 +56,7 @@ def test_unknown_memory_and_no_cap_squeeze_nothing() -> None:
         (Pressure(available_bytes=30 << 20, total_bytes=8 * GIB), "of the machine's memory are left"),
         (Pressure(available_bytes=20 << 20, total_bytes=512 << 20), "of the machine's memory are left"),
         (Pressure(GIB, 8 * GIB, group_room_bytes=3 << 20, group_limit_bytes=GIB), "control group's memory are left"),
+        (Pressure(GIB, 8 * GIB, device_room_bytes=9 << 20), "accelerator's memory are left"),
         (Pressure(GIB, 8 * GIB, stalled=0.35), "waited for memory in 35% of the last ten seconds"),
     ],
 )

@@ -92,6 +92,9 @@ class ScriptedEngine:
     def limit(self, k: int, most_tokens: Sequence[int]) -> None:
         self.limits.append((k, list(most_tokens)))
 
+    def device_room_bytes(self) -> int | None:
+        return None
+
     def device_peak_bytes(self) -> int | None:
         return None
 

@@ -71,6 +71,7 @@ def test_a_step_takes_no_more_memory_than_the_one_before_and_evaluation_gives_it
     assert found is not None
     assert torch.cuda.memory_allocated() < held[3]
     assert engine.device_peak_bytes() >= held[3]
+    assert 0 < engine.device_room_bytes() <= torch.cuda.get_device_properties(0).total_memory
     engine.save_weights(tmp_path / "model", None)
     saved = load_file(tmp_path / "model")
     for name, values in engine._trained_weights().items():
