@@ -35,6 +35,8 @@ _INDEX_BYTES = 8
 STEP_BYTES = 24 << 20
 # The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md).
 LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.05
+# On top where products are in bf16: oneDNN's code and what its kernels hold. The second where only frozen blocks are.
+_BF16_BYTES, _FROZEN_BF16_BYTES = 28 << 20, 10 << 20
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # glibc keeps tensors of up to 32 MiB in a heap; sizes that change from step to step can fragment it by as much again.
@@ -98,9 +100,15 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
         gradients=gradients,
         optimizer=state,
         activations=int(peak.saved),
-        workspace=int(peak.workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES + held,
+        workspace=int(peak.workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES + _bf16_bytes(job) + held,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
+
+
+def _bf16_bytes(job: Job) -> int:
+    if job.levers.precision == "bf16":
+        return _BF16_BYTES
+    return _FROZEN_BF16_BYTES if job.lowest and job.levers.frozen_precision == "bf16" else 0
 
 
 def moments(job: Job) -> list[Moment]:

@@ -171,6 +171,8 @@ class Loop:
                 return stopped
             done = progress.epoch + 1
             due = stopped is not None or done == self._most_epochs or done % self.plan.recipe.evaluate_every == 0
+            if stopped is None and done != self._most_epochs and self._near_the_cap():
+                due = False  # one evaluation at the very end is worth more than two before it
             evaluation: Evaluation | None = None
             if due and progress.evaluated_step != progress.step:
                 outcome = self._evaluate()
@@ -271,6 +273,11 @@ class Loop:
         )
         schema.save(msgspec.structs.replace(plan, calibrated=found), self.folder.plan)
 
+    def _near_the_cap(self) -> bool:
+        """Whether a cap on time or energy would leave no room for a step between two evaluations."""
+        reserve_s = self._reserve_s() + self._eval_estimate_s()
+        return self.governor.spent_cap(self.seconds(), self._estimated_joules(), reserve_s) is not None
+
     def _reserve_s(self) -> float:
         """What must still be possible after the next step: evaluating and saving."""
         return 2 * self._step_s + self._save_estimate_s() + self._eval_estimate_s()
@@ -298,7 +305,7 @@ class Loop:
         return _sum(self.progress.spent_estimated_j, self._sitting.estimated_joules)
 
     def _save_estimate_s(self) -> float:
-        return 0.5 + self.progress.save_s / (1 + len(self.progress.epochs_s))
+        return 0.2 + 1.5 * self.progress.save_s / (1 + len(self.progress.epochs_s))
 
     def _tighten(self, reason: str) -> bool:
         """Go to the next rung of the ladder; False where there is none."""

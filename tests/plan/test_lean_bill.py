@@ -118,7 +118,9 @@ def test_fewer_bits_never_need_more(job: Job) -> None:
         assert found == sorted(found, reverse=True)
     for residence in ("bf16", "disk"):  # the others have to be converted for it
         half, whole = (with_levers(job, frozen_weights=residence, frozen_precision=bits) for bits in ("bf16", "fp32"))
-        assert peak(half) <= peak(whole)
+        # the peak may rise all the same: products in bf16 bring code of their own, more than a small model saves
+        assert lean_bill.passing_bytes(half) <= lean_bill.passing_bytes(whole)
+        assert lean_bill.weight_bytes(half) <= lean_bill.weight_bytes(whole)
 
 
 @given(jobs(), st.integers(0, 1 << 32))
