@@ -1,0 +1,113 @@
+"""Accuracy at a budget: what each method reaches with 10, 20, 40 and 80 % of the time that full fine-tuning takes.
+
+    python benchmarks/budget_accuracy.py run --workload fashion --data runs/data --seeds 3
+    python benchmarks/budget_accuracy.py table --workload fashion
+
+The reference is `full` for three epochs, uncapped, in this trainer's autograd; its whole time, start and evaluation
+included, is the unit. Every method then gets `--time` for its share of that and more epochs than it can use: the
+planner fits the schedule into the cap and the governor ends the run inside it. Time stands for joules, which would be
+this times the watts of a machine that is busy all the time; nothing else may run beside it. One line per run goes to
+`results/budget_accuracy.jsonl`; a run that has a line is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import append, lines
+from parity import WORKLOADS
+
+NAME = "budget_accuracy"
+METHODS = ("edgetune", "full", "last-4", "lora", "alast")
+SHARES = (0.1, 0.2, 0.4, 0.8)
+REFERENCE = "full, three epochs"
+MOST_EPOCHS = 40
+
+
+def fit(workload: str, data: Path, weights: Path | None, words: list[str], threads: int) -> dict[str, Any]:
+    """One run: its last accuracy, its time, how it ended."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-m", "edgetune", "fit", str(data / workload), *WORKLOADS[workload].split()]
+        command += [] if weights is None else ["--weights", str(weights)]
+        command += [*words, "--threads", str(threads), "--quiet", "--out", str(out)]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True)
+        if not (out / "result.json").exists():
+            raise SystemExit(f"{' '.join(words)}: exit {ended.returncode}: {ended.stderr.strip()[-400:]}")
+        result = json.loads((out / "result.json").read_text())
+    return {
+        "accuracy": result["accuracy"]["last"],
+        "total_s": result["time"]["total_s"],
+        "stopped_by": result["stopped_by"],
+        "images": result["work"]["images"],
+    }
+
+
+def run(options: argparse.Namespace) -> None:
+    """The reference, then every method at every share, seed by seed."""
+    workload, data, weights = options.workload, options.data.resolve(), options.weights
+
+    def ensure(method: str, share: float, seed: int, words: list[str]) -> dict[str, Any]:
+        for line in lines(NAME):
+            if (line["workload"], line["method"], line["share"], line["seed"]) == (workload, method, share, seed):
+                return line
+        found = fit(workload, data, weights, [*words, "--seed", str(seed)], options.threads)
+        append(NAME, {"workload": workload, "method": method, "share": share, "seed": seed, **found})
+        print(f"{workload} {method} {share:g} seed {seed}: {found['accuracy']}, {found['total_s']:.0f} s", flush=True)
+        return found
+
+    for seed in range(options.seeds):
+        whole_s = ensure(REFERENCE, 1.0, seed, ["--method", "full"])["total_s"]
+        for share in SHARES:
+            for method in METHODS:
+                # the last of a flag counts: more epochs than fit, and an evaluation at the end alone
+                words = ["--method", method, "--epochs", str(MOST_EPOCHS), "--evaluate-every", str(MOST_EPOCHS)]
+                ensure(method, share, seed, [*words, "--time", f"{share * whole_s:.1f}s"])
+
+
+def table(workload: str) -> None:
+    """Markdown: mean accuracy of each method at each share."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for line in lines(NAME):
+        if line["workload"] == workload:
+            found.setdefault((line["method"], line["share"]), []).append(line["accuracy"] or 0.0)
+    whole = found.get((REFERENCE, 1.0), [])
+    if not whole:
+        raise SystemExit(f"nothing recorded of {workload}.")
+    print(f"`{REFERENCE}`: {100 * statistics.mean(whole):.1f} %, {len(whole)} seeds\n")
+    print("| method | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
+    print("|---|" + "---:|" * len(SHARES))
+    for method in METHODS:
+        means = [found.get((method, share)) for share in SHARES]
+        shown = (f"{100 * statistics.mean(values):.1f} %" if values else "" for values in means)
+        print(f"| `{method}` | " + " | ".join(shown) + " |")
+
+
+def main() -> None:
+    """Parse and dispatch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("--workload", choices=tuple(WORKLOADS), required=True)
+    running.add_argument("--data", type=Path, default=Path("runs/data"), help="holds the folder WORKLOAD")
+    running.add_argument("--weights", type=Path)
+    running.add_argument("--seeds", type=int, default=3)
+    running.add_argument("--threads", type=int, default=2)
+    showing = commands.add_parser("table")
+    showing.add_argument("--workload", choices=tuple(WORKLOADS), required=True)
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options)
+    else:
+        table(options.workload)
+
+
+if __name__ == "__main__":
+    main()
