@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> None:
     def ensure(method: str, share: float, seed: int, words: list[str]) -> dict[str, Any]:
         for line in lines(NAME):
             if (line["workload"], line["method"], line["share"], line["seed"]) == (workload, method, share, seed):
-                return line
-        found = fit(workload, data, weights, [*words, "--seed", str(seed)], options.threads)
+                return dict(line)
+        found: dict[str, Any] = fit(workload, data, weights, [*words, "--seed", str(seed)], options.threads)
         append(NAME, {"workload": workload, "method": method, "share": share, "seed": seed, **found})
         print(f"{workload} {method} {share:g} seed {seed}: {found['accuracy']}, {found['total_s']:.0f} s", flush=True)
         return found
