@@ -62,8 +62,12 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def prepare(self, epoch: int) -> Iterator[None]:
-        """Do what an epoch needs done before its first batch, in pieces between which the caller may give up."""
+    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[None]:
+        """Do what an epoch needs done before its first batch, in pieces between which the caller may give up.
+
+        Raises:
+            OutOfMemoryError: as from a step; what was done stays done, and a repetition needs less.
+        """
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from one of them on."""

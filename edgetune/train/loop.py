@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from edgetune.errors import InputError
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Calibrated, Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory
+from edgetune.train.budget import Budget, Spent
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, Source, StepReport
 from edgetune.train.folder import Metrics, RunFolder
@@ -30,7 +29,6 @@ from edgetune.train.progress import Progress
 from edgetune.train.schedule import learning_rate
 
 _LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
-_RECENT_STEPS = 20  # whose median says what a step takes
 _CALIBRATED_AFTER = 8  # steps of a run, which the plan is then held against
 
 
@@ -80,15 +78,11 @@ class Loop:
         self._ladder = ladder(plan)
         self._at_the_end = False  # of the ladder, and said so
         self._throttle = meters.throttle()
-        # a plan foresees what a cap has room for; a faster run goes on towards what was wanted
-        self._most_epochs = plan.wanted_epochs if self.governor.budgeted else plan.epochs
+        self.budget = Budget(plan, self.governor, len(val), self._spent)
         self._log_every = max(1, plan.total_steps // _LOGGED_STEPS)
         self._sitting = meters.energy.window()
         self._saved_at = meters.clock()
         self._step_s = 0.0
-        self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._prepared_image_s = 0.0  # what preparing an epoch took for each of its images
-        self._last_eval_s: float | None = None
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -102,9 +96,9 @@ class Loop:
         progress = self.progress
         self.metrics.rewind(progress.step, progress.epoch)
         if progress.evaluations:  # what a step and an evaluation take here, for the caps
-            self._last_eval_s = progress.eval_s / len(progress.evaluations)
+            self.budget.note_evaluation(progress.eval_s / len(progress.evaluations))
         if progress.epochs_s:
-            self._step_s = sum(progress.epochs_s) / progress.closed_step
+            self.budget.note_step(sum(progress.epochs_s) / progress.closed_step)
         knobs = self._ladder[min(progress.rung, len(self._ladder) - 1)]
         self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
         self._event("resumed", f"resumed after step {self.progress.step}")
@@ -162,7 +156,7 @@ class Loop:
     def _epochs(self) -> StoppedBy:
         """Epoch after epoch, evaluated when due; why it ended."""
         progress = self.progress
-        while progress.epoch < self._most_epochs:
+        while progress.epoch < self.budget.most_epochs:
             patience = self.plan.recipe.patience
             if patience is not None and progress.evaluations_without_gain >= patience:
                 return "patience"
@@ -170,8 +164,8 @@ class Loop:
             if stopped in ("user", "nan"):
                 return stopped
             done = progress.epoch + 1
-            due = stopped is not None or done == self._most_epochs or done % self.plan.recipe.evaluate_every == 0
-            if stopped is None and done != self._most_epochs and self._near_the_cap():
+            due = stopped is not None or done == self.budget.most_epochs or done % self.plan.recipe.evaluate_every == 0
+            if stopped is None and done != self.budget.most_epochs and self.budget.near_the_end():
                 due = False  # one evaluation at the very end is worth more than two before it
             evaluation: Evaluation | None = None
             if due and progress.evaluated_step != progress.step:
@@ -199,7 +193,7 @@ class Loop:
                 stopped = self._should_stop()
                 if stopped:
                     return stopped
-                rate = learning_rate(self.plan.recipe, progress.step, self._expected_steps())
+                rate = learning_rate(self.plan.recipe, progress.step, self.budget.expected_steps(progress.step))
                 report = self._attempt(batch, rate)
                 if report is None:
                     return "memory"
@@ -207,7 +201,7 @@ class Loop:
                     return "nan"
                 now, joules = clock(), window.joules
                 self._step_s = now - mark
-                self._recent_s.append(self._step_s)
+                self.budget.note_step(self._step_s)
                 spent_j = None if joules is None or mark_j is None else joules - mark_j
                 self._count(batch, report, self._step_s, spent_j)
                 mark, mark_j = now, joules
@@ -228,17 +222,25 @@ class Loop:
         """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""
         progress, began = self.progress, self.meters.clock()
         stopped: StoppedBy | None = None
-        try:
-            for _ in self.train.prepare(progress.epoch):
-                stopped = self._should_stop()
-                if stopped:
+        failures = 0
+        while True:
+            try:
+                for _ in self.train.prepare(progress.epoch, progress.micro_batch_size):
+                    stopped = self._should_stop()
+                    if stopped:
+                        break
+                break
+            except OutOfMemoryError as error:
+                failures += 1
+                reason = f"out of memory while preparing the epoch ({error})"
+                if failures == 1:  # the source has noted it
+                    self._event("tightened", f"{reason}: images are prepared in smaller groups")
+                elif not self._tighten(reason):
+                    stopped = "memory"
                     break
-        except OutOfMemoryError as error:
-            self._event("memory", f"out of memory while preparing the epoch ({error}); stopping")
-            stopped = "memory"
         seconds = self.meters.clock() - began
         progress.epoch_s += seconds
-        self._prepared_image_s = max(self._prepared_image_s, seconds / len(self.train))
+        self.budget.note_preparing(seconds / len(self.train))
         joules = window.joules
         progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
         return stopped
@@ -253,59 +255,30 @@ class Loop:
                     return None
 
     def _should_stop(self) -> StoppedBy | None:
-        if self.interrupted():
-            return "user"
-        return self.governor.spent_cap(self.seconds(), self._estimated_joules(), self._reserve_s())
+        return "user" if self.interrupted() else self.budget.spent_cap()
+
+    def _spent(self) -> Spent:
+        saves = 1 + len(self.progress.epochs_s)
+        return Spent(self.seconds(), self._estimated_joules(), self.progress.save_s / saves)
+
+    def _estimated_joules(self) -> float | None:
+        return _sum(self.progress.spent_estimated_j, self._sitting.estimated_joules)
 
     def _calibrate(self) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
-        plan, step_s = self.plan, statistics.median(self._recent_s)
-        epoch_s = plan.steps_per_epoch * step_s + self._prepared_image_s * len(self.train) / plan.epochs
-        total_s = self.seconds() + (plan.total_steps - self.progress.step) * step_s
-        total_s += plan.epochs * (self._eval_estimate_s() / plan.recipe.evaluate_every + self._save_estimate_s())
-        joules = self._estimated_joules()
-        if self.meters.energy.watts is None or joules is None:
-            joules = None
-        else:
-            joules *= total_s / self.seconds()
+        plan, budget, seconds = self.plan, self.budget, self.seconds()
+        epoch_s = plan.steps_per_epoch * budget.step_s + budget.preparing_image_s * len(self.train) / plan.epochs
+        total_s = seconds + (plan.total_steps - self.progress.step) * budget.step_s
+        total_s += plan.epochs * (budget.evaluation_s / plan.recipe.evaluate_every + budget.save_s)
+        joules = None if self.meters.energy.watts is None else self._estimated_joules()
         found = Calibrated(
-            after_steps=self.progress.step, step_s=step_s, epoch_s=epoch_s, total_s=total_s, total_energy_j=joules
+            after_steps=self.progress.step,
+            step_s=budget.step_s,
+            epoch_s=epoch_s,
+            total_s=total_s,
+            total_energy_j=None if joules is None else joules * total_s / seconds,
         )
         schema.save(msgspec.structs.replace(plan, calibrated=found), self.folder.plan)
-
-    def _near_the_cap(self) -> bool:
-        """Whether a cap on time or energy would leave no room for a step between two evaluations."""
-        reserve_s = self._reserve_s() + self._eval_estimate_s()
-        return self.governor.spent_cap(self.seconds(), self._estimated_joules(), reserve_s) is not None
-
-    def _reserve_s(self) -> float:
-        """What must still be possible after the next step: evaluating and saving."""
-        return 2 * self._step_s + self._save_estimate_s() + self._eval_estimate_s()
-
-    def _eval_estimate_s(self) -> float:
-        """What an evaluation takes: as the last one did; the first may have to prepare its images, as training had."""
-        if self._last_eval_s is not None:
-            return self._last_eval_s
-        return len(self.val) * (self._step_s / self.plan.batch_size + self._prepared_image_s)
-
-    def _expected_steps(self) -> float:
-        """Steps that the run will have had when it ends: those planned, or fewer where a cap will be spent before."""
-        if not self.governor.budgeted:
-            return self.plan.total_steps
-        step, most = self.progress.step, self._most_epochs * self.plan.steps_per_epoch
-        if not self._recent_s:
-            return max(step + 1, min(most, self.plan.total_steps))
-        each_s = statistics.median(self._recent_s)
-        each_s += self._eval_estimate_s() / (self.plan.recipe.evaluate_every * self.plan.steps_per_epoch)
-        left = self.governor.steps_left(self.seconds(), self._estimated_joules(), self._reserve_s(), each_s)
-        return min(most, step + max(1.0, left))
-
-    def _estimated_joules(self) -> float | None:
-        """Energy spent, holes in the readings filled: a cap has to hold when a sensor is lost half-way."""
-        return _sum(self.progress.spent_estimated_j, self._sitting.estimated_joules)
-
-    def _save_estimate_s(self) -> float:
-        return 0.2 + 1.5 * self.progress.save_s / (1 + len(self.progress.epochs_s))
 
     def _tighten(self, reason: str) -> bool:
         """Go to the next rung of the ladder; False where there is none."""
@@ -386,7 +359,7 @@ class Loop:
         with self._timed("eval_s") as elapsed:
             while True:
                 try:
-                    for _ in self.val.prepare(0):
+                    for _ in self.val.prepare(0, progress.micro_batch_size):
                         if self.interrupted():
                             return "user"
                     evaluation = self.engine.evaluate(self.val.epoch(0), progress.micro_batch_size, self.interrupted)
@@ -398,7 +371,7 @@ class Loop:
             return "user"
         if not math.isfinite(evaluation.loss):
             return "nan"
-        self._last_eval_s = elapsed()
+        self.budget.note_evaluation(elapsed())
         progress.evaluated_step = progress.step
         progress.evaluations.append((progress.epoch, evaluation.accuracy))
         if progress.best == progress.last:
@@ -441,7 +414,7 @@ class Loop:
             progress.epoch += 1
             progress.step_in_epoch = 0
             progress.epoch_s, progress.epoch_j, progress.epoch_images, progress.loss_sum = 0.0, 0.0, 0, 0.0
-            if progress.epoch < self._most_epochs:
+            if progress.epoch < self.budget.most_epochs:
                 self.save()
 
     def _note_throttling(self) -> None:

@@ -29,6 +29,7 @@ from edgetune.errors import InputError
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan
 from edgetune.train.allocator import release_free_memory
+from edgetune.train.engine import OutOfMemoryError
 from edgetune.train.lean.engine import LeanEngine
 from edgetune.train.torch_base import memory_errors
 
@@ -62,6 +63,7 @@ class FeatureLoader:
         self._all_tokens, self._views = all_tokens, views
         self._files: dict[int, FeatureFile] = {}
         self._bytes_written = 0
+        self._grouped = True  # until memory runs out
 
     # -- as a Loader --------------------------------------------------------------------------------------------------
 
@@ -86,11 +88,11 @@ class FeatureLoader:
             file.close()
         self._files.clear()
 
-    def prepare(self, epoch: int) -> Iterator[None]:
+    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[None]:
         """Fill the cache of the epoch's view, a group of images at a time; nothing where that is done.
 
         Raises:
-            OutOfMemoryError: there is no memory for a group.
+            OutOfMemoryError: there is no memory for a group; the next attempt takes smaller ones.
         """
         view = epoch % self._views
         if view in self._files:
@@ -98,7 +100,11 @@ class FeatureLoader:
         path, key = self._folder / f"features-{self._name}-{view}", self._key(view)
         file = FeatureFile.open(path, key)
         if file is None:
-            yield from self._fill(path, key, view)
+            try:
+                yield from self._fill(path, key, view, micro_batch_size)
+            except OutOfMemoryError:
+                self._grouped = False
+                raise
             self._engine.frozen.free()
             release_free_memory()  # training has tensors of other sizes
             file = FeatureFile.open(path, key)
@@ -108,7 +114,7 @@ class FeatureLoader:
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch; see `Loader.epoch`. Their `images` are features (B, N, C)."""
-        for _ in self.prepare(epoch):
+        for _ in self.prepare(epoch, self._engine.plan.micro_batch_size):
             pass
         file = self._files[epoch % self._views]
         for number, indices in self._loader.plan(epoch, start_batch):
@@ -134,13 +140,12 @@ class FeatureLoader:
         facts = [view, plan.seed, plan.recipe.augment, plan.recipe.flip, plan.lowest_trainable_block, samples]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def _fill(self, path: Path, key: str, view: int) -> Iterator[None]:
+    def _fill(self, path: Path, key: str, view: int, part: int) -> Iterator[None]:
         """Compute the features of every image, from where an interrupted run left off."""
         engine = self._engine
-        part = engine.plan.micro_batch_size
         spec = engine.spec
         tokens = self._tokens()
-        group = group_size(spec, part)
+        group = group_size(spec, part) if self._grouped else part
         with FeatureWriter(
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key
         ) as writer:

@@ -28,6 +28,7 @@ from edgetune.model.weights import save_weights
 from edgetune.schema import Plan, Result
 from edgetune.train.fit import fit, resume
 from edgetune.train.folder import RunFolder
+from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.features import FeatureLoader
 from edgetune.train.lean.start import start_engine
 
@@ -313,3 +314,28 @@ def test_levers_work_together_and_resume(method: str, levers: tuple[str, ...], p
     assert all(first[name].equal(second[name]) for name in first)
     assert again.work.images == whole.work.images
     assert schema.load(tmp_path / "cut" / "result.json", Result) == again
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_memory_that_runs_out_while_the_cache_is_filled_costs_nothing(
+    failures: int, plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second group fails, once or twice; smaller ones do, and what was there stays."""
+    whole = fit(plan(*CACHED), tmp_path / "whole", quiet=True)
+    run, calls, sizes = FrozenPart.run, [0], []
+
+    def failing(self: FrozenPart, x: torch.Tensor, part: int, *, all_tokens: bool = False) -> torch.Tensor:
+        calls[0] += 1
+        if 1 < calls[0] <= 1 + failures:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        sizes.append(len(x))
+        return run(self, x, part, all_tokens=all_tokens)
+
+    monkeypatch.setattr(FrozenPart, "run", failing)
+    found = fit(plan(*CACHED), tmp_path / "run", quiet=True)
+    assert found.stopped_by == "epochs"
+    events = list(map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()))
+    assert [line["event"] for line in events if line["kind"] == "event"] == ["tightened"] * failures
+    assert sizes[1] < sizes[0]
+    assert found.work.images == whole.work.images
+    assert found.accuracy.last == pytest.approx(whole.accuracy.last, abs=0.2)
