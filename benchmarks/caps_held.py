@@ -33,6 +33,8 @@ from machine import append, lines
 from predict_memory import CLASSES, STEPS_PER_EPOCH, WRITE_WEIGHTS, Case, draw, edgetune, options_of
 from workloads import prepare_synthetic
 
+from edgetune.plan.machine import COMMAND_BYTES
+
 NAME = "caps_held"
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 _LARGE = (("vit_small_patch14_dinov2", 98, 32), ("vit_base_patch16_224", 224, 4))
@@ -118,7 +120,7 @@ def measure(number: int, weights: Path, profile: Path, threads: int, scratch: Pa
     refused = json.loads(edgetune("plan", *options, "--memory", "1MiB", "--json", threads=threads).stdout)
     if "nearest_feasible" not in refused:
         return {"case": case.name, "refused": refused.get("error", "?")}
-    runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"]
+    runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"] + COMMAND_BYTES
     smallest = refused["nearest_feasible"]["memory_bytes"] - runtime
     cap = int(runtime + multiple * smallest) + 1
     plan = scratch / "plan.json"

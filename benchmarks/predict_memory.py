@@ -36,6 +36,7 @@ from workloads import prepare_synthetic
 
 from edgetune.model.registry import find_spec
 from edgetune.plan.cost import forward_flops
+from edgetune.plan.machine import COMMAND_BYTES
 
 NAME = "predict_memory"
 FLOOR_BYTES = 32 << 20
@@ -145,7 +146,7 @@ def measure(case: Case, scratch: Path, weights: Path, profile: Path, threads: in
     options = options_of(case, data, weights, profile, threads)
     if case.cap is not None:
         refused = json.loads(edgetune("plan", *options, "--memory", "1MiB", "--json", threads=threads).stdout)
-        runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"]
+        runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"] + COMMAND_BYTES
         room = refused["nearest_feasible"]["memory_bytes"] - runtime
         options += ["--memory", str(int(runtime + case.cap * room))]
     done = edgetune("fit", *options, "--out", str(out), "--quiet", threads=threads)
