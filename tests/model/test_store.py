@@ -357,5 +357,5 @@ peak(lambda: torch.ones(1 << 23).sum())
     largest = 4 * spec.width * spec.hidden
     assert converting < 3.5 * largest  # of nine: a tensor in float32, what it becomes, and the allocator's slack
     assert copying < 3.5 * largest
-    assert reading < 1.5 * largest
+    assert reading < 2.5 * largest  # the one before may still be in the heap
     assert meter > 0.9 * (4 << 23)
