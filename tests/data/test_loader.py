@@ -240,13 +240,15 @@ def test_no_worker_outlives_its_parent(pets, end):
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
+        # a shell that runs the tests in the background has SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
     if end is not None:
         os.killpg(process.pid, end)
-    _, errors = process.communicate(timeout=50)  # a busy machine takes its time; left alone it would sleep for longer
+    _, errors = process.communicate(timeout=30)
     assert gone(pids)
     assert errors.count("Traceback") <= (end == signal.SIGINT), errors
     if end is None:
