@@ -30,10 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
-from predict_memory import CLASSES, STEPS_PER_EPOCH, WRITE_WEIGHTS, Case, draw, edgetune, options_of
+from predict_memory import CLASSES, STEPS_PER_EPOCH, Case, Kept, draw, edgetune, options_of
 from workloads import prepare_synthetic
-
-from edgetune.plan.machine import COMMAND_BYTES
 
 NAME = "caps_held"
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -110,17 +108,17 @@ def draw_case(number: int) -> tuple[Case, float]:
     return case._replace(cap=None), 1.0 if number % 8 == 0 else rng.uniform(1, 2)
 
 
-def measure(number: int, weights: Path, profile: Path, threads: int, scratch: Path) -> dict[str, Any]:
+def measure(number: int, kept: Kept, threads: int, scratch: Path) -> dict[str, Any]:
     """One run in its group, and the same plan again without."""
     case, multiple = draw_case(number)
     data = scratch / "data"
     train = -(-STEPS_PER_EPOCH * case.batch_size // CLASSES) * CLASSES
     prepare_synthetic(data, train=train, val=2 * CLASSES, side=case.image_size * 5 // 4)
-    options = options_of(case, data, weights, profile, threads)
+    options = options_of(case, data, kept.weights(case.model), kept.profile, threads)
     refused = json.loads(edgetune("plan", *options, "--memory", "1MiB", "--json", threads=threads).stdout)
     if "nearest_feasible" not in refused:
         return {"case": case.name, "refused": refused.get("error", "?")}
-    runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"] + COMMAND_BYTES
+    runtime = kept.runtime_bytes
     smallest = refused["nearest_feasible"]["memory_bytes"] - runtime
     cap = int(runtime + multiple * smallest) + 1
     plan = scratch / "plan.json"
@@ -192,18 +190,11 @@ def step_s(run: Path) -> float | None:
 def run(count: int, threads: int, quiet: bool) -> None:
     """Make the runs that have no line yet."""
     done = {line["number"] for line in lines(NAME)}
-    with tempfile.TemporaryDirectory() as kept:
-        profile = Path(kept) / "profile.json"
-        made = edgetune("profile", "--quick", "--out", str(profile), threads=threads)
-        if made.returncode:
-            raise SystemExit(f"edgetune profile failed: {made.stderr}")
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Kept(Path(folder), threads)
         for number in (number for number in range(count) if number not in done):
-            model = draw_case(number)[0].model
-            weights = Path(kept) / f"{model}.safetensors"
-            if not weights.exists():
-                subprocess.run([sys.executable, "-c", WRITE_WEIGHTS, model, str(weights)], check=True)
             with tempfile.TemporaryDirectory() as scratch:
-                record = measure(number, weights, profile, threads, Path(scratch))
+                record = measure(number, kept, threads, Path(scratch))
             append(NAME, {"number": number, "threads": threads, "quiet": quiet, **record})
             shown = record.get("refused") or f"exit {record['exit']}, kills {record['kills']}, {record['events']}"
             print(f"{number:4} {record['case']}: {shown}", flush=True)

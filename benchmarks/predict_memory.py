@@ -138,15 +138,15 @@ def options_of(case: Case, data: Path, weights: Path, profile: Path, threads: in
     return options + [word for lever in case.levers for word in ("--lever", lever)]
 
 
-def measure(case: Case, scratch: Path, weights: Path, profile: Path, threads: int) -> dict[str, Any]:
+def measure(case: Case, scratch: Path, kept: Kept, threads: int) -> dict[str, Any]:
     """Plan, fit, and compare."""
     data, out = scratch / "data", scratch / "run"
     train = -(-STEPS_PER_EPOCH * case.batch_size // CLASSES) * CLASSES
     prepare_synthetic(data, train=train, val=2 * CLASSES, side=case.image_size * 5 // 4)
-    options = options_of(case, data, weights, profile, threads)
+    options = options_of(case, data, kept.weights(case.model), kept.profile, threads)
     if case.cap is not None:
         refused = json.loads(edgetune("plan", *options, "--memory", "1MiB", "--json", threads=threads).stdout)
-        runtime = json.loads(profile.read_text())["compute"]["runtime_bytes"] + COMMAND_BYTES
+        runtime = kept.runtime_bytes
         room = refused["nearest_feasible"]["memory_bytes"] - runtime
         options += ["--memory", str(int(runtime + case.cap * room))]
     done = edgetune("fit", *options, "--out", str(out), "--quiet", threads=threads)
@@ -177,21 +177,38 @@ def measure(case: Case, scratch: Path, weights: Path, profile: Path, threads: in
     }
 
 
+class Kept:
+    """What the runs of a series share: a profile of this machine, and random weights of each model.
+
+    Args:
+        folder: where they lie.
+        threads: of the profile.
+    """
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._folder, self.profile = folder, folder / "profile.json"
+        made = edgetune("profile", "--quick", "--out", str(self.profile), threads=threads)
+        if made.returncode:
+            raise SystemExit(f"edgetune profile failed: {made.stderr}")
+        self.runtime_bytes: int = json.loads(self.profile.read_text())["compute"]["runtime_bytes"] + COMMAND_BYTES
+
+    def weights(self, model: str) -> Path:
+        """A file of them, made when it is first asked for."""
+        path = self._folder / f"{model}.safetensors"
+        if not path.exists():
+            subprocess.run([sys.executable, "-c", WRITE_WEIGHTS, model, str(path)], check=True)
+        return path
+
+
 def run(series: str, count: int, threads: int) -> None:
     """Run the plans of a series that have no line yet."""
     done = {line["number"] for line in lines(NAME) if line["series"] == series}
-    with tempfile.TemporaryDirectory() as kept:
-        profile = Path(kept) / "profile.json"
-        made = edgetune("profile", "--quick", "--out", str(profile), threads=threads)
-        if made.returncode:
-            raise SystemExit(f"edgetune profile failed: {made.stderr}")
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Kept(Path(folder), threads)
         for number in (number for number in range(count) if number not in done):
             case = draw(series, number)
-            weights = Path(kept) / f"{case.model}.safetensors"
-            if not weights.exists():
-                subprocess.run([sys.executable, "-c", WRITE_WEIGHTS, case.model, str(weights)], check=True)
             with tempfile.TemporaryDirectory() as scratch:
-                record = measure(case, Path(scratch), weights, profile, threads)
+                record = measure(case, Path(scratch), kept, threads)
             append(NAME, {"series": series, "number": number, "case": case.name, "threads": threads, **record})
             shown = f"{record['error']:+.1%}" if "error" in record else f"exit {record['exit']}: {record['refused']}"
             print(f"{number:4} {case.name}: {shown}", flush=True)

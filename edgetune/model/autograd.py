@@ -48,7 +48,7 @@ class BlockFunction(torch.autograd.Function):
         ops, weights = TorchOps(), dict(zip(names, values, strict=True))
         needs = {name for name, needed in zip(names, ctx.needs_input_grad[4:], strict=True) if needed}
         ctx.shape, ctx.readers, ctx.names, ctx.needs = shape, readers, names, needs
-        first, second = _Saved(x=x), _Saved()
+        first, second = SavedExactly(x=x), SavedExactly()
         y = attention_forward(ops, x.clone(), weights, shape, first, readers=readers).y
         if not ctx.needs_input_grad[0] and not needs & ATTENTION_NAMES:
             first.clear()  # the backward pass ends before it
@@ -62,7 +62,7 @@ class BlockFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ops, tensors = TorchOps(), iter(ctx.saved_tensors)
         # One after the other takes what is its own: zip asks for a name first.
-        weights, first, second = (_Saved(zip(names, tensors, strict=False)) for names in (ctx.names, *ctx.kept))
+        weights, first, second = (SavedExactly(zip(names, tensors, strict=False)) for names in (ctx.names, *ctx.kept))
         below = ctx.needs_input_grad[0] or bool(ctx.needs & ATTENTION_NAMES)
         dx, gradients = mlp_backward(
             ops,
@@ -88,7 +88,7 @@ class BlockFunction(torch.autograd.Function):
         return (dx, None, None, None, *(gradients.get(name) for name in ctx.names))
 
 
-class _Saved(dict[str, Tensor]):
+class SavedExactly(dict[str, Tensor]):
     """Tensors by name, as they are; x may be there already, and is otherwise copied, since it will be written over."""
 
     def put(self, name: str, values: Tensor) -> None:

@@ -41,7 +41,18 @@ ATTENTION_NAMES = frozenset((*ATTENTION, ATTENTION_SCALE, *LORA_QKV, *LORA_PROJ)
 MLP_NAMES = frozenset((*MLP, MLP_SCALE))
 _READ_NORMED = frozenset(("attn.qkv.weight", *LORA_QKV))
 _BEFORE_ATTENTION = _READ_NORMED | {"attn.qkv.bias", "norm1.weight", "norm1.bias"}
+# Tokens with which matrix products reach their rate, unless the model is wider (benchmarks/gemm_share.py).
+_PART_TOKENS = 400
 Half = Literal["attention", "mlp"]
+
+
+def part_tokens(width: int) -> int:
+    """Tokens that should pass a block of that width together, where memory allows.
+
+    A weight's gradient is a product over the tokens, added to what other parts gave: with fewer tokens than the weight
+    has columns, more time goes into reading and writing the sum than into it.
+    """
+    return max(_PART_TOKENS, width)
 
 
 def half_of(name: str) -> Half:

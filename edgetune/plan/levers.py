@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgetune.errors import InputError
+from edgetune.model import block
 from edgetune.model.spec import ViTSpec
 
 Trainer = Literal["lean", "autograd"]
@@ -23,9 +24,6 @@ SavedPrecision = Literal["fp32", "bf16", "int8", "int4"]
 OptimizerState = Literal["fp32", "int8", "factored"]
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 FeatureCache = Literal["off", "fp16", "int8"]
-
-# Tokens with which matrix products reach their rate, unless the model is wider (benchmarks/gemm_share.py).
-_PART_TOKENS = 400
 
 
 class Levers(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,9 +142,8 @@ def _share(text: str, value: str) -> float:
 def part_size(spec: ViTSpec, batch_size: int, part_tokens: int | None = None) -> int:
     """Images of a batch that pass a block of the lean trainer at a time, where no cap asks for fewer.
 
-    The gradient is that of the whole batch. A weight's gradient is a product over the tokens, added to what other parts
-    gave: with fewer tokens than the weight has columns, more time goes into reading and writing the sum than into it.
+    The gradient is that of the whole batch. Without `part_tokens` the model's width decides (`edgetune.model.block`).
     """
-    wanted = max(_PART_TOKENS, spec.width) if part_tokens is None else part_tokens
+    wanted = block.part_tokens(spec.width) if part_tokens is None else part_tokens
     most = max(1, round(wanted / spec.tokens))
     return math.ceil(batch_size / math.ceil(batch_size / most))

@@ -22,7 +22,7 @@ def tradeoff(problem: Problem, limits: Limits, chosen: Choice) -> list[Alternati
     found = [_point(problem, limits, choice, chosen) for choice in _candidates(problem)]
     mine = _point(problem, limits, chosen, chosen)
     front = [point for point in found if not any(_beats(other, point) for other in found)]
-    front = [point for point in dict.fromkeys(front) if point != mine and not _same_figures(point, mine)]
+    front = [point for point in dict.fromkeys(front) if _costs(point) != _costs(mine)]
     front.sort(key=lambda point: (point.peak_memory_bytes, -point.learning))
     return sorted([*_thinned(front, _MOST - 1), mine], key=lambda point: (point.peak_memory_bytes, -point.learning))
 
@@ -35,10 +35,9 @@ def _candidates(problem: Problem) -> Iterator[Choice]:
     given = problem.method.given
     most = problem.method.trained if "trained_blocks" in given else problem.spec.depth
     bands = (problem.method.band[1],) if "token_max" in given else _BANDS
-    for trained in sorted({0, 1, 2, 3, 4, *(round(share * most) for share in _SHARES)}):
+    numbers = {0, 1, 2, 3, 4, *(round(share * most) for share in _SHARES)}
+    for trained in sorted(number for number in numbers if number <= most):
         for band_max in bands[: None if trained else 1]:
-            if trained > most:
-                continue
             method = problem.method._replace(trained=trained, k=trained)
             setting = Setting(trained, trained, band_max, method.levers)
             wide = problem._replace(method=method)
@@ -90,10 +89,6 @@ def _costs(point: Alternative) -> tuple[float, float, float]:
 def _beats(other: Alternative, point: Alternative) -> bool:
     ours, theirs = _costs(point), _costs(other)
     return theirs != ours and all(their <= our for their, our in zip(theirs, ours, strict=True))
-
-
-def _same_figures(point: Alternative, other: Alternative) -> bool:
-    return _costs(point) == _costs(other)
 
 
 def _thinned(points: Sequence[Alternative], most: int) -> list[Alternative]:

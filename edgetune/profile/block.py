@@ -13,6 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from edgetune.model.autograd import SavedExactly
 from edgetune.model.block import (
     ATTENTION_NAMES,
     MLP_NAMES,
@@ -71,8 +72,8 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> It
     x = torch.randn(batch, tokens, spec.width, device=bench.device)
     dy = torch.randn_like(x)
 
-    def forward() -> tuple[_Kept, _Kept]:
-        first, second = _Kept(), _Kept()
+    def forward() -> tuple[SavedExactly, SavedExactly]:
+        first, second = SavedExactly(), SavedExactly()
         y = attention_forward(ops, x.clone(), weights, shape, first).y
         mlp_forward(ops, y, weights, shape, second)
         return first, second
@@ -96,14 +97,6 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> It
     yield from _lines(
         spec, tokens, batch, "lean", [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
     )
-
-
-class _Kept(dict[str, Tensor]):
-    def put(self, name: str, values: Tensor) -> None:
-        self[name] = values.clone() if name == "x" else values
-
-    def take(self, name: str) -> Tensor:
-        return self.pop(name)
 
 
 def _lines(spec: ViTSpec, tokens: int, batch: int, lever: str, parts: list[tuple[Timing, int]]) -> Iterator[Line]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power.base import Facts
+from edgetune.model.block import part_tokens
 from edgetune.model.spec import ViTSpec
 
 Line = dict[str, Any]
@@ -24,9 +25,8 @@ PROBES: dict[tuple[str, str], Probe] = {}
 # Two widths (nano and Ti, then S) and three token counts (98 px to 224 px) that bracket the plain ViTs.
 WIDTHS = ((192, 3), (384, 6))
 TOKENS = (50, 101, 197)
-# corners first; a part of the lean trainer's batch has about 400 tokens, or as many as the model is wide
+# corners first
 LEAN_SHAPES = (((192, 3), 197), ((384, 6), 50), ((768, 12), 197), ((384, 6), 197), ((192, 3), 50))
-_PART_TOKENS = 400
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
@@ -192,7 +192,7 @@ def _block_lean(bench: Bench) -> Iterator[Line]:
         if bench.late():
             return  # the eager probe said so already, or will
         spec = ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
-        yield from lean_block_lines(bench, spec, tokens, max(1, round(max(_PART_TOKENS, width) / tokens)))
+        yield from lean_block_lines(bench, spec, tokens, max(1, round(part_tokens(width) / tokens)))
 
 
 def _batch_for(bench: Bench, spec: ViTSpec, tokens: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgetune.report.charts import Chart, Line, Mark, figure
 from edgetune.report.markup import Child, Html, element, join, note, section, table
 from edgetune.schema import Alternative, Plan
@@ -33,37 +35,30 @@ def tradeoff_charts(plan: Plan) -> list[Chart]:
         return []
     cap = plan.caps.memory_bytes
     allowed = "" if cap is None else f", of which {format_size(cap)} are allowed"
-    x = [round(found.peak_memory_bytes / _MIB) for found in plan.alternatives]
     about = "Each point is a plan that no other one beats; the chosen one is marked."
-    charts = [
-        Chart(
-            id="tradeoff-learning",
-            title="Expected learning",
-            caption=f"By predicted peak memory. {about}",
-            x_label="MiB",
-            unit="",
-            x=x,
-            lines=_points([found.learning for found in plan.alternatives], plan),
-            from_zero=True,
-        )
-    ]
-    seconds = [found.total_s for found in plan.alternatives]
-    if all(value is not None for value in seconds):
+    learning = [found.learning for found in plan.alternatives]
+    charts = [_chart(plan, "tradeoff-learning", "Expected learning", f". {about}", "", learning)]
+    seconds = [found.total_s for found in plan.alternatives if found.total_s is not None]
+    if len(seconds) == len(plan.alternatives):
         marks = [] if plan.caps.time_s is None else [Mark(label="cap", value=plan.caps.time_s, color="c7")]
-        charts.append(
-            Chart(
-                id="tradeoff-time",
-                title="Time",
-                caption=f"By predicted peak memory{allowed}.",
-                x_label="MiB",
-                unit="s",
-                x=x,
-                lines=_points([value or 0.0 for value in seconds], plan),
-                marks=marks,
-                from_zero=True,
-            )
-        )
+        charts.append(_chart(plan, "tradeoff-time", "Time", f"{allowed}.", "s", seconds, marks))
     return charts
+
+
+def _chart(
+    plan: Plan, name: str, title: str, caption: str, unit: str, values: list[float], marks: Sequence[Mark] = ()
+) -> Chart:
+    return Chart(
+        id=name,
+        title=title,
+        caption=f"By predicted peak memory{caption}",
+        x_label="MiB",
+        unit=unit,
+        x=[round(found.peak_memory_bytes / _MIB) for found in plan.alternatives],
+        lines=_points(values, plan),
+        marks=list(marks),
+        from_zero=True,
+    )
 
 
 def _points(values: list[float], plan: Plan) -> list[Line]:
