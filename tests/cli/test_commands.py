@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgetune import cli
+from edgetune.cli import training
 from tests.conftest import Ended
 
 NANO = ["--model", "vit_nano_patch8_64", "--image-size", "32"]
@@ -104,7 +104,7 @@ def test_every_option_has_its_flag_and_reaches_the_plan(
 
     from edgetune.options import Options
 
-    for command in (cli.plan, cli.fit):
+    for command in (training.plan, training.fit):
         assert set(Options.__struct_fields__) <= set(inspect.signature(command).parameters)
     flags = "--no-augment --no-flip --evaluate-every 2 --patience 3 --lr 0.01 --seed 5 --threads 1 --method last-1"
     made = json.loads(edgetune("plan", photos, *NANO, *flags.split(), "--json").out)

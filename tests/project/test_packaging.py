@@ -41,7 +41,7 @@ def test_the_wheel_holds_code_boards_and_bundled_files_and_nothing_else(wheel: P
     boards = {f"edgetune/_devices/{path.name}" for path in (ROOT / "devices").glob("*.toml")}
     assert boards
     assert boards <= set(names)
-    assert {"edgetune/py.typed", "edgetune/cli.py"} <= set(names)
+    assert {"edgetune/py.typed", "edgetune/cli/program.py"} <= set(names)
     bundled = {str(path.relative_to(ROOT)) for path in (ROOT / "edgetune/bundled").rglob("*") if path.is_file()}
     assert bundled <= set(names)
     assert not [name for name in names if "__pycache__" in name or "/tests/" in name]

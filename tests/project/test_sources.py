@@ -28,7 +28,6 @@ FLOORS = (
     {"infer"},
     {"export"},
     {"bench"},
-    {"flags"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -1,0 +1,105 @@
+"""Commands on what a run left, and the benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgetune.cli import flags
+from edgetune.cli.output import print_json
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Image folder; test/ is used where there is one.")],
+    json: flags.Json = False,
+) -> None:
+    """Measure the best checkpoint of a run on labelled images."""
+    from edgetune.infer import evaluate as run_evaluate
+    from edgetune.infer import print_evaluation
+
+    evaluation = run_evaluate(run, data)
+    if json:
+        print_json(evaluation)
+    else:
+        print_evaluation(evaluation)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    json: flags.Json = False,
+) -> None:
+    """Name the class of images with the best checkpoint of a run."""
+    from edgetune.infer import predict as run_predict
+    from edgetune.infer import print_predictions
+
+    predictions = run_predict(run, images)
+    if json:
+        print_json(predictions)
+    else:
+        print_predictions(predictions)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (timm) to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8 or timm.")] = "onnx",
+) -> None:
+    """Hand the best checkpoint of a run on; ONNX is compared with torch on real images before it is kept."""
+    from edgetune.export import export as run_export
+
+    report = run_export(run, format, out)
+    typer.echo(report.sentence)
+
+
+def bench(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The benchmark's folder; a cut-off one is gone on with.")],
+    workload: Annotated[
+        str | None, typer.Option(metavar="NAME", help="w1, w2, w3 or w4; or --data and --model.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Image folder, as for fit.")] = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    image_size: flags.ImageSize = None,
+    batch_size: flags.Batch = None,
+    epochs: flags.Epochs = None,
+    threads: flags.Threads = None,
+    augment: flags.Augment = None,
+    flip: flags.Flip = None,
+    seed: flags.Seed = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Methods of fit, eager-full[-trimmed|-fused], names of --recipe.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Methods under other arguments; JSON or TOML.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
+) -> None:
+    """Compare methods side by side, each run in a process of its own."""
+    from edgetune.bench import bench as run_bench
+
+    found = run_bench(
+        out,
+        methods=None if methods is None else methods.split(","),
+        recipe=recipe,
+        repetitions=repetitions,
+        say=typer.echo,
+        workload=workload,
+        data=data,
+        model=model,
+        weights=None if weights is None else Path(weights),
+        image_size=image_size,
+        batch_size=batch_size,
+        epochs=epochs,
+        threads=threads,
+        augment=augment,
+        flip=flip,
+        seed=seed or 0,
+    )
+    from edgetune.bench.page import print_bench
+
+    print_bench(found)
+    typer.echo(f"written: {out / 'bench.json'}, {out / 'bench.md'}")

@@ -1,0 +1,223 @@
+"""`plan` and `fit`: one function each, whose signature is the command's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetune.cli import flags
+from edgetune.cli.output import print_json
+from edgetune.errors import InfeasibleError, InputError
+
+if TYPE_CHECKING:
+    from edgetune.options import Options
+    from edgetune.schema import Plan, Profile
+
+
+def plan(
+    data: flags.Data = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    profile: flags.Profile = None,
+    memory: flags.Memory = None,
+    energy: flags.Energy = None,
+    time: flags.Time = None,
+    disk: flags.Disk = None,
+    power: flags.Power = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.Batch = None,
+    image_size: flags.ImageSize = None,
+    lr: flags.Rate = None,
+    patience: flags.Patience = None,
+    evaluate_every: flags.Evaluate = None,
+    augment: flags.Augment = None,
+    flip: flags.Flip = None,
+    method: flags.Method = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    workers: flags.Workers = None,
+    lever: flags.Lever = None,
+    seed: flags.Seed = None,
+    config: flags.Config = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here.")] = None,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="The profile is of the board that will run it.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the trade-off here.")] = None,
+    json: flags.Json = False,
+) -> None:
+    """Say what `fit` would do under the caps, what it would cost, and why. Trains nothing."""
+    from edgetune import schema
+
+    options = _options(locals(), config)
+    try:
+        made, _ = _make_plan(options, elsewhere=elsewhere)
+    except InfeasibleError as error:
+        if json:
+            print_json({"schema": "edgetune/plan/1", "error": str(error), "nearest_feasible": error.nearest})
+        raise
+    if out is not None:
+        schema.save(made, out)
+    if html is not None:
+        from edgetune.report import write_plan_page
+
+        write_plan_page(made, html)
+    if json:
+        print_json(made)
+        return
+    from edgetune.plan.explain import print_plan
+
+    print_plan(made)
+    for written in (out, html):
+        if written is not None:
+            typer.echo(f"written: {written}")
+
+
+def fit(
+    data: flags.Data = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    profile: flags.Profile = None,
+    memory: flags.Memory = None,
+    energy: flags.Energy = None,
+    time: flags.Time = None,
+    disk: flags.Disk = None,
+    power: flags.Power = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.Batch = None,
+    image_size: flags.ImageSize = None,
+    lr: flags.Rate = None,
+    patience: flags.Patience = None,
+    evaluate_every: flags.Evaluate = None,
+    augment: flags.Augment = None,
+    flip: flags.Flip = None,
+    method: flags.Method = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    workers: flags.Workers = None,
+    lever: flags.Lever = None,
+    seed: flags.Seed = None,
+    config: flags.Config = None,
+    plan: Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune plan --out`.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    save_every: Annotated[str, typer.Option(metavar="T", help="Time between states within an epoch.")] = "10min",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Fine-tune under the caps."""
+    values = dict(locals())
+    from edgetune.units import parse_duration
+
+    save_every_s = parse_duration(save_every, "--save-every")
+    if out is None and not dry_run:
+        raise InputError("--out is missing: name the run folder, for example --out runs/first.")
+    if resume and out is not None:
+        options = _options(values, None)
+        others = [name for name in ("config", "plan", "dry_run") if values[name]]
+        _refuse([*_given(options, "power"), *others], "--resume")
+        from edgetune.train.fit import resume as resume_fit
+
+        result = resume_fit(
+            out, power_w=options.power_w, save_every_s=save_every_s, quiet=quiet, started=_process_start()
+        )
+        _finish(result, out, quiet)
+        return
+    options = _options(values, config)
+    if plan is not None:
+        made = _planned(Path(plan), options)
+        found = _read_profile(options)
+        if found is not None:
+            from edgetune.plan.machine import refuse_other_board
+
+            refuse_other_board(found)
+    else:
+        made, found = _make_plan(options)
+    if dry_run or out is None:
+        from edgetune.plan.explain import print_plan
+
+        print_plan(made)
+        return
+    import msgspec
+
+    from edgetune.train.fit import fit as run_fit
+
+    merged = {name: value for name, value in msgspec.structs.asdict(options).items() if value is not None}
+    result = run_fit(
+        made,
+        out,
+        profile=found,
+        config=merged,
+        power_w=options.power_w,
+        save_every_s=save_every_s,
+        quiet=quiet,
+        started=_process_start(),
+    )
+    _finish(result, out, quiet)
+
+
+# --- between the flags and the rooms ----------------------------------------------------------------------------------
+
+
+def _options(values: dict[str, Any], config: Path | None) -> Options:
+    """The options among a command's arguments, merged with a config file."""
+    from edgetune.options import Options, merge_options
+
+    return merge_options(config, {name: values[name] for name in Options.__struct_fields__})
+
+
+def _given(options: Options, *free: str) -> list[str]:
+    """Names of the options that were given, except `free` ones."""
+    return [name for name in options.__struct_fields__ if name not in free and getattr(options, name) is not None]
+
+
+def _read_profile(options: Options) -> Profile | None:
+    from edgetune import schema
+
+    return None if options.profile is None else schema.load(Path(options.profile), schema.Profile)
+
+
+def _make_plan(options: Options, *, elsewhere: bool = False) -> tuple[Plan, Profile | None]:
+    from edgetune.plan import make_plan
+
+    found = _read_profile(options)
+    return make_plan(profile=found, elsewhere=elsewhere, **options.planner_arguments()), found
+
+
+def _planned(path: Path, options: Options) -> Plan:
+    """The plan of --plan, after making sure that no other option contradicts it."""
+    from edgetune import schema
+
+    made = schema.load(path, schema.Plan)
+    if options.data is None or Path(options.data).resolve() != Path(made.data.path).resolve():
+        raise InputError(f"--plan {path} was made for the DATA {made.data.path}; give that folder, or plan anew.")
+    _refuse(options.conflicts(made), f"--plan {path}")
+    return made
+
+
+def _refuse(names: list[str], winner: str) -> None:
+    flags = ["DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(names)]
+    if flags:
+        raise InputError(f"{winner} has settled that already: leave out {', '.join(flags)}.")
+
+
+def _process_start() -> float:
+    """When this process began, on the monotonic clock: the user's --time runs from there."""
+    import time
+
+    import psutil
+
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
+
+
+def _finish(result: Any, out: Path, quiet: bool) -> None:
+    from edgetune.train.fit import exit_code
+    from edgetune.train.summary import print_result
+
+    if not quiet:
+        print_result(result, out)
+    raise typer.Exit(exit_code(result))
