@@ -7,7 +7,7 @@
 Three trainers take the same steps on random pixels (or features): `eager-full` is timm's model with torch's AdamW,
 `lean-full` and `edgetune` are those of recipes.json. For each:
 
-- the work that had to be done (`edgetune.plan.cost`: recomputation is not counted) by the time of a step, against the
+- the work that had to be done (`edgetune.plan.work`: recomputation is not counted) by the time of a step, against the
   rate of a product of two 2048 x 2048 matrices (`cube`);
 - the step's own matrix products and fused attention, seen by a dispatch mode and timed back to back on tensors of the
   same shapes and strides: the best that a step of these shapes could reach (`roof`), and the share of it reached;
@@ -43,7 +43,7 @@ from edgetune.model.spec import ViTSpec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
 from edgetune.plan import make_plan
-from edgetune.plan.cost import step_flops
+from edgetune.plan.work import step_flops
 from edgetune.schema import Plan
 from edgetune.train import torch_engine
 from edgetune.train.lean.engine import LeanEngine

@@ -35,8 +35,8 @@ from machine import append, lines
 from workloads import prepare_synthetic
 
 from edgetune.model.registry import find_spec
-from edgetune.plan.cost import forward_flops
 from edgetune.plan.machine import COMMAND_BYTES
+from edgetune.plan.work import forward_flops
 
 NAME = "predict_memory"
 FLOOR_BYTES = 32 << 20

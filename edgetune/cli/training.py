@@ -53,24 +53,16 @@ def plan(
     from edgetune import schema
 
     options = _options(locals(), config)
-    try:
-        made, _ = _make_plan(options, elsewhere=elsewhere)
-    except InfeasibleError as error:
-        if json:
-            print_json({"schema": "edgetune/plan/1", "error": str(error), "nearest_feasible": error.nearest})
-        raise
+    made, _ = _planned_anew(options, elsewhere=elsewhere, json=json)
     if out is not None:
         schema.save(made, out)
     if html is not None:
         from edgetune.report import write_plan_page
 
         write_plan_page(made, html)
+    _show(made, json=json)
     if json:
-        print_json(made)
         return
-    from edgetune.plan.explain import print_plan
-
-    print_plan(made)
     for written in (out, html):
         if written is not None:
             typer.echo(f"written: {written}")
@@ -106,6 +98,7 @@ def fit(
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON, nothing else.")] = False,
     save_every: Annotated[str, typer.Option(metavar="T", help="Time between states within an epoch.")] = "10min",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -116,6 +109,8 @@ def fit(
     save_every_s = parse_duration(save_every, "--save-every")
     if out is None and not dry_run:
         raise InputError("--out is missing: name the run folder, for example --out runs/first.")
+    if json and not dry_run:
+        raise InputError("--json prints the plan of a --dry-run; a run leaves its JSON in --out.")
     if resume and out is not None:
         options = _options(values, None)
         others = [name for name in ("config", "plan", "dry_run") if values[name]]
@@ -136,11 +131,9 @@ def fit(
 
             refuse_other_board(found)
     else:
-        made, found = _make_plan(options)
+        made, found = _planned_anew(options, json=json)
     if dry_run or out is None:
-        from edgetune.plan.explain import print_plan
-
-        print_plan(made)
+        _show(made, json=json)
         return
     import msgspec
 
@@ -181,11 +174,26 @@ def _read_profile(options: Options) -> Profile | None:
     return None if options.profile is None else schema.load(Path(options.profile), schema.Profile)
 
 
-def _make_plan(options: Options, *, elsewhere: bool = False) -> tuple[Plan, Profile | None]:
+def _planned_anew(options: Options, *, elsewhere: bool = False, json: bool = False) -> tuple[Plan, Profile | None]:
+    """The plan of the options, and the profile it was made with; where none fits, `json` prints what would."""
     from edgetune.plan import make_plan
 
     found = _read_profile(options)
-    return make_plan(profile=found, elsewhere=elsewhere, **options.planner_arguments()), found
+    try:
+        return make_plan(profile=found, elsewhere=elsewhere, **options.planner_arguments()), found
+    except InfeasibleError as error:
+        if json:
+            print_json({"schema": "edgetune/plan/1", "error": str(error), "nearest_feasible": error.nearest})
+        raise
+
+
+def _show(made: Plan, *, json: bool) -> None:
+    if json:
+        print_json(made)
+        return
+    from edgetune.plan.explain import print_plan
+
+    print_plan(made)
 
 
 def _planned(path: Path, options: Options) -> Plan:

@@ -6,6 +6,7 @@ in torch. Names follow timm, because its checkpoints are the field's common curr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -26,10 +27,7 @@ class Parameter(msgspec.Struct, frozen=True):
     @property
     def count(self) -> int:
         """Number of weights."""
-        product = 1
-        for side in self.shape:
-            product *= side
-        return product
+        return math.prod(self.shape)
 
 
 class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,278 +1,278 @@
-"""What a job costs in work, time and energy: FLOPs by arithmetic, seconds from a profile's probes, joules from watts.
+"""What a job costs in time and energy: seconds from a profile's probes, joules from watts.
 
-Each block costs three parts, as GreenTrainer splits them (arXiv 2309.13192): forward, passing the gradient on, and
-weight gradients. The backward pass ends at the lowest block that trains, whose own input needs no gradient. Work is
-priced by the FLOPs rate that the profile's block probes reached for that part at the nearest widths and token counts;
-memory-bound work (the update) by the copy bandwidth. Without a profile seconds and joules are unknown, not guessed.
+Blocks are priced as the profile's probes of that trainer say (`edgetune.plan.rates`), part by part, as many images at
+a time as pass together; what goes over memory (update, packing, weights made ready) by the rates of copying and
+quantising, with factors that were measured on two x86 cores (benchmarks/predict_time.py); images by what reading one
+took. Without a profile seconds and joules are unknown, not guessed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from itertools import groupby
+from typing import NamedTuple
 
-from edgetune.model.spec import BlockFlops, ViTSpec
 from edgetune.plan.bill import FLOAT_BYTES, memory_bill, trainable_count
-from edgetune.plan.job import Job, entering, job_of
-from edgetune.schema import BlockCost, Compute, Plan, Power, Predicted
+from edgetune.plan.job import Job, entering
+from edgetune.plan.lean_bill import group_size
+from edgetune.plan.levers import frozen_arithmetic
+from edgetune.plan.rates import Part, Rates, Way
+from edgetune.plan.work import tail_share, work_per_image
+from edgetune.schema import Compute, Power, Predicted
 
-MODEL = "edgetune.plan.cost/1"
-Part = Literal["forward", "pass_gradient", "weight_gradient"]
-# Tensors of an Adam update that pass through memory: weight, gradient, two moments read; weight, two moments written.
-_UPDATE_TENSORS = 7
-# The same of the lean trainer, which works in pieces that stay in cache, by the optimizer's state.
-_UPDATE_PASSES = {"fp32": 7, "int8": 5, "factored": 5}
+MODEL = "edgetune.plan.cost/2"
+# Copies of a weight in fp32 that an update costs, by the optimizer.
+_UPDATE_COPIES = {"adamw": 2.5, "adam": 2.5, "sgd": 1.8, "sgd-plain": 1.0}
+# The same of AdamW with less state, in numbers quantised and read back.
+_UPDATE_VALUES = {"int8": 8.5, "factored": 6.0}
+# Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
+_PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
+# Frozen weights made ready: in copies of as many floats.
+_READY_COPIES = {"fp32": 0.0, "bf16": 0.3, "int8": 0.4, "disk": 1.0}
 _COPY_BYTES_PER_S = 4e9  # where no probe says
-# Packing a saved tensor into 8 bits and unpacking it, in copies of as many floats: 1.1 ns a number on two x86 cores.
-_PACKING_COPIES = 3
-# Where only a matrix product was timed: the share of its rate that a block reaches (field measurements: 0.53 to 0.73).
-_BLOCK_SHARE_OF_GEMM = 0.6
-# Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores.
-_LEAN_SLOWDOWN = 1.35
+_LOWEST_SHARE = 0.75  # of passing the gradient on, in a block whose input needs none
+_ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of its adapters
+# Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores. The
+# lean trainer has most of its tensors in memory of its own.
+_LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
 _START_S = 6.0  # importing torch, reading weights, the first kernels
 # Cached features read, checked and unpacked; a guess, and called one.
 _FEATURE_BYTES_PER_S = 400e6
-_PIXELS_PER_S = 12e6  # decode, crop, resize and normalise on one Cortex-A76-class core; a guess, and called one
-
-
-class Work(NamedTuple):
-    """FLOPs of one training image, by the part that decides how fast they go."""
-
-    forward: float
-    pass_gradient: float
-    weight_gradient: float
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return round(self.forward + self.pass_gradient + self.weight_gradient)
+# Decode, crop, resize and normalise on one Cortex-A76-class core, where no probe says; a guess, and called one.
+_VALUES_PER_S = 12e6
+_BYTES_A_VALUE = 0.1  # of a JPEG
 
 
 class Cost(NamedTuple):
-    """Seconds of a run's parts; None where the profile has no probes."""
+    """Seconds of a run's parts."""
 
     step_s: float
     epoch_s: float
     eval_s: float
     start_s: float
-    once_s: float = 0.0  # filling a feature cache
+    view_s: float = 0.0  # filling a feature cache with one view of the training images
+    views: int = 1
+    val_once_s: float = 0.0  # and with the validation images
+
+    def once_s(self, epochs: float) -> float:
+        """What is spent once, on caches, in a run of so many epochs."""
+        return self.val_once_s + self.filling_s(epochs)
+
+    def filling_s(self, epochs: float) -> float:
+        """Of that, what the epochs themselves spend."""
+        return self.view_s * min(self.views, max(1, math.ceil(epochs)))
 
     def total_s(self, epochs: float) -> float:
         """The whole run."""
-        return self.start_s + self.once_s + epochs * (self.epoch_s + self.eval_s)
-
-
-# --- work ------------------------------------------------------------------------------------------------------------
-
-
-def step_flops(spec: ViTSpec, plan: Plan, trained: Sequence[int], kept: Sequence[float]) -> int:
-    """FLOPs per image of a step that trained the blocks `trained` and let `kept` patch tokens leave each block."""
-    rank = plan.lora.rank if plan.lora else 0
-    tokens = tuple(round(count) for count in entering(spec, kept))
-    lean = plan.trainer == "lean"
-    total = work_of(spec, tokens, tuple(trained), plan.embeddings_trainable, rank, lean).total
-    return total - (feature_flops(spec, plan.lowest_trainable_block) if plan.feature_cache else 0)
-
-
-def feature_flops(spec: ViTSpec, lowest: int) -> int:
-    """FLOPs of passing one image up to block `lowest`, all tokens kept: the work a feature cache does once."""
-    work = spec.embed_flops() + min(lowest, spec.depth - 1) * spec.block_flops(spec.tokens).forward
-    return work + (round(_tail_work(spec, spec.tokens, 0).forward) if lowest == spec.depth else 0)
-
-
-def work_per_image(job: Job) -> Work:
-    """Expected FLOPs of one training image: over the draw of K blocks, at the tokens a step is expected to keep."""
-    tokens = tuple(round(count) for count in entering(job.spec, job.keep_expected))
-    candidates = [index for index, trains in enumerate(job.trainable) if trains]
-    number = len(candidates)
-    if job.k >= number:
-        return work_of(job.spec, tokens, tuple(candidates), job.embeddings_trainable, job.lora_rank, job.lean)
-    # a block trains with probability K / n; the lowest one drawn is the i-th with probability C(n-1-i, K-1) / C(n, K)
-    share = job.k / number
-    everything = work_of(job.spec, tokens, tuple(candidates), True, job.lora_rank, job.lean)
-    nothing = work_of(job.spec, tokens, (), job.embeddings_trainable, job.lora_rank, job.lean)
-    weights = nothing.weight_gradient + share * (
-        sum(_work_in(job.spec, index, tokens[index], job.lora_rank, job.lean).weight_gradient for index in candidates)
-    )
-    if job.embeddings_trainable:
-        return Work(everything.forward, everything.pass_gradient, weights)
-    passing = 0.0
-    for position, lowest in enumerate(candidates):
-        chance = math.comb(number - 1 - position, job.k - 1) / math.comb(number, job.k)
-        passing += chance * work_of(job.spec, tokens, (lowest,), False, job.lora_rank, job.lean).pass_gradient
-    return Work(everything.forward, passing, weights)
-
-
-def forward_flops(spec: ViTSpec) -> int:
-    """FLOPs of evaluating one image, all tokens kept."""
-    return spec.embed_flops() + spec.depth * spec.block_flops(spec.tokens).forward + spec.head_flops()
-
-
-@lru_cache(maxsize=4096)
-def work_of(
-    spec: ViTSpec, tokens: tuple[int, ...], trained: tuple[int, ...], embeddings: bool, rank: int, lean: bool = False
-) -> Work:
-    """FLOPs per image when exactly the blocks `trained` train; `tokens` enter each block, prefix included.
-
-    The lean trainer does no work in the last block for tokens that the classifier does not read.
-    """
-    forward: float = spec.embed_flops() + spec.head_flops()
-    passing: float = spec.head_flops() if trained or embeddings else 0
-    weights: float = spec.head_flops() + (spec.embed_flops() if embeddings else 0)
-    lowest = -1 if embeddings else min(trained, default=spec.depth)
-    for index, count in enumerate(tokens):
-        work = _work_in(spec, index, count, rank, lean)
-        forward += work.forward
-        if index > lowest:
-            passing += work.pass_gradient
-        elif index == lowest:  # nothing below asks for the gradient of its input
-            passing += work.pass_gradient - 6 * count * spec.width**2
-        if index in trained:
-            weights += work.weight_gradient
-    return Work(forward, passing, weights)
-
-
-@lru_cache(maxsize=4096)
-def _block_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
-    """One block on one image; with adapters, their work and no weight gradients but theirs."""
-    flops = spec.block_flops(tokens)
-    if not rank:
-        return Work(flops.forward, flops.pass_gradient, flops.weight_gradient)
-    adapters = 2 * tokens * rank * 6 * spec.width
-    return Work(flops.forward + adapters, flops.pass_gradient + adapters, adapters)
-
-
-def _work_in(spec: ViTSpec, index: int, tokens: int, rank: int, lean: bool) -> Work:
-    """What block `index` costs on one image, in the lean trainer or under autograd."""
-    tail = lean and index == spec.depth - 1
-    return (_tail_work if tail else _block_work)(spec, tokens, rank)
-
-
-@lru_cache(maxsize=4096)
-def _tail_work(spec: ViTSpec, tokens: int, rank: int) -> Work:
-    """The last block, where only the tokens that the classifier reads need queries, projection and MLP."""
-    read = spec.readers
-    if read is None:
-        return _block_work(spec, tokens, rank)
-    width, hidden = spec.width, spec.hidden
-    projections = 2 * tokens * 2 * width * width + 2 * read * (2 * width * width + 2 * width * hidden)
-    flops = BlockFlops(projections, 4 * read * tokens * width)
-    return Work(flops.forward, flops.pass_gradient, flops.weight_gradient)
+        return self.start_s + self.once_s(epochs) + epochs * (self.epoch_s + self.eval_s)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-class Rates:
-    """FLOPs per second of each part of a block, between the shapes that were probed."""
+def time_of(job: Job, train_images: int, val_images: int, rates: Rates, file_bytes: float | None = None) -> Cost | None:
+    """Expected seconds, or None where nothing was timed.
 
-    def __init__(self, compute: Compute) -> None:
-        self.guessed = not compute.block_costs
-        gemm = compute.gemm_flops.get("fp32")
-        self.gemm = gemm
-        self.copy_bytes_per_s = compute.copy_bytes_per_s
-        self._points: dict[tuple[str, bool], list[tuple[float, float, float]]] = {}
-        for cost in compute.block_costs:
-            rate = _probed_rate(cost)
-            if cost.lever in ("eager", "lean") and rate is not None:
-                point = (math.log2(cost.width), math.log2(cost.tokens), rate)
-                self._points.setdefault((cost.part, cost.lever == "lean"), []).append(point)
-
-    @property
-    def known(self) -> bool:
-        """Whether anything was timed."""
-        return bool(self._points) or self.gemm is not None
-
-    def of(self, part: Part, width: int, tokens: float, *, lean: bool = False) -> float | None:
-        """The rate at a width and token count: probes of that trainer, weighted by their nearness, in octaves."""
-        points = self._points.get((part, lean)) or self._points.get((part, False))
-        if not points:
-            return None if self.gemm is None else self.gemm * _BLOCK_SHARE_OF_GEMM
-        at = math.log2(width), math.log2(max(1.0, tokens))
-        weighed = [
-            (1 / (1e-6 + (probe_width - at[0]) ** 2 + (probe_tokens - at[1]) ** 2) ** 2, rate)
-            for probe_width, probe_tokens, rate in points
-        ]
-        # seconds add up, so rates are averaged harmonically
-        return sum(weight for weight, _ in weighed) / sum(weight / rate for weight, rate in weighed)
-
-
-def _probed_rate(cost: BlockCost) -> float | None:
-    """FLOPs per second a probe reached."""
-    spec = ViTSpec(name="probe", width=cost.width, depth=1, heads=cost.heads, patch_size=1)
-    flops = getattr(spec.block_flops(cost.tokens), cost.part) * cost.batch_size
-    return flops / cost.seconds if cost.seconds > 0 else None
-
-
-def time_of(job: Job, train_images: int, val_images: int, rates: Rates) -> Cost | None:
-    """Expected seconds, or None where nothing was timed."""
+    Args:
+        job: what is to be done.
+        train_images: in an epoch.
+        val_images: in an evaluation.
+        rates: of this machine.
+        file_bytes: of an image file, on average; None: as many as an image twice as wide as the model's would have.
+    """
     if not rates.known:
         return None
-    spec = job.spec
-    tokens = round(sum(entering(spec, job.keep_expected)) / spec.depth)
-    work = work_per_image(job)
-    below = feature_flops(spec, job.lowest) if job.cached else 0
-    work = work._replace(forward=work.forward - below)
-    parts: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
-    per_image = 0.0
-    for part in parts:
-        rate = rates.of(part, spec.width, tokens, lean=job.lean)
-        flops = getattr(work, part)
-        if rate is None or rate <= 0:
-            return None
-        if job.saved_activations == "recompute" and part == "pass_gradient":
-            flops += (spec.depth - job.lowest) * spec.block_flops(tokens).forward
-        per_image += flops / rate
-    if job.lean and job.levers.saved_precision in ("int8", "int4"):
-        per_image += _packing_s(job, rates)
-    forward_rate = rates.of("forward", spec.width, spec.tokens, lean=job.lean) or math.inf
-    once = 0.0
+    spec, clock = job.spec, _Clock(job, rates)
+    parts = -(-job.batch_size // job.micro_batch_size)
+    step_parts = parts * (clock.forward() + clock.backward())
     if job.allocator == "lean":
-        per_image *= _LEAN_SLOWDOWN
-    passes = _UPDATE_PASSES[job.levers.optimizer_state] if job.lean else _UPDATE_TENSORS
-    update = passes * FLOAT_BYTES * trainable_count(job) / (rates.copy_bytes_per_s or _COPY_BYTES_PER_S)
-    read = 3 * spec.image_size**2 / _PIXELS_PER_S
-    if job.cached:
-        once = job.levers.feature_views * train_images * (below / forward_rate + read)
+        step_parts *= _LEAN_ALLOCATOR[job.levers.trainer]
+    kept = job.batch_size * clock.packing_s()
+    update = clock.update_s() + (0.0 if job.cached else clock.reading_weights_s())
+    image = clock.image_s(file_bytes)
+    part, group = job.micro_batch_size, group_size(spec, job.micro_batch_size)
+    view = val_once = 0.0
+    read, seen = image, (clock.frozen(part) + clock.evaluating(part)) / part + image
+    if job.cached and job.lowest:
+        filling = clock.frozen(part) / part + clock.reading_weights_s() / group + image
+        view, val_once = train_images * filling, val_images * filling
         read = FLOAT_BYTES * spec.tokens * spec.width / _FEATURE_BYTES_PER_S
-    step = job.batch_size * (per_image + read) + update
+        seen = clock.evaluating(part) / part + read
+    step = step_parts + kept + update + job.batch_size * read
     steps = -(-train_images // job.batch_size)
-    evaluation = val_images * (forward_flops(spec) / forward_rate + 3 * spec.image_size**2 / _PIXELS_PER_S)
-    epoch = train_images * (per_image + read) + steps * update
-    return Cost(step, epoch, evaluation, _START_S, once)
+    # the last batch of an epoch may be a small one
+    epoch = train_images / job.batch_size * (step - update) + steps * update
+    evaluation = val_images * seen + (0.0 if job.cached else clock.reading_weights_s())
+    return Cost(step, epoch, evaluation, _START_S, view, job.levers.feature_views, val_once)
 
 
-def _packing_s(job: Job, rates: Rates) -> float:
-    """Seconds an image for putting what waits for the backward pass into fewer bits, and back."""
-    spec = job.spec
-    tokens = entering(spec, job.keep_expected)
-    first = 0 if job.embeddings_trainable else job.lowest
-    numbers = sum(tokens[first:]) * (6 * spec.width + spec.hidden)
-    return _PACKING_COPIES * FLOAT_BYTES * numbers / (rates.copy_bytes_per_s or _COPY_BYTES_PER_S)
+class _Clock:
+    """Seconds of a job's pieces, by the rates of the machine."""
+
+    def __init__(self, job: Job, rates: Rates) -> None:
+        self.job, self.rates = job, rates
+        self._images = job.batch_size / -(-job.batch_size // job.micro_batch_size)
+        self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
+        self._way, self._frozen_way = _ways(job)
+        self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
+        self._value_s = 1 / (rates.compute.quantise_values_per_s or self._copy_bytes_per_s / 8)
+
+    def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
+        """A part of block `index`, the tail with as little work as it has."""
+        spec, tokens = self.job.spec, self._tokens[index]
+        if self.job.lean and index == spec.depth - 1:
+            share *= tail_share(spec, tokens)
+        found = self.rates.seconds(part, way, spec.width, tokens, images, share)
+        assert found is not None  # `known` was asked
+        return found
+
+    def frozen(self, images: float) -> float:
+        """The embedding and the blocks below the lowest trained one on so many images."""
+        return self._embedding(images) + self._run(range(self.job.lowest), self._tokens, images, self._frozen_way)
+
+    def evaluating(self, images: float) -> float:
+        """What lies above them, on so many images, all tokens kept."""
+        spec = self.job.spec
+        return self._run(range(self.job.lowest, spec.depth), [spec.tokens] * spec.depth, images, self._way)
+
+    def _run(self, blocks: range, tokens: list[int], images: float, way: Way) -> float:
+        """Forward through some blocks; neighbours that get as many tokens take as long."""
+        spec, tail = self.job.spec, self.job.spec.depth - 1 if self.job.lean else -1
+        seconds = 0.0
+        for count, equal in groupby([tokens[index] for index in blocks if index != tail]):
+            seconds += len(list(equal)) * (self.rates.seconds("forward", way, spec.width, count, images) or 0.0)
+        if tail in blocks:
+            seconds += self._block("forward", tail, images, way)
+        return seconds
+
+    def _embedding(self, images: float) -> float:
+        spec = self.job.spec
+        block = self.rates.seconds("forward", self._frozen_way, spec.width, spec.tokens, images) or 0.0
+        return block * spec.embed_flops() / spec.block_flops(spec.tokens).forward
+
+    def forward(self) -> float:
+        """Forward through one part of a batch."""
+        job = self.job
+        below = 0.0 if job.cached and job.lowest else self.frozen(self._images)
+        adapters = 1.0 + (_ADAPTER_SHARE if job.lora_rank else 0.0)
+        above = range(job.lowest, job.spec.depth)
+        return below + adapters * self._run(above, self._tokens, self._images, self._way)
+
+    def backward(self) -> float:
+        """Backward through one part of a batch, on average over the draws of K blocks."""
+        job, images = self.job, self._images
+        trained = [index for index, trains in enumerate(job.trainable) if trains]
+        if not trained:
+            return 0.0
+        number, k = len(trained), min(job.k, len(trained))
+        # as in `work_per_image`
+        lowest = [math.comb(number - 1 - place, k - 1) / math.comb(number, k) for place in range(number)]
+        seconds, below = 0.0, 0.0
+        for place, index in enumerate(trained):
+            passes = 1.0 if job.embeddings_trainable else below
+            below += lowest[place]
+            whole = self._block("pass_gradient", index, images, self._way)
+            seconds += passes * whole
+            if not job.embeddings_trainable:  # nothing below asks for the gradient of its input
+                seconds += lowest[place] * self._block("pass_gradient", index, images, self._way, _LOWEST_SHARE)
+            if job.lora_rank:
+                seconds += 2 * _ADAPTER_SHARE * self._block("forward", index, images, self._way)
+            else:
+                seconds += k / number * self._block("weight_gradient", index, images, self._way)
+            if job.saved_activations == "recompute":
+                seconds += min(1.0, passes + lowest[place]) * self._block("forward", index, images, self._way)
+        if job.embeddings_trainable:
+            seconds += self._embedding(images)
+        return seconds
+
+    def packing_s(self) -> float:
+        """Putting what one image leaves for the backward pass away, and back."""
+        job, spec = self.job, self.job.spec
+        if not job.lean:
+            return 0.0
+        first = 0 if job.embeddings_trainable else job.lowest
+        tokens = sum(self._tokens[first:])
+        numbers = tokens * (2 * spec.width if job.saved_activations == "recompute" else 6 * spec.width + spec.hidden)
+        again = tokens * (6 * spec.width + spec.hidden) if job.saved_activations == "recompute" else 0
+        copy_s = FLOAT_BYTES / self._copy_bytes_per_s
+        prices = {
+            "fp32": _PACK_COPIES["fp32"] * copy_s,
+            "bf16": _PACK_COPIES["bf16"] * copy_s,
+            "int8": self._value_s,
+            "int4": _INT4 * self._value_s,
+        }
+        return numbers * prices[job.levers.saved_precision] + again * prices["fp32"]
+
+    def update_s(self) -> float:
+        """The optimizer's work in a step."""
+        job = self.job
+        weights = trainable_count(job) * (job.k / max(1, sum(job.trainable)) if job.k else 1.0)
+        copies = _UPDATE_COPIES[job.levers.optimizer] * FLOAT_BYTES / self._copy_bytes_per_s
+        if job.lean and job.levers.optimizer == "adamw" and job.levers.optimizer_state != "fp32":
+            return weights * _UPDATE_VALUES[job.levers.optimizer_state] * self._value_s
+        return weights * copies
+
+    def reading_weights_s(self) -> float:
+        """Making the frozen blocks' weights ready, once."""
+        job = self.job
+        if not job.lean:
+            return 0.0
+        count = (job.spec.depth if job.lora_rank else job.lowest) * 12 * job.spec.width**2
+        copies = _READY_COPIES[job.levers.frozen_weights] * FLOAT_BYTES / self._copy_bytes_per_s
+        return count * copies
+
+    def image_s(self, file_bytes: float | None) -> float:
+        """Reading one image."""
+        compute, values = self.rates.compute, 3 * self.job.spec.image_size**2
+        if not compute.decode_bytes_per_s or not compute.render_values_per_s:
+            return values / _VALUES_PER_S
+        size = _BYTES_A_VALUE * 4 * values if file_bytes is None else file_bytes
+        return size / compute.decode_bytes_per_s + values / compute.render_values_per_s
+
+
+def _ways(job: Job) -> tuple[Way, Way]:
+    """How the trained blocks are run, and how the frozen ones."""
+    if not job.lean:
+        return "eager", "eager"
+    ours: Way = "lean-bf16" if job.levers.precision == "bf16" else "lean"
+    frozen = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
+    return ours, "lean-bf16" if frozen == "bf16" else "lean"
 
 
 # --- energy ----------------------------------------------------------------------------------------------------------
 
 
 def watts_of(power: Power | None, compute: Compute | None, power_w: float | None) -> float | None:
-    """Power while training: what the user says, else what the probes drew, else what the sensor or model says."""
+    """Power while training: what the user says, else what the probes drew, else what the sensor or model says.
+
+    A sensor that shows nothing, or less, is as good as none.
+    """
     if power_w is not None:
         return power_w
     if compute is not None:
         drawn = [(cost.energy_j, cost.seconds) for cost in compute.block_costs if cost.energy_j is not None]
-        if drawn and sum(seconds for _, seconds in drawn) > 0:
-            return sum(joules for joules, _ in drawn if joules) / sum(seconds for _, seconds in drawn)
+        seconds, joules = sum(spent for _, spent in drawn), sum(used for used, _ in drawn if used)
+        if seconds > 0 and joules > 0:
+            return joules / seconds
     if power is None:
         return None
-    return power.total_corrected_w if power.total_corrected_w is not None else power.total_w
+    watts = power.total_corrected_w if power.total_corrected_w is not None else power.total_w
+    return watts if watts is not None and watts > 0 else None
 
 
-def predict(job: Job, runtime_bytes: int, cost: Cost | None, watts: float | None, epochs: float) -> Predicted:
-    """The plan's prediction."""
+def predict(
+    job: Job,
+    runtime_bytes: int,
+    cost: Cost | None,
+    watts: float | None,
+    epochs: float,
+    *,
+    time_factor: float = 1.0,
+    margin_bytes: int = 0,
+) -> Predicted:
+    """The plan's prediction, and how far it may be off (`edgetune.plan.certainty`)."""
     bill = memory_bill(job, runtime_bytes)
-    epoch_s = cost.epoch_s + cost.once_s / max(1, epochs) if cost else None
+    epoch_s = cost.epoch_s + cost.filling_s(epochs) / max(1, epochs) if cost else None
     total_s = cost.total_s(epochs) if cost else None
     return Predicted(
         peak_memory_bytes=bill.total,
@@ -284,7 +284,7 @@ def predict(job: Job, runtime_bytes: int, cost: Cost | None, watts: float | None
         total_energy_j=None if total_s is None or watts is None else total_s * watts,
         train_flops_per_image=work_per_image(job).total,
         model=MODEL,
+        first_epoch_s=cost.epoch_s + cost.view_s if cost else None,
+        peak_memory_most_bytes=bill.total + margin_bytes,
+        time_factor=time_factor if cost else None,
     )
-
-
-__all__ = ["Cost", "Rates", "Work", "job_of", "memory_bill", "predict", "step_flops", "time_of", "watts_of"]

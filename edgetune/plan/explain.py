@@ -1,241 +1,16 @@
-"""A plan in words: one sentence per decision, the sentence for a plan that can't be, and a page for the terminal."""
+"""A plan as a page for the terminal."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from edgetune.plan.search import Choice, Limits, Problem, search
-from edgetune.schema import NearestFeasible, Plan
-from edgetune.units import format_duration, format_energy, format_power, format_size
+from edgetune.schema import Plan
+from edgetune.units import format_duration, format_energy, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-class Decisions(NamedTuple):
-    """Everything a sentence may need to refer to."""
-
-    problem: Problem
-    limits: Limits
-    choice: Choice
-    wanted_batch: int
-    cap_source: str | None
-    runtime_measured: bool
-    watts_source: str | None
-
-
-def why(decisions: Decisions) -> list[str]:
-    """One sentence per decision."""
-    problem, limits, choice = decisions.problem, decisions.limits, decisions.choice
-    return [
-        _memory_sentence(decisions),
-        _blocks_sentence(problem, choice),
-        *_tokens_sentence(problem, choice),
-        *_lean_sentences(problem, choice),
-        _batch_sentence(decisions),
-        _allocator_sentence(choice),
-        _epochs_sentence(problem, limits, choice),
-        _runtime_sentence(decisions),
-        *_power_sentence(decisions),
-    ]
-
-
-def _allocator_sentence(choice: Choice) -> str:
-    if choice.job.allocator == "fast":
-        return "Freed memory is kept for reuse, which is faster; the cap has room for it."
-    return "Freed memory goes back to the kernel at once: slower, but this plan fits the cap only so."
-
-
-def infeasible_sentence(problem: Problem, limits: Limits, nearest: NearestFeasible) -> str:
-    """Why nothing fits, and what would."""
-    asked = [
-        text
-        for text, value in (
-            (f"{format_size(limits.memory_bytes)} of memory", limits.memory_bytes),
-            (format_energy(limits.energy_j), limits.energy_j),
-            (format_duration(limits.time_s), limits.time_s),
-        )
-        if value is not None
-    ]
-    ways = []
-    if nearest.memory_bytes is not None:
-        enough = limits._replace(memory_bytes=nearest.memory_bytes)
-        ways.append(f"--memory {math.ceil(nearest.memory_bytes / 1e6)}MB{_given_up(problem, enough)}")
-    if limits.energy_j is not None and nearest.energy_j is not None:
-        enough = limits._replace(energy_j=nearest.energy_j)
-        ways.append(f"--energy {_up(nearest.energy_j)}J{_given_up(problem, enough)}")
-    if limits.time_s is not None and nearest.time_s is not None:
-        enough = limits._replace(time_s=nearest.time_s)
-        ways.append(f"--time {_up(nearest.time_s)}s{_given_up(problem, enough)}")
-    listed = " or ".join(ways)
-    hint = (
-        f"the least that would do is {listed}, the other caps held" if listed else "no single cap raised alone would do"
-    )
-    model = f"{problem.spec.name} at {problem.spec.image_size} px"
-    return f"No plan of method {problem.method.name} for {model} fits {' and '.join(asked)}: {hint}."
-
-
-def _given_up(problem: Problem, limits: Limits) -> str:
-    """What the best plan under such caps does without, in brackets; nothing where it does without nothing."""
-    choice, method = search(problem, limits), problem.method
-    if choice is None:
-        return ""
-    lost = []
-    if choice.setting.trained < method.trained:
-        lost.append(
-            f"{choice.setting.trained} instead of {method.trained} blocks"
-            if choice.setting.trained
-            else "nothing but the classifier trained"
-        )
-    elif choice.setting.k < method.k:
-        lost.append(f"{choice.setting.k} instead of {method.k} blocks at a time")
-    if choice.setting.trained and choice.setting.band_max < method.band[1]:
-        lost.append(f"{choice.setting.band_max:.0%} of the tokens")
-    if choice.epochs < problem.epochs:
-        lost.append(f"{choice.epochs:.2g} instead of {problem.epochs} epochs")
-    return f" ({', '.join(lost)})" if lost else ""
-
-
-def _up(value: float) -> float:
-    """A readable number that is not below `value`."""
-    return math.ceil(value) if value >= 10 else math.ceil(value * 1000) / 1000
-
-
-def _memory_sentence(decisions: Decisions) -> str:
-    cap = decisions.limits.memory_bytes
-    if cap is None:
-        return "Memory is not capped: how much may be used could not be read, and --memory was not given."
-    return f"Memory is capped at {format_size(cap)} ({decisions.cap_source}), the bare process included."
-
-
-def _blocks_sentence(problem: Problem, choice: Choice) -> str:
-    depth, trained, method = problem.spec.depth, choice.setting.trained, problem.method
-    if not trained:
-        reason = " (the caps leave no room for a whole block)" if method.searched else ""
-        return f"Only the final norm and the classifier train{reason}; no block keeps anything for a backward pass."
-    if method.lora:
-        what = f"Rank-{method.lora.rank} adapters of {'all' if trained == depth else 'the last'} {trained} blocks train"
-    elif trained == depth:
-        what = f"All {depth} blocks train" + (", and the embeddings" if method.embeddings_trainable else "")
-    else:
-        what = f"Blocks {depth - trained} to {depth - 1} of {depth} train; nothing below them is kept in memory"
-    if method.searched:
-        what += (
-            " — method edgetune's usual share"
-            if trained == method.trained
-            else f" — {method.trained} did not fit the caps"
-        )
-    if choice.job.k < trained:
-        what += f"; {choice.job.k} of them are drawn at each step"
-    return what + "."
-
-
-def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
-    alast, patches = problem.method.alast, problem.spec.patches
-    if alast is None or not choice.setting.trained:
-        return []
-    low, high = choice.job.keep_min[-1], choice.job.keep_max[-1]
-    if low == patches:
-        return [f"All {patches} patches pass every block."]
-    if alast.mode == "random":
-        return [
-            f"Every block lets {alast.initial_budget:.0%} of the patches it gets pass, whatever they show: the control."
-        ]
-    if alast.mode == "reference":
-        note = ""
-        if choice.job.accumulates:
-            note = "; the batch is split to fit, and each part then counts as a step of the budget rule"
-        return [
-            f"Budgets between {alast.budget_min} and {alast.budget_max} decide how many patches leave a block{note}."
-        ]
-    reason = "" if choice.setting.band_max == problem.method.band[1] else f", lowered from {patches} to fit the caps"
-    number = str(high) if low == high else f"Between {low} and {high}"
-    return [f"{number} of {patches} patches leave each block of the trained part{reason}."]
-
-
-def _lean_sentences(problem: Problem, choice: Choice) -> list[str]:
-    """What the lean trainer does to what is kept; nothing where autograd trains."""
-    job, levers = choice.job, choice.job.levers
-    usual = problem.method.levers
-    if not job.lean:
-        return []
-    sentences = []
-    if job.lowest < job.spec.depth or job.embeddings_trainable:
-        kept = {"fp32": "exactly", "bf16": "in bf16", "int8": "in 8 bits", "int4": "in 4 bits"}[levers.saved_precision]
-        again = (
-            ", of which only each half block's input; the rest is run again"
-            if job.saved_activations == "recompute"
-            else ""
-        )
-        reason = ""
-        if (levers.saved_precision, levers.saved_activations) != (usual.saved_precision, usual.saved_activations):
-            reason = " — the caps leave no room for more"
-        sentences.append(
-            f"What waits for the backward pass is kept {kept}{again}{reason}; a gradient lives for half a block."
-        )
-    if levers.optimizer == "adamw" and levers.optimizer_state != "fp32":
-        how = "in 8 bits" if levers.optimizer_state == "int8" else "in 8 bits and as means of rows and columns"
-        sentences.append(f"AdamW keeps its moments {how}.")
-    if not job.lowest:
-        return sentences
-    if job.cached:
-        views = levers.feature_views
-        sentences.append(
-            f"What the frozen part makes of an image is computed once and kept on disk ({levers.feature_cache}); "
-            + ("augmentation is given up for it." if views == 1 else f"augmentation is down to {views} views an image.")
-        )
-    else:
-        kept = {"fp32": "exactly", "bf16": "in bf16", "int8": "in 8 bits", "disk": "on disk"}[levers.frozen_weights]
-        sentences.append(f"Frozen blocks run at every step; their weights are kept {kept}.")
-    return sentences
-
-
-def _batch_sentence(decisions: Decisions) -> str:
-    job = decisions.choice.job
-    text = f"Batches hold {job.batch_size} images"
-    if job.batch_size < decisions.wanted_batch:
-        text += f" (all there are; {decisions.wanted_batch} were wanted)"
-    if not job.accumulates:
-        return text + ", which fit in one piece."
-    if job.lean:
-        return text + f", of which {job.micro_batch_size} pass a block at a time; the gradient is the same."
-    return text + f", passed {job.micro_batch_size} at a time to fit the memory cap; the gradient is the same."
-
-
-def _epochs_sentence(problem: Problem, limits: Limits, choice: Choice) -> str:
-    steps = math.floor(choice.epochs * math.ceil(problem.train_images / problem.batch_size) + 1e-6)
-    epochs = f"{math.floor(10 * choice.epochs + 1e-6) / 10:g}"
-    text = f"{epochs} epoch{'s' if epochs != '1' else ''} of {problem.train_images} images are {steps} steps"
-    capped = limits.energy_j is not None or limits.time_s is not None
-    if choice.epochs < problem.epochs:
-        return (
-            text
-            + f", what the {'energy' if _energy_binds(problem, limits) else 'time'} cap is expected to allow of the"
-            f" {problem.epochs} wanted; the schedule ends where the cap does."
-        )
-    if capped and choice.cost is None:
-        return text + "; without probes nobody knows how long they take, so the caps are enforced while running."
-    return text + (", which the caps allow." if capped else ".")
-
-
-def _energy_binds(problem: Problem, limits: Limits) -> bool:
-    if limits.energy_j is None or problem.watts is None:
-        return False
-    return limits.time_s is None or limits.energy_j / problem.watts < limits.time_s
-
-
-def _runtime_sentence(decisions: Decisions) -> str:
-    how = "as the profile measured it" if decisions.runtime_measured else "a guess, since no profile measured it"
-    return f"{format_size(decisions.problem.runtime_bytes)} of the peak are the bare process, {how}."
-
-
-def _power_sentence(decisions: Decisions) -> list[str]:
-    watts = decisions.problem.watts
-    if watts is None or decisions.choice.cost is None:
-        return []
-    return [f"Joules are predicted seconds times {format_power(watts)} ({decisions.watts_source})."]
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -257,13 +32,21 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
     table = RichTable(box=None, pad_edge=False, show_header=True, header_style="dim")
     table.add_column("", style="bold", no_wrap=True)
-    table.add_column("predicted", justify="right")
-    table.add_column("cap", justify="right")
-    table.add_row("peak memory", format_size(predicted.peak_memory_bytes), format_size(caps.memory_bytes))
-    table.add_row("time", format_duration(predicted.total_s), format_duration(caps.time_s))
-    table.add_row("energy", format_energy(predicted.total_energy_j), format_energy(caps.energy_j))
-    table.add_row("per epoch", format_duration(predicted.epoch_s), "")
-    table.add_row("per image", f"{predicted.train_flops_per_image / 1e9:.3g} GFLOP", "")
+    for heading in ("predicted", "at most", "cap"):
+        table.add_column(heading, justify="right")
+    most_bytes, factor = predicted.peak_memory_most_bytes, predicted.time_factor
+    figures: tuple[tuple[str, Callable[[Any], str], float | None, float | None], ...] = (
+        ("time", format_duration, predicted.total_s, caps.time_s),
+        ("energy", format_energy, predicted.total_energy_j, caps.energy_j),
+        ("per epoch", format_duration, predicted.epoch_s, None),
+    )
+    table.add_row(
+        "peak memory", format_size(predicted.peak_memory_bytes), format_size(most_bytes), format_size(caps.memory_bytes)
+    )
+    for name, written, value, cap in figures:
+        most = None if value is None or factor is None else value * factor
+        table.add_row(name, written(value), written(most), "" if name == "per epoch" else written(cap))
+    table.add_row("per image", f"{predicted.train_flops_per_image / 1e9:.3g} GFLOP", "", "")
     console.print(table)
     console.print()
 

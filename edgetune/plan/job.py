@@ -81,7 +81,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 def entering(spec: ViTSpec, leaving: Sequence[float]) -> list[float]:
     """Tokens entering each block, prefix included, given the patch tokens that leave each."""
-    return [spec.tokens, *(spec.prefix + kept for kept in leaving[:-1])]
+    prefix = spec.prefix
+    return [prefix + spec.patches, *[prefix + kept for kept in leaving[:-1]]]
 
 
 def job_for(

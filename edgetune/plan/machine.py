@@ -1,7 +1,8 @@
 """The machine as planning needs it: from a profile that still holds, or from what can be read without one.
 
 A profile of another board is refused, unless the plan is for that board; one whose power mode, threads or libraries
-have changed since is used with a warning, since its probes timed something else.
+have changed since is used with a warning and wider bounds (`edgetune.plan.certainty`), since its probes timed something
+else.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import NamedTuple
 
 from edgetune.device.board import identify_entry
 from edgetune.device.memory import read_memory, usable_bytes
-from edgetune.device.modes import read_modes
 from edgetune.device.system import System
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
-from edgetune.plan.cost import Rates, watts_of
+from edgetune.plan.certainty import certainty
+from edgetune.plan.cost import watts_of
+from edgetune.plan.rates import Rates
 from edgetune.schema import Board, Memory, Power, Profile
 from edgetune.units import format_size
 
@@ -41,6 +43,8 @@ class Machine(NamedTuple):
     watts_source: str | None
     threads: int
     warnings: list[str]
+    time_factor: float  # that times and energies may be off by, either way
+    margin_bytes: int  # that the bare process may take beyond `runtime_bytes`
 
 
 def read_machine(
@@ -63,41 +67,33 @@ def read_machine(
     power: Power | None = None
     if profile is None:
         memory, power = read_memory(system), _live_power(system)
-        warnings.append(
-            "no --profile was given: time and energy are not predicted and the bare process's memory is a guess"
-            " (run `edgetune profile --out profile.json` once)."
-        )
     else:
         if not elsewhere:
             refuse_other_board(profile, system)
-            warnings += _changes(profile, system, threads)
         memory = profile.memory if elsewhere else _memory_now(profile, system)
         power = profile.power
         if profile.compute.probe_error:
             warnings.append(f"the profile has no probes ({profile.compute.probe_error})")
     compute = profile.compute if profile is not None else None
-    if compute is not None and compute.device is not None and compute.device != device:
-        warnings.append(
-            f"the profile's probes ran on {compute.device}, the plan is for {device}: times may be far off."
-        )
     measured = compute.runtime_bytes if compute is not None else None
+    runtime_bytes = measured + COMMAND_BYTES if measured is not None else _guessed_runtime_bytes()
+    sure = certainty(profile, system, device, threads, elsewhere=elsewhere)
+    warnings += sure.warnings()
     rates = Rates(compute) if compute is not None else None
-    if rates is not None and rates.known and rates.guessed:
-        warnings.append(
-            "the profile timed no transformer block: times are guessed from its matrix product, within a factor of 2."
-        )
     watts = watts_of(power, compute, power_w)
     source = "--power" if power_w is not None else (power.source or power.model) if power is not None else None
     cores = os.cpu_count() or 1
     return Machine(
         memory=memory,
-        runtime_bytes=measured + COMMAND_BYTES if measured is not None else _guessed_runtime_bytes(),
+        runtime_bytes=runtime_bytes,
         runtime_measured=measured is not None,
         rates=rates,
         watts=watts,
         watts_source=source if watts is not None else None,
         threads=(compute.threads if compute is not None else None) or _usable_cores() or cores,
         warnings=warnings,
+        time_factor=sure.time_factor,
+        margin_bytes=int(sure.process_share * runtime_bytes),
     )
 
 
@@ -124,32 +120,6 @@ def refuse_other_board(profile: Profile, system: System | None = None) -> None:
 def _named(board: Board, total_bytes: int | None) -> str:
     size = "" if total_bytes is None else f" with {format_size(total_bytes)}"
     return f"{board.name}{size}"
-
-
-def _changes(profile: Profile, system: System, threads: int | None) -> list[str]:
-    """What is no longer as it was when the profile was made, where that moves its figures."""
-    compute, modes = profile.compute, read_modes(system)
-    try:
-        library: str | None = metadata.version(compute.engine) if compute.engine else None
-    except metadata.PackageNotFoundError:
-        library = None
-    facts = {
-        "power mode": (profile.modes.current, modes.current),
-        "clock limit": (max(profile.modes.cpu_max_hz, default=None), max(modes.cpu_max_hz, default=None)),
-        "number of threads": (compute.threads, threads),
-        str(compute.engine): (_release(compute.engine_version), _release(library)),
-    }
-    return [
-        f"the profile's {name} was {there}, now it is {here}: predicted times and energies may be far off; run"
-        " `edgetune profile` again."
-        for name, (there, here) in facts.items()
-        if there is not None and here is not None and there != here
-    ]
-
-
-def _release(version: str | None) -> str | None:
-    """A version without the label of its build."""
-    return None if version is None else version.split("+")[0]
 
 
 def _memory_now(profile: Profile, system: System) -> Memory:

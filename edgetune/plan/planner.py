@@ -11,14 +11,14 @@ import msgspec
 
 from edgetune import schema
 from edgetune.__about__ import __version__
-from edgetune.data.folder import scan
+from edgetune.data.folder import mean_file_bytes, scan
 from edgetune.errors import InfeasibleError, InputError
 from edgetune.model.registry import find_spec
 from edgetune.plan.cache import fit_to_disk, planned_cache
 from edgetune.plan.cost import predict
-from edgetune.plan.explain import Decisions, infeasible_sentence, why
 from edgetune.plan.machine import default_workers, memory_cap, read_machine
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method, find_method, with_levers
+from edgetune.plan.reasons import Decisions, infeasible_sentence, why
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.plan.tradeoff import tradeoff
 from edgetune.schema import Caps, DataFacts, Device, Plan, Profile, Recipe
@@ -87,6 +87,7 @@ def make_plan(
         InfeasibleError: no plan fits the caps; carries the nearest caps that would.
     """
     _check_options(epochs, batch_size, lr, threads, workers, patience, evaluate_every, seed, engine, device)
+    _check_quantities(memory_bytes, energy_j, time_s, disk_bytes, power_w)
     spec = find_spec(model)
     folder = scan(Path(data), seed)
     spec = spec.at(image_size, len(folder.classes))
@@ -115,6 +116,8 @@ def make_plan(
         runtime_bytes=machine.runtime_bytes,
         rates=machine.rates,
         watts=machine.watts,
+        file_bytes=mean_file_bytes(folder.train),
+        margin_bytes=machine.margin_bytes,
     )
     limits = Limits(cap_bytes, energy_j, time_s)
     choice = search(problem, limits)
@@ -129,6 +132,7 @@ def make_plan(
         cap_source=cap_source,
         runtime_measured=machine.runtime_measured,
         watts_source=machine.watts_source,
+        time_factor=machine.time_factor,
     )
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
@@ -192,7 +196,15 @@ def make_plan(
         alast=_alast(chosen_method, choice, lr),
         lora=chosen_method.lora,
         alternatives=tradeoff(problem, limits, choice),
-        predicted=predict(choice.job, machine.runtime_bytes, choice.cost, machine.watts, choice.epochs),
+        predicted=predict(
+            choice.job,
+            machine.runtime_bytes,
+            choice.cost,
+            machine.watts,
+            choice.epochs,
+            time_factor=machine.time_factor,
+            margin_bytes=machine.margin_bytes,
+        ),
         why=why(decisions),
         warnings=[*folder.warnings, *machine.warnings, *disk_note],
         edgetune_version=__version__,
@@ -211,6 +223,21 @@ def _alast(method: Method, choice: Choice, lr: float | None) -> schema.AlastPlan
     if method.alast.mode == "reference" and lr is not None:  # its budget step is the base learning rate
         return msgspec.structs.replace(method.alast, alpha=lr)
     return method.alast
+
+
+def _check_quantities(
+    memory_bytes: int | None,
+    energy_j: float | None,
+    time_s: float | None,
+    disk_bytes: int | None,
+    power_w: float | None,
+) -> None:
+    positive = {"--memory": memory_bytes, "--energy": energy_j, "--time": time_s, "--power": power_w}
+    for flag, value in positive.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{flag} {value} is not a positive number; leave it out where nothing is capped or known.")
+    if disk_bytes is not None and disk_bytes < 0:
+        raise InputError(f"--disk {disk_bytes} is negative; give 0 to keep nothing on disk.")
 
 
 def _check_options(

@@ -23,15 +23,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 from typing import Literal, NamedTuple
 
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import memory_bill
-from edgetune.plan.cost import Cost, Rates, time_of, work_per_image
+from edgetune.plan.cost import Cost, time_of
 from edgetune.plan.job import Job, job_for
 from edgetune.plan.levers import Levers, economies, part_size
 from edgetune.plan.methods import BAND_STEPS, Method
+from edgetune.plan.rates import Rates
+from edgetune.plan.work import work_per_image
 from edgetune.schema import NearestFeasible
 
 _FOUR_BITS = 0.98  # of the learning, where saved tensors have no more
@@ -84,6 +87,8 @@ class Problem(NamedTuple):
     rates: Rates | None
     watts: float | None
     allocator: Allocator = "lean"
+    file_bytes: float | None = None  # of an image file, on average
+    margin_bytes: int = 0  # that the bare process may take beyond `runtime_bytes`
 
     def settings(self) -> Iterator[Setting]:
         """What a run may learn with, the method's own setting first; all of it kept as the method keeps it."""
@@ -133,21 +138,24 @@ class Problem(NamedTuple):
         )
 
     def peak_bytes(self, job: Job) -> int:
-        """Predicted peak of the process tree."""
-        return memory_bill(job, self.runtime_bytes).total
+        """The most that the process tree may take: the bill, and what nobody is sure of."""
+        return memory_bill(job, self.runtime_bytes).total + self.margin_bytes
 
     def least_job(self, setting: Setting) -> Job:
-        """The job of a setting that needs least memory.
-
-        One image at a time, as a rule; but a batch passed whole does not hold gradients beside the next part's
-        activations, which can be the smaller bill where weights outweigh activations.
-        """
-        whole, single = self.job(setting, self.whole), self.job(setting, 1)
-        return whole if self.peak_bytes(whole) <= self.peak_bytes(single) else single
+        """The job of a setting that needs least memory; see `_Sizes.least`."""
+        return _Sizes(self, setting).least()[0]
 
     def cost(self, job: Job) -> Cost | None:
         """Predicted seconds."""
-        return None if self.rates is None else time_of(job, self.train_images, self.val_images, self.rates)
+        if self.rates is None:
+            return None
+        return time_of(job, self.train_images, self.val_images, self.rates, self.file_bytes)
+
+    def price(self, job: Job, cost: Cost | None) -> float:
+        """What an epoch takes in joules; in seconds or FLOPs of an image where those are unknown."""
+        if cost is None:
+            return float(work_per_image(job).total)
+        return cost.epoch_s * (self.watts or 1.0)
 
     def learning(self, job: Job, epochs: float) -> float:
         """The objective; see the module."""
@@ -164,58 +172,100 @@ def learning(job: Job, epochs: float, *, most_trained: int, wanted_epochs: int) 
     return float(depth_term * k_term * tokens**0.35 * (epochs / wanted_epochs) ** 0.5 * exactness)
 
 
+class _Sizes:
+    """A setting with micro-batches of any size: the jobs and their peaks, each reckoned once."""
+
+    def __init__(self, problem: Problem, setting: Setting) -> None:
+        self._problem, self._setting = problem, setting
+        self._known: dict[int, tuple[Job, int]] = {}
+
+    def at(self, micro_batch_size: int) -> tuple[Job, int]:
+        """The job with micro-batches of that size, and its peak."""
+        found = self._known.get(micro_batch_size)
+        if found is None:
+            job = self._problem.job(self._setting, micro_batch_size)
+            found = self._known[micro_batch_size] = job, self._problem.peak_bytes(job)
+        return found
+
+    def least(self) -> tuple[Job, int]:
+        """The job that needs least memory.
+
+        One image at a time, as a rule; but a batch passed whole does not hold gradients beside the next part's
+        activations, which can be the smaller bill where weights outweigh activations.
+        """
+        whole, single = self.at(self._problem.whole), self.at(1)
+        return whole if whole[1] <= single[1] else single
+
+    def largest(self, cap_bytes: int | None) -> Job | None:
+        """The job with the largest micro-batch that fits; None where none does."""
+        if cap_bytes is None:
+            return self.at(self._problem.whole)[0]
+        if self.least()[1] > cap_bytes:
+            return None
+        sizes = [size for size in micro_batches(self._problem.batch_size) if size <= self._problem.whole]
+        if self.at(sizes[-1])[1] <= cap_bytes:
+            return self.at(sizes[-1])[0]
+        low, high = 0, len(sizes) - 2  # of those that are passed in parts; among them memory is monotone
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.at(sizes[middle])[1] <= cap_bytes else (low, middle - 1)
+        return self.at(sizes[low])[0]
+
+
 def search(problem: Problem, limits: Limits) -> Choice | None:
     """The best choice inside the limits, or None.
 
-    The lean allocator needs less memory and more time, so it is taken only where it lets a plan learn more.
+    The lean allocator needs less memory and more time, so it is taken only where it lets a plan learn more: never,
+    where memory turned nothing down.
     """
-    fast = _search(problem._replace(allocator="fast"), limits)
-    everything = (problem.method.trained, problem.method.k, problem.method.band[1], problem.method.levers)
-    if fast is not None and fast.setting == everything:
+    fast, turned_down = _search(problem._replace(allocator="fast"), limits)
+    if not turned_down:
         return fast
-    lean = _search(problem._replace(allocator="lean"), limits)
+    lean, _ = _search(problem._replace(allocator="lean"), limits)
     return lean if fast is None or (lean is not None and lean.learning > fast.learning) else fast
 
 
-def _search(problem: Problem, limits: Limits) -> Choice | None:
-    """The best choice with one allocator."""
+def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
+    """The best choice with one allocator, and whether memory turned anything down that might have learned more."""
     ranked = []
     for order, setting in enumerate(problem.settings()):
         bound = problem.learning(problem.job(setting, problem.whole), problem.epochs)
         ranked.append((-bound, order, setting))
     ranked.sort(key=lambda entry: entry[:2])
     best: Choice | None = None
+    turned_down = False
     for negative, _, setting in ranked:
         if best is not None and -negative < best.learning:
             break
-        forms = problem.thrifty(setting)
+        sized = [(form, _Sizes(problem, form)) for form in problem.thrifty(setting)]
         cap_bytes = limits.memory_bytes
-        if cap_bytes is not None and problem.peak_bytes(problem.least_job(forms[-1])) > cap_bytes:
+        if cap_bytes is not None and sized[-1][1].least()[1] > cap_bytes:
+            turned_down = True
             continue
-        for form in forms:
-            found = _choose(problem, form, limits)
+        for form, sizes in sized:
+            job = sizes.largest(cap_bytes)
+            turned_down = turned_down or job is None or job.micro_batch_size < problem.whole
+            found = None if job is None else _chosen(problem, form, job, limits)
             if found and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
                 best = found
-    return best
+            if found and found.learning == -negative:
+                break  # a form that saves more takes more time, and learns no more
+    return best, turned_down
 
 
-def _choose(problem: Problem, setting: Setting, limits: Limits) -> Choice | None:
-    """A setting with the largest micro-batch and the most epochs that fit; None where it does not fit."""
-    least = problem.least_job(setting)
-    if limits.memory_bytes is not None and problem.peak_bytes(least) > limits.memory_bytes:
-        return None
-    cost = problem.cost(least)
+def _chosen(problem: Problem, setting: Setting, job: Job, limits: Limits) -> Choice | None:
+    """A job with the most epochs that fit; None where not even one does."""
+    cost = problem.cost(job)
     epochs = _epochs_within(problem, cost, limits)
     if epochs < 1:
         return None
-    job = problem.job(setting, _largest_micro_batch(problem, setting, limits.memory_bytes))
     return Choice(
         job=job,
         setting=setting,
         epochs=epochs,
         cost=cost,
         learning=problem.learning(job, epochs),
-        price=_price(problem, job, cost),
+        price=problem.price(job, cost),
     )
 
 
@@ -229,7 +279,7 @@ def choose(problem: Problem, setting: Setting, micro_batch_size: int, scale: Pro
         epochs=problem.epochs,
         cost=cost,
         learning=scale.learning(job, problem.epochs),
-        price=_price(problem, job, cost),
+        price=problem.price(job, cost),
     )
 
 
@@ -240,43 +290,43 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     seconds: float | None = None
     # the lean one needs least memory, the fast one least time: without a cap on time the first alone decides
     timed = limits.time_s is not None or limits.energy_j is not None
-    settings = [form for setting in problem.settings() for form in problem.thrifty(setting)]
-    for allocator, setting in product(ALLOCATORS if timed else ALLOCATORS[:1], settings):
-        job = problem._replace(allocator=allocator).least_job(setting)
-        peak = problem.peak_bytes(job)
-        cost = problem.cost(job)
-        one_epoch_s = cost.total_s(1) if cost else None
-        one_epoch_j = None if one_epoch_s is None or problem.watts is None else one_epoch_s * problem.watts
-        fits = limits.memory_bytes is None or peak <= limits.memory_bytes
-        quick = limits.time_s is None or one_epoch_s is None or one_epoch_s <= limits.time_s
-        frugal = limits.energy_j is None or one_epoch_j is None or one_epoch_j <= limits.energy_j
-        if quick and frugal:
-            memory = peak if memory is None else min(memory, peak)
-        if fits and quick and one_epoch_j is not None:
-            energy = one_epoch_j * _ROUNDING if energy is None else min(energy, one_epoch_j * _ROUNDING)
-        if fits and frugal and one_epoch_s is not None:
-            seconds = one_epoch_s * _ROUNDING if seconds is None else min(seconds, one_epoch_s * _ROUNDING)
+    forms = [form for setting in problem.settings() for form in problem.thrifty(setting)]
+    for allocator, form in product(ALLOCATORS if timed else ALLOCATORS[:1], forms):
+        with_it = problem._replace(allocator=allocator)
+        sizes = _Sizes(with_it, form)
+        least, peak = sizes.least()
+        fitting = sizes.largest(limits.memory_bytes)
+        one_s, one_j = _one_epoch(with_it, least)
+        if (memory is None or peak < memory) and _within(limits.time_s, one_s) and _within(limits.energy_j, one_j):
+            memory = peak
+        if fitting is None or not timed:
+            continue
+        one_s, one_j = _one_epoch(with_it, fitting)
+        if one_j is not None and _within(limits.time_s, one_s):
+            energy = min(energy or math.inf, one_j * _ROUNDING)
+        if one_s is not None and _within(limits.energy_j, one_j):
+            seconds = min(seconds or math.inf, one_s * _ROUNDING)
     return NearestFeasible(memory_bytes=memory, energy_j=energy, time_s=seconds)
 
 
-def micro_batches(batch_size: int) -> list[int]:
+def _one_epoch(problem: Problem, job: Job) -> tuple[float | None, float | None]:
+    """Seconds and joules of the shortest run; None where they are unknown."""
+    cost = problem.cost(job)
+    seconds = cost.total_s(1) if cost else None
+    return seconds, None if seconds is None or problem.watts is None else seconds * problem.watts
+
+
+def _within(cap: float | None, value: float | None) -> bool:
+    return cap is None or value is None or value <= cap
+
+
+@lru_cache(maxsize=64)
+def micro_batches(batch_size: int) -> tuple[int, ...]:
     """Sizes that split a batch into equal parts, as nearly as it goes, ascending."""
-    return sorted({math.ceil(batch_size / parts) for parts in range(1, batch_size + 1)})
-
-
-def _largest_micro_batch(problem: Problem, setting: Setting, cap_bytes: int | None) -> int:
-    """The largest micro-batch that fits, given that one does."""
-    sizes = [size for size in micro_batches(problem.batch_size) if size <= problem.whole]
-    if cap_bytes is None or problem.peak_bytes(problem.job(setting, sizes[-1])) <= cap_bytes:
-        return sizes[-1]
-    low, high = 0, len(sizes) - 2  # of those that are passed in parts; among them memory is monotone
-    while low < high:
-        middle = (low + high + 1) // 2
-        if problem.peak_bytes(problem.job(setting, sizes[middle])) <= cap_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return sizes[low]
+    root = min(batch_size, math.isqrt(batch_size) + 1)
+    few_parts = {math.ceil(batch_size / parts) for parts in range(1, root + 1)}
+    small = {size for size in range(1, root + 1) if -(-batch_size // -(-batch_size // size)) == size}
+    return tuple(sorted(few_parts | small))
 
 
 def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float:
@@ -286,17 +336,15 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float
     seconds = math.inf if limits.time_s is None else limits.time_s
     if limits.energy_j is not None and problem.watts is not None:
         seconds = min(seconds, limits.energy_j / problem.watts)
-    if seconds == math.inf:
+    if seconds == math.inf or cost.total_s(problem.epochs) <= seconds:
         return problem.epochs
-    if cost.total_s(problem.epochs) <= seconds:
-        return problem.epochs
-    return max(0.0, (seconds - cost.start_s - cost.once_s) / (cost.epoch_s + cost.eval_s))
-
-
-def _price(problem: Problem, job: Job, cost: Cost | None) -> float:
-    if cost is None:
-        return float(work_per_image(job).total)
-    return cost.epoch_s * (problem.watts or 1.0)
+    each_s = cost.epoch_s + cost.eval_s
+    left_s = seconds - cost.start_s - cost.val_once_s
+    filling_s = each_s + cost.view_s  # an epoch that also fills a view of the cache
+    if left_s >= cost.views * filling_s:
+        return (left_s - cost.views * cost.view_s) / each_s
+    whole = max(0, math.floor(left_s / filling_s))
+    return whole + max(0.0, (left_s - whole * filling_s - cost.view_s) / each_s)
 
 
 __all__ = [

@@ -54,11 +54,11 @@ def _in_parts(wide: Problem, setting: Setting, problem: Problem) -> Iterator[Cho
 
 def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> Alternative:
     job = choice.job
-    peak = problem.peak_bytes(job)
+    most = problem.peak_bytes(job)
     total_s = choice.cost.total_s(choice.epochs) if choice.cost else None
     joules = None if total_s is None or problem.watts is None else total_s * problem.watts
     within = (
-        (limits.memory_bytes is None or peak <= limits.memory_bytes)
+        (limits.memory_bytes is None or most <= limits.memory_bytes)
         and (limits.time_s is None or total_s is None or total_s <= limits.time_s)
         and (limits.energy_j is None or joules is None or joules <= limits.energy_j)
     )
@@ -70,7 +70,7 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
         saved_activations=job.levers.saved_activations,
         micro_batch_size=job.micro_batch_size,
         allocator=job.allocator,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=most - problem.margin_bytes,
         total_s=total_s,
         total_energy_j=joules,
         work_per_epoch=choice.price,

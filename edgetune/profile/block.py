@@ -62,13 +62,22 @@ def block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> Iterato
     )
 
 
-def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> Iterator[Line]:
-    """The same of the block's own forward and backward pass (`edgetune.model.block`), as the lean trainer runs it."""
+def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever: str = "lean") -> Iterator[Line]:
+    """The same of the block's own forward and backward pass (`edgetune.model.block`), as the lean trainer runs it.
+
+    Args:
+        bench: the stopwatch.
+        spec: of the block.
+        tokens: an image.
+        batch: images at a time.
+        lever: "lean", or "lean-bf16" for products in bfloat16.
+    """
     torch.manual_seed(0)
     block = Block(spec).to(bench.device).requires_grad_(False)
     weights = dict(block.named_parameters())
     totals = {name: torch.zeros_like(values) for name, values in weights.items()}
-    ops, shape = TorchOps(), Shape(spec.heads, spec.norm_eps)
+    half_as_long = lever == "lean-bf16"
+    ops, shape = TorchOps(torch.bfloat16 if half_as_long else None), Shape(spec.heads, spec.norm_eps)
     x = torch.randn(batch, tokens, spec.width, device=bench.device)
     dy = torch.randn_like(x)
 
@@ -91,11 +100,13 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> It
             assert found is not None  # the input's gradient is wanted
             dx = found
 
-    with torch.no_grad():
+    # the trainer goes without oneDNN where nothing is in bfloat16 (`edgetune.train.torch_engine.start`)
+    onednn = half_as_long or bench.device != "cpu" or not torch.backends.mkl.is_available()
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=onednn and torch.backends.mkldnn.is_available()):
         kept = sum(values.nbytes for saved in forward() for values in saved.values())
         first, frozen, trained = bench.time(forward), bench.time(lambda: both(False)), bench.time(lambda: both(True))
     yield from _lines(
-        spec, tokens, batch, "lean", [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
+        spec, tokens, batch, lever, [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
     )
 
 

@@ -121,15 +121,15 @@ def measured_rows(profile: Profile) -> list[Row]:
 
 def _block_rows(costs: list[BlockCost]) -> Iterator[Row]:
     """One row a shape: milliseconds an image of the three parts, and what they keep."""
-    shapes: dict[tuple[int, int, str], dict[str, BlockCost]] = {}
+    shapes: dict[tuple[int, int, int, str], dict[str, BlockCost]] = {}
     for cost in costs:
-        shapes.setdefault((cost.width, cost.tokens, cost.lever), {})[cost.part] = cost
-    for (width, tokens, lever), parts in sorted(shapes.items()):
+        shapes.setdefault((cost.width, cost.tokens, cost.batch_size, cost.lever), {})[cost.part] = cost
+    for (width, tokens, batch, lever), parts in sorted(shapes.items()):
         each = [parts.get(part) for part in ("forward", "pass_gradient", "weight_gradient")]
         times = " + ".join("?" if cost is None else f"{1e3 * cost.seconds / cost.batch_size:.3g}" for cost in each)
         kept = sum((cost.saved_bytes or 0) / cost.batch_size for cost in each if cost is not None)
         name = f"block {width}×{tokens}"
-        yield name, f"{times} ms", f"an image; keeps {format_size(kept)}; {lever}"
+        yield name, f"{times} ms", f"an image of {batch}; keeps {format_size(kept)}; {lever}"
 
 
 def missing(profile: Profile) -> list[str]:

@@ -22,14 +22,25 @@ Probe = Callable[["Bench"], Iterator[Line]]
 
 PROBES: dict[tuple[str, str], Probe] = {}
 
-# Two widths (nano and Ti, then S) and three token counts (98 px to 224 px) that bracket the plain ViTs.
-WIDTHS = ((192, 3), (384, 6))
-TOKENS = (50, 101, 197)
-# corners first
-LEAN_SHAPES = (((192, 3), 197), ((384, 6), 50), ((768, 12), 197), ((384, 6), 197), ((192, 3), 50))
+# (width, heads), tokens and images at a time, of nano, Ti, S and B at 32 px to 224 px: what lies between is reckoned
+# from these (`edgetune.plan.rates`), so those that tell most come first. No number of images: `_batch_for`.
+Shapes = tuple[tuple[tuple[int, int], int, int | None], ...]
+_TI, _S, _B = (192, 3), (384, 6), (768, 12)
+EAGER_SHAPES: Shapes = (
+    (_TI, 197, None), (_S, 50, None), (_S, 197, None), (_TI, 50, None), (_B, 197, None), (_TI, 17, 1),
+    (_S, 50, 2), (_B, 50, 2), (_TI, 101, None), (_S, 101, None),
+)  # fmt: skip
+# No number of images: as many as the lean trainer passes together where no cap asks for fewer.
+LEAN_SHAPES: Shapes = (
+    (_TI, 197, None), (_S, 50, None), (_B, 197, None), (_S, 197, None), (_TI, 50, None), (_TI, 17, 1),
+    (_S, 50, 2), (_B, 50, 2), (_TI, 50, 2), (_S, 197, 8), (_B, 197, 1),
+)  # fmt: skip
+BF16_SHAPES: Shapes = ((_TI, 197, 2), (_S, 50, 8), (_B, 197, 1), (_B, 50, 8))
+_USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so it need not be timed
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
+_PIECE = 1 << 17  # numbers quantised at a time, as the trainer does
 _SENSOR_WINDOWS, _LEAST_SAMPLES = 3, 10  # that a probe's energy must span; a shorter one shows what ran before it
 _LONGEST_ENERGY_S = 3.2  # a probe is not stretched further for a slow sensor: it has no joules then
 
@@ -59,6 +70,7 @@ class Bench:
     def __init__(self, device: str, quick: bool, deadline_s: float, meter: EnergyMeter | None) -> None:
         self.device, self.quick, self.deadline_s, self.meter = device, quick, deadline_s, meter
         self.fp32_flops: float | None = None  # set by the first product, sizes everything after it
+        self.bf16_flops: float | None = None
         source = meter.source if meter is not None else None
         facts: Facts = source.facts() if source is not None and hasattr(source, "facts") else Facts()
         self.sensor_window_s = facts.interval_s or 0.0
@@ -132,7 +144,8 @@ def _matmul_fp32(bench: Bench) -> Iterator[Line]:
 
 @probe("matmul", "bf16")
 def _matmul_bf16(bench: Bench) -> Iterator[Line]:
-    yield {"gemm": {"bf16": _gemm_flops(bench, "bfloat16")}}
+    bench.bf16_flops = _gemm_flops(bench, "bfloat16")
+    yield {"gemm": {"bf16": bench.bf16_flops}}
 
 
 @probe("matmul", "fp16")
@@ -168,31 +181,74 @@ def _copy(bench: Bench) -> Iterator[Line]:
     yield {"compute": {"copy_bytes_per_s": _COPY_BYTES / timing.seconds}}
 
 
+@probe("quantise", "int8")
+def _quantise(bench: Bench) -> Iterator[Line]:
+    """Numbers put into eight bits, a scale for every 64, and read back: what fewer bits cost."""
+    import torch
+
+    group, pieces = 64, 8
+    values = torch.randn(pieces, _PIECE // group, group, device=bench.device)
+    codes = torch.empty(values.shape, dtype=torch.int8, device=bench.device)
+
+    def there_and_back() -> None:
+        for some, code in zip(values, codes, strict=True):
+            scale = some.abs().amax(1, keepdim=True) / 127
+            code.copy_((some / scale).round_())
+            code.float().mul_(scale)
+
+    timing = bench.time(there_and_back)
+    yield {"compute": {"quantise_values_per_s": values.numel() / timing.seconds}}
+
+
+@probe("decode", "jpeg")
+def _decode(bench: Bench) -> Iterator[Line]:
+    """Images read as training reads them: a cost for each byte of the file and for each value that the model gets."""
+    from edgetune.profile.images import decode_rates
+
+    try:
+        yield {"compute": decode_rates(bench)}
+    except (ImportError, OSError) as error:
+        yield {"warning": f"reading an image could not be timed ({error}); its time is guessed."}
+
+
 @probe("block", "eager")
 def _block_eager(bench: Bench) -> Iterator[Line]:
-    """One transformer block under plain autograd, at every width and token count there is time for."""
+    """One transformer block under plain autograd, at every shape there is time for."""
     from edgetune.profile.block import block_lines
 
-    # corners first, so that what is left out for want of time lies between what was measured
-    shapes = [(width, tokens) for tokens in (TOKENS[2], TOKENS[0], TOKENS[1]) for width in WIDTHS]
-    for (width, heads), tokens in shapes[:4] if bench.quick else shapes:
-        if bench.late():
-            yield {"warning": "the time for probes was up before every block shape was timed; estimates are coarser."}
-            return
-        spec = ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
-        yield from block_lines(bench, spec, tokens, _batch_for(bench, spec, tokens))
+    for spec, tokens, batch in _timely(bench, EAGER_SHAPES, 4):
+        yield from block_lines(bench, spec, tokens, _batch_for(bench, spec, tokens) if batch is None else batch)
+    if bench.late():
+        yield {"warning": "the time for probes was up before every block shape was timed; estimates are coarser."}
 
 
 @probe("block", "lean")
 def _block_lean(bench: Bench) -> Iterator[Line]:
-    """One transformer block as the lean trainer runs it, in parts of as many tokens as it would take."""
+    """One transformer block as the lean trainer runs it."""
     from edgetune.profile.block import lean_block_lines
 
-    for (width, heads), tokens in LEAN_SHAPES[:2] if bench.quick else LEAN_SHAPES:
+    for spec, tokens, batch in _timely(bench, LEAN_SHAPES, 3):
+        together = max(1, round(part_tokens(spec.width) / tokens)) if batch is None else batch
+        yield from lean_block_lines(bench, spec, tokens, together)
+
+
+@probe("block", "lean-bf16")
+def _block_lean_bf16(bench: Bench) -> Iterator[Line]:
+    """The same with products in bfloat16, where the processor multiplies that fast."""
+    from edgetune.profile.block import lean_block_lines
+
+    if (bench.bf16_flops or 0.0) < _USEFUL_BF16 * (bench.fp32_flops or 0.0):
+        return
+    for spec, tokens, batch in _timely(bench, BF16_SHAPES, 1):
+        yield from lean_block_lines(bench, spec, tokens, batch or 1, "lean-bf16")
+
+
+def _timely(bench: Bench, shapes: Shapes, quick: int) -> Iterator[tuple[ViTSpec, int, int | None]]:
+    """Blocks to time, tokens and images of each, while there is time; the first few where it should be quick."""
+    for (width, heads), tokens, batch in shapes[:quick] if bench.quick else shapes:
         if bench.late():
-            return  # the eager probe said so already, or will
-        spec = ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
-        yield from lean_block_lines(bench, spec, tokens, max(1, round(part_tokens(width) / tokens)))
+            return
+        yield ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1), tokens, batch
 
 
 def _batch_for(bench: Bench, spec: ViTSpec, tokens: int) -> int:

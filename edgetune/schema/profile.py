@@ -75,7 +75,7 @@ class BlockCost(Record, frozen=True):
     heads: int
     tokens: int
     batch_size: int
-    lever: str  # the way the block was run; "eager" is plain autograd
+    lever: str  # the way the block was run: "eager" is plain autograd, "lean" and "lean-bf16" the lean trainer's
     part: Literal["forward", "pass_gradient", "weight_gradient"]
     seconds: float
     saved_bytes: int | None = None  # kept from forward to backward
@@ -92,6 +92,9 @@ class Compute(Record, frozen=True):
     cores: int | None = None
     gemm_flops: dict[str, float | None] = {}  # per second, by precision: fp32, fp16, bf16
     copy_bytes_per_s: float | None = None
+    quantise_values_per_s: float | None = None  # put into eight bits and read back
+    decode_bytes_per_s: float | None = None  # of image files
+    render_values_per_s: float | None = None  # of what a model gets of them; three to a pixel
     runtime_bytes: int | None = None  # resident memory of the bare process (the contract's baseline)
     block_costs: list[BlockCost] = []
     probe_error: str | None = None

@@ -41,13 +41,6 @@ class Evaluation(NamedTuple):
         return sum(map(int.__eq__, self.labels, self.predictions)) / max(1, len(self.labels))
 
 
-class OutOfMemoryError(Exception):
-    """The machine has no memory for this step, which may be repeated in smaller parts.
-
-    The step has changed nothing; or, where weights are updated on the way back, it changes none twice when repeated.
-    """
-
-
 class Source(Protocol):
     """Where batches come from: `edgetune.data.loader.Loader`, or cached features that stand for its images."""
 
@@ -66,7 +59,7 @@ class Source(Protocol):
         """Do what an epoch needs done before its first batch, in pieces between which the caller may give up.
 
         Raises:
-            OutOfMemoryError: as from a step; what was done stays done, and a repetition needs less.
+            OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and a repetition needs less.
         """
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
@@ -88,7 +81,7 @@ class Engine(Protocol):
         A loss that is not finite leaves weights and optimizer as they were and is returned.
 
         Raises:
-            OutOfMemoryError: see there.
+            OutOfMemoryError: see `edgetune.train.scarcity`.
         """
 
     def limit(self, k: int, most_tokens: Sequence[int]) -> None:
@@ -103,7 +96,7 @@ class Engine(Protocol):
         """Predictions with all tokens kept and nothing learned; None when `stop()` became true half-way.
 
         Raises:
-            OutOfMemoryError: see there.
+            OutOfMemoryError: see `edgetune.train.scarcity`.
         """
 
     def save_weights(self, path: Path, accuracy: float | None) -> int:

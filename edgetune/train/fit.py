@@ -34,6 +34,7 @@ from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Source
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop, Meters
+from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.units import format_energy, format_size
 
 _CHARGE_SHARE = 0.95  # of a battery's charge, for a run that it feeds
@@ -143,7 +144,14 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
     source = find_power(sitting.system, board, entry, sitting.power_w)
     if source is None and plan.caps.energy_j is not None:
         raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
-    engine, train, val = _engine(plan, folder, train_images, val_images, resume=resume)
+    try:
+        with memory_errors():
+            engine, train, val = _engine(plan, folder, train_images, val_images, resume=resume)
+    except OutOfMemoryError as error:
+        raise InputError(
+            f"--model {plan.model} could not be read into memory ({error}): end other programs, or plan anew with a"
+            " smaller --memory."
+        ) from error
     throttle_before = read_throttle(sitting.system)
     try:
         with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,12 +20,13 @@ from edgetune.schema import Calibrated, Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory
 from edgetune.train.budget import Budget, Spent
 from edgetune.train.display import Display
-from edgetune.train.engine import Engine, Evaluation, OutOfMemoryError, Source, StepReport
+from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import Metrics, RunFolder
 from edgetune.train.governor import Governor
 from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
+from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
 
 _LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
@@ -189,7 +190,9 @@ class Loop:
             if prepared is not None:
                 return prepared
             mark, mark_j = clock(), window.joules
-            for batch in self.train.epoch(progress.epoch, progress.step_in_epoch):
+            for batch in self._batches():
+                if batch is None:
+                    return "memory"
                 stopped = self._should_stop()
                 if stopped:
                     return stopped
@@ -218,6 +221,24 @@ class Loop:
                     self._loosen()
         return None
 
+    def _batches(self) -> Iterator[Batch | None]:
+        """The rest of the epoch's; one that memory ran out over is read again, None where nothing is left to turn."""
+        progress = self.progress
+        source = iter(self.train.epoch(progress.epoch, progress.step_in_epoch))
+        while True:
+            try:
+                with memory_errors():
+                    batch = next(source, None)
+            except OutOfMemoryError as error:
+                if not self._tighten(f"out of memory while reading images ({error})"):
+                    yield None
+                    return
+                source = iter(self.train.epoch(progress.epoch, progress.step_in_epoch))
+                continue
+            if batch is None:
+                return
+            yield batch
+
     def _prepare(self, window: Window) -> StoppedBy | None:
         """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""
         progress, began = self.progress, self.meters.clock()
@@ -225,10 +246,11 @@ class Loop:
         failures = 0
         while True:
             try:
-                for _ in self.train.prepare(progress.epoch, progress.micro_batch_size):
-                    stopped = self._should_stop()
-                    if stopped:
-                        break
+                with memory_errors():
+                    for _ in self.train.prepare(progress.epoch, progress.micro_batch_size):
+                        stopped = self._should_stop()
+                        if stopped:
+                            break
                 break
             except OutOfMemoryError as error:
                 failures += 1
@@ -359,10 +381,12 @@ class Loop:
         with self._timed("eval_s") as elapsed:
             while True:
                 try:
-                    for _ in self.val.prepare(0, progress.micro_batch_size):
-                        if self.interrupted():
-                            return "user"
-                    evaluation = self.engine.evaluate(self.val.epoch(0), progress.micro_batch_size, self.interrupted)
+                    with memory_errors():
+                        for _ in self.val.prepare(0, progress.micro_batch_size):
+                            if self.interrupted():
+                                return "user"
+                        images = self.val.epoch(0)
+                        evaluation = self.engine.evaluate(images, progress.micro_batch_size, self.interrupted)
                     break
                 except OutOfMemoryError as error:
                     if not self._tighten(f"out of memory while evaluating ({error})"):

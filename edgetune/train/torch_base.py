@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
 from edgetune.schema import Plan
-from edgetune.train.engine import Evaluation, OutOfMemoryError
-
-# how the C library, CUDA and Tegra's NvMap say that memory has run out
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "NvMapMem", "NVML_SUCCESS == r")
+from edgetune.train.engine import Evaluation
+from edgetune.train.scarcity import memory_errors
 
 
 class TorchBase(ABC):
@@ -115,20 +112,3 @@ class TorchBase(ABC):
     def device_peak_bytes(self) -> int | None:
         """See `Engine.device_peak_bytes`."""
         return torch.cuda.max_memory_reserved() if self.device.type == "cuda" else None
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Whatever says that memory has run out becomes an `OutOfMemoryError`.
-
-    Raises:
-        OutOfMemoryError: see above.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "malloc") from error

@@ -21,12 +21,13 @@ from edgetune.model.lora import add_lora, lora_parameters
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import Block, VisionTransformer
 from edgetune.model.weights import build_model, save_weights
-from edgetune.plan.cost import step_flops
+from edgetune.plan.work import step_flops
 from edgetune.schema import Plan
-from edgetune.train.engine import OutOfMemoryError, StepReport
+from edgetune.train.engine import StepReport
 from edgetune.train.forward import training_forward
 from edgetune.train.optimizer import Optimizer
-from edgetune.train.torch_base import TorchBase, memory_errors
+from edgetune.train.scarcity import OutOfMemoryError, memory_errors
+from edgetune.train.torch_base import TorchBase
 
 _OPTIMIZER_PREFIX, _PARAMETER_PREFIX = "optimizer/", "parameter/"
 

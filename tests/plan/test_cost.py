@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from edgetune.model.registry import find_spec
-from edgetune.plan.cost import Rates, time_of, watts_of, work_of, work_per_image
+from edgetune.plan.cost import time_of, watts_of
 from edgetune.plan.job import job_for
 from edgetune.plan.methods import find_method
+from edgetune.plan.rates import Rates
+from edgetune.plan.work import work_of, work_per_image
 from edgetune.schema import Compute, Power
 from tests.plan.conftest import make_profile
 
@@ -75,6 +77,12 @@ def test_without_probes_nothing_is_timed() -> None:
     assert time_of(job, 80, 8, Rates(Compute())) is None
 
 
+def rates_at(rates: Rates, tokens: int) -> float | None:
+    """FLOPs a second of a forward pass on four images."""
+    seconds = rates.seconds("forward", "eager", 256, tokens, 4)
+    return 4 * TINY.block_flops(tokens).forward * (256 / 192) ** 2 / seconds if seconds else None
+
+
 def test_rates_lie_between_the_probes_around_them() -> None:
     compute = make_profile().compute
     uneven = [
@@ -82,7 +90,7 @@ def test_rates_lie_between_the_probes_around_them() -> None:
         for cost in compute.block_costs
     ]
     rates = Rates(msgspec.structs.replace(compute, block_costs=uneven))
-    few, some, many = (rates.of("forward", 256, tokens) for tokens in (50, 100, 197))
+    few, some, many = (rates_at(rates, tokens) for tokens in (50, 100, 197))
     assert few is not None
     assert some is not None
     assert many is not None

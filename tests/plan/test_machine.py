@@ -61,7 +61,7 @@ def test_a_profile_that_no_longer_holds_is_used_with_a_warning(parts: dict[str, 
 
 
 def test_another_power_mode_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune.plan.machine.read_modes", lambda system: Modes(current="15W", cpu_max_hz=[1000]))
+    monkeypatch.setattr("edgetune.plan.certainty.read_modes", lambda system: Modes(current="15W", cpu_max_hz=[1000]))
     profile = changed(make_profile(), modes=Modes(current="MAXN", cpu_max_hz=[2000, 1500]))
     warnings = read_machine(profile, None, "cpu").warnings
     assert any("power mode was MAXN, now it is 15W" in warning for warning in warnings)

@@ -192,10 +192,10 @@ def test_alternatives_beyond_a_cap_say_so(photos: Path) -> None:
 @pytest.mark.parametrize("cap", ["energy_j", "time_s"])
 def test_time_and_energy_caps_shorten_the_run_first(photos: Path, cap: str) -> None:
     profile = make_profile(watts=4.0, gflops=5.0)
-    free = make_plan(photos, model=MODEL, profile=profile)
+    free = make_plan(photos, model=MODEL, profile=profile, epochs=50)
     whole = {"energy_j": free.predicted.total_energy_j, "time_s": free.predicted.total_s}[cap]
     assert whole is not None
-    plan = make_plan(photos, model=MODEL, profile=profile, **{cap: 0.7 * whole})  # type: ignore[arg-type]
+    plan = make_plan(photos, model=MODEL, profile=profile, epochs=50, **{cap: 0.7 * whole})  # type: ignore[arg-type]
     fewer_blocks = plan.lowest_trainable_block > free.lowest_trainable_block
     assert plan.total_steps < free.total_steps or plan.k < free.k or fewer_blocks
     spent = {"energy_j": plan.predicted.total_energy_j, "time_s": plan.predicted.total_s}[cap]
@@ -285,8 +285,9 @@ def test_reference_alast_takes_its_alpha_from_the_rate(photos: Path) -> None:
 
 
 def test_micro_batches_split_evenly() -> None:
-    assert micro_batches(32) == [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 32]
-    assert micro_batches(1) == [1]
+    assert micro_batches(32) == (1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 32)
+    for size in range(1, 200):
+        assert micro_batches(size) == tuple(sorted({-(-size // parts) for parts in range(1, size + 1)}))
 
 
 def test_planning_is_quick_and_imports_neither_torch_nor_numpy(photos: Path) -> None:
@@ -305,7 +306,7 @@ def test_the_search_takes_under_a_second_of_a_slow_core() -> None:
 
     spec = find_spec("vit_large_patch16_384")
     rates = make_profile().compute
-    from edgetune.plan.cost import Rates
+    from edgetune.plan.rates import Rates
 
     problem = Problem(find_method("edgetune", 24), spec, 32, 0, 10, 1000, 100, 0, Rates(rates), 5.0)
     began = time.process_time()

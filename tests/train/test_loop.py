@@ -18,9 +18,10 @@ from edgetune.device.pressure import Pressure
 from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Plan
 from edgetune.train.display import Display
-from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.engine import Evaluation, StepReport
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop, Meters
+from edgetune.train.scarcity import OutOfMemoryError
 
 
 class Clock:

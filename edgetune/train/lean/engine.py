@@ -34,10 +34,10 @@ from edgetune.model.spec import Parameter
 from edgetune.model.store import WeightsStore, copy_weights
 from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
-from edgetune.plan.cost import feature_flops, step_flops
 from edgetune.plan.lean_bill import group_size
+from edgetune.plan.work import feature_flops, step_flops
 from edgetune.schema import Plan
-from edgetune.train.engine import Evaluation, OutOfMemoryError, StepReport
+from edgetune.train.engine import Evaluation, StepReport
 from edgetune.train.lean.adapters import Adapters
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
@@ -47,7 +47,8 @@ from edgetune.train.lean.parameters import Group, strip
 from edgetune.train.lean.passing import keep_nothing, pass_block
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
-from edgetune.train.torch_base import TorchBase, memory_errors
+from edgetune.train.scarcity import OutOfMemoryError, memory_errors
+from edgetune.train.torch_base import TorchBase
 
 
 class _Trace(NamedTuple):
@@ -122,13 +123,13 @@ class LeanEngine(TorchBase):
         """Read the weights that train, if they aren't there yet: memory that filling a cache can do without."""
         if self._awake:
             return
-        self._awake = True
         for group in self._groups.values():
             for name, values in group.weights.items():
                 if name in self._store.names:  # adapters are not
                     self._store.read(name, values)
         if self._adapters is not None:
             self._adapters.draw(self._trained_weights(), self.plan.seed)
+        self._awake = True
 
     def _embeddings(self) -> Mapping[str, Tensor]:
         if self.plan.embeddings_trainable:
@@ -143,11 +144,11 @@ class LeanEngine(TorchBase):
     @torch.no_grad()
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
         """See `Engine.train_step`. Where memory runs out on the way back, what was updated is not updated twice."""
-        self._wake()
         before = self.controller.state_dict() if self.controller else None
         trained = self.controller.draw() if self.controller else self._trainable
         try:
             with memory_errors():
+                self._wake()
                 loss, kept = self._step(batch, trained, learning_rate, micro_batch_size)
         except OutOfMemoryError:
             if self.controller and before:

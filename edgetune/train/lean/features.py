@@ -29,9 +29,8 @@ from edgetune.errors import InputError
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan
 from edgetune.train.allocator import release_free_memory
-from edgetune.train.engine import OutOfMemoryError
 from edgetune.train.lean.engine import LeanEngine
-from edgetune.train.torch_base import memory_errors
+from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 
 
 class FeatureLoader:
@@ -149,20 +148,21 @@ class FeatureLoader:
         with FeatureWriter(
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key
         ) as writer:
-            stream = torch.empty(min(group, len(self)), spec.tokens, spec.width)
+            with memory_errors():
+                stream = torch.empty(min(group, len(self)), spec.tokens, spec.width)
             while writer.complete < len(self):
                 # a group begins where it would have without an interruption, so that its products are the same
                 start = writer.complete // group * group
                 stop = min(start + group, len(self))
                 found = np.zeros(stop - start, bool)
                 x = stream[: stop - start]
-                for batch in self._loader.in_order(part, start, stop, view or None):
-                    assert batch.indices is not None  # of a Loader they never are
-                    places = batch.indices - start
-                    x[places] = engine.frozen.embed(torch.from_numpy(batch.images).to(engine.device)).cpu()
-                    found[places] = True
-                x[~found] = 0
                 with memory_errors():
+                    for batch in self._loader.in_order(part, start, stop, view or None):
+                        assert batch.indices is not None  # of a Loader they never are
+                        places = batch.indices - start
+                        x[places] = engine.frozen.embed(torch.from_numpy(batch.images).to(engine.device)).cpu()
+                        found[places] = True
+                    x[~found] = 0
                     stream_out = engine.frozen.run(x.to(engine.device), part, all_tokens=self._all_tokens)
                     features = stream_out.cpu().numpy()
                 features[~found] = 0

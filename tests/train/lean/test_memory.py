@@ -17,13 +17,13 @@ from torch import Tensor
 from edgetune.plan import lean_bill
 from edgetune.plan.job import entering
 from edgetune.schema import AlastPlan
-from edgetune.train.engine import OutOfMemoryError
 from edgetune.train.lean import engine as room
 from edgetune.train.lean import packing
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.frozen import FrozenBlocks
 from edgetune.train.lean.packing import pack
 from edgetune.train.lean.tokens import gathered as gather
+from edgetune.train.scarcity import OutOfMemoryError
 from tests.train.lean.conftest import Pair, make_batch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int64)

@@ -1,0 +1,186 @@
+"""How fast this machine runs the parts of a block, at shapes that were probed and at those between and beyond.
+
+A part of a block on B images of N tokens takes, with C the width,
+
+    calls       a fixed time, for some tens of kernels started
+    elements    B N C: norms, activations, sums, everything that passes over a tensor
+    products    B N C²: with weights
+    attention   B N² C
+    weights     C²: read for a forward pass, added to for a gradient, however few the tokens
+
+times five prices that the probes of a trainer's part give by least squares of the relative error, none below zero. What
+this leaves unexplained at the probes (caches, shapes that a kernel likes less) is a factor, interpolated in octaves of
+width, tokens and rows, and fading to 1 where nothing like it was probed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from edgetune.schema import BlockCost, Compute
+
+Part = Literal["forward", "pass_gradient", "weight_gradient"]
+Way = Literal["eager", "lean", "lean-bf16"]
+PARTS: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
+
+# Where only a matrix product was timed: the share of its rate that a block reaches (field measurements: 0.53 to 0.73).
+_BLOCK_SHARE_OF_GEMM = 0.6
+_RIDGE = 1e-6  # so that fewer probes than prices still give some
+_UNPROBED = 0.25  # weight of the factor 1 among those of the probes: that of a probe two octaves away
+_PRODUCT_FLOPS = 24  # of all products with weights, by B N C²
+_ATTENTION_FLOPS = {"forward": 4, "pass_gradient": 8, "weight_gradient": 0}  # by B N² C
+
+
+class Prices(NamedTuple):
+    """Seconds for a unit of each term; see the module."""
+
+    calls: float
+    elements: float
+    products: float
+    attention: float
+    weights: float
+
+    def seconds(self, width: int, tokens: float, images: float, share: float = 1.0) -> float:
+        """Of a part on so many images; `share` of the work with tokens, for a block that leaves some out."""
+        terms = _terms(width, tokens, images)
+        fixed = self.calls * terms[0] + self.weights * terms[4]
+        return fixed + share * sum(price * term for price, term in zip(self[1:4], terms[1:4], strict=True))
+
+
+class _Probe(NamedTuple):
+    at: tuple[float, float, float]  # octaves of width, tokens, rows
+    factor: float  # measured by reckoned
+
+
+class Rates:
+    """Seconds of the parts of a block.
+
+    Args:
+        compute: what the probes found.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self.guessed = not compute.block_costs
+        self.gemm = compute.gemm_flops.get("fp32") or None
+        bf16 = compute.gemm_flops.get("bf16")
+        self._bf16_speedup = bf16 / self.gemm if bf16 and self.gemm else 1.0
+        self.compute = compute
+        self._prices: dict[tuple[Part, str], Prices] = {}
+        self._probes: dict[tuple[Part, str], list[_Probe]] = {}
+        for way in ("eager", "lean", "lean-bf16"):
+            for part in PARTS:
+                costs = [cost for cost in compute.block_costs if (cost.part, cost.lever) == (part, way)]
+                costs = [cost for cost in costs if cost.seconds > 0]
+                if costs:
+                    self._learn(part, way, costs)
+        self._known: dict[tuple[object, ...], float | None] = {}
+
+    def _learn(self, part: Part, way: str, costs: Sequence[BlockCost]) -> None:
+        rows = [[term / cost.seconds for term in _terms(cost.width, cost.tokens, cost.batch_size)] for cost in costs]
+        prices = self._prices[part, way] = Prices(*_least_squares(rows))
+        self._probes[part, way] = [
+            _Probe(
+                _octaves(cost.width, cost.tokens, cost.batch_size),
+                cost.seconds / max(1e-12, prices.seconds(cost.width, cost.tokens, cost.batch_size)),
+            )
+            for cost in costs
+        ]
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was timed."""
+        return bool(self._prices) or self.gemm is not None
+
+    def seconds(
+        self, part: Part, way: Way, width: int, tokens: float, images: float, share: float = 1.0
+    ) -> float | None:
+        """Time of a part of a block on so many images, passed together.
+
+        Args:
+            part: of a training step.
+            way: which trainer, in which arithmetic.
+            width: of the model.
+            tokens: an image, prefix included.
+            images: that pass together.
+            share: of the work with tokens that has to be done.
+
+        Returns:
+            None where nothing was timed.
+        """
+        key = (part, way, width, tokens, images, share)
+        if key not in self._known:
+            self._known[key] = self._seconds(part, way, width, tokens, images, share)
+        return self._known[key]
+
+    def _seconds(self, part: Part, way: Way, width: int, tokens: float, images: float, share: float) -> float | None:
+        if tokens <= 0 or images <= 0:
+            return 0.0
+        speedup = 1.0
+        found = (part, way)
+        if found not in self._prices and way == "lean-bf16":
+            found, speedup = (part, "lean"), self._bf16_speedup
+        if found not in self._prices:
+            found = (part, "eager")
+        prices = self._prices.get(found)
+        if prices is None:
+            flops = images * tokens * (_PRODUCT_FLOPS * width**2 + _ATTENTION_FLOPS[part] * tokens * width)
+            return None if not self.gemm else share * flops / (self.gemm * _BLOCK_SHARE_OF_GEMM)
+        prices = prices._replace(products=prices.products / speedup)
+        return self._factor(found, _octaves(width, tokens, images)) * prices.seconds(width, tokens, images, share)
+
+    def _factor(self, found: tuple[Part, str], at: tuple[float, float, float]) -> float:
+        """What probes of similar shapes took, by what their prices say."""
+        total, log = _UNPROBED**2, 0.0
+        for probe in self._probes[found]:
+            distance = sum((here - there) ** 2 for here, there in zip(at, probe.at, strict=True))
+            weight = 1 / (1e-6 + distance) ** 2
+            total += weight
+            log += weight * math.log(max(1e-3, probe.factor))
+        return math.exp(log / total)
+
+
+def _terms(width: int, tokens: float, images: float) -> tuple[float, ...]:
+    rows = images * tokens
+    return 1.0, rows * width, rows * width * width, rows * tokens * width, float(width * width)
+
+
+def _octaves(width: int, tokens: float, images: float) -> tuple[float, float, float]:
+    return math.log2(width), math.log2(tokens), math.log2(max(1.0, images * tokens))
+
+
+def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Coefficients x ≥ 0 for which rows · x is nearly 1 each; the most negative is left out until none is."""
+    count = len(rows[0])
+    scales = [math.sqrt(sum(row[column] ** 2 for row in rows)) or 1.0 for column in range(count)]
+    unit = [[value / scale for value, scale in zip(row, scales, strict=True)] for row in rows]
+    used = list(range(count))
+    while True:
+        matrix = [[sum(row[i] * row[j] for row in unit) + (_RIDGE if i == j else 0.0) for j in used] for i in used]
+        found = _solve(matrix, [sum(row[i] for row in unit) for i in used])
+        worst = min(range(len(used)), key=lambda place: found[place])
+        if found[worst] >= 0 or len(used) == 1:
+            break
+        del used[worst]
+    solution = [0.0] * count
+    for column, value in zip(used, found, strict=True):
+        solution[column] = max(0.0, value) / scales[column]
+    return solution
+
+
+def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Gaussian elimination of a small symmetric positive system."""
+    size = len(right)
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda row: abs(rows[row][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        for row in range(column + 1, size):
+            share = rows[row][column] / rows[column][column]
+            rows[row] = [mine - share * theirs for mine, theirs in zip(rows[row], rows[column], strict=True)]
+    solution = [0.0] * size
+    for row in reversed(range(size)):
+        known = sum(rows[row][column] * solution[column] for column in range(row + 1, size))
+        solution[row] = (rows[row][size] - known) / rows[row][row]
+    return solution
