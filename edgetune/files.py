@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +29,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; it takes `path`'s place, synced, when the block ends without error.
+
+    What stood at `path` before goes away as a whole; whether it may is the caller's to check.
+
+    Raises:
+        StorageError: as `atomic_path`.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    with storage_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Let a file written whole take the place of `path`, synced. Errors are the system's; see `storage_errors`."""
-    with open(temporary, "rb+") as handle:
-        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # some writers make their files private
-        os.fsync(handle.fileno())
+    _sync(temporary)
     os.replace(temporary, path)
     _sync_folder(path.parent)
 
@@ -81,6 +110,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`; see `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _sync(file: Path) -> None:
+    """Bring a file to the disk, with the permissions of any new one."""
+    with open(file, "rb+") as handle:
+        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # some writers make their files private
+        os.fsync(handle.fileno())
 
 
 def _umask() -> int:

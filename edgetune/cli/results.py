@@ -44,14 +44,15 @@ def predict(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (timm) to write.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8 or timm.")] = "onnx",
+    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model's name.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (the others) to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8, ort-training or timm.")] = "onnx",
+    weights: flags.Weights = None,
 ) -> None:
     """Hand the best checkpoint of a run on; ONNX is compared with torch on real images before it is kept."""
     from edgetune.export import export as run_export
 
-    report = run_export(run, format, out)
+    report = run_export(run, format, out, weights=None if weights is None else Path(weights))
     typer.echo(report.sentence)
 
 

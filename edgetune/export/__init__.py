@@ -1,4 +1,4 @@
-"""Handing a trained model on: to ONNX runtimes, and to timm.
+"""Handing a trained model on: to ONNX runtimes, to onnxruntime-training, and to timm.
 
 `export` is the whole interface; each format has a module of its own, imported when it is asked for.
 """
@@ -9,38 +9,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune.errors import InputError, MissingDependencyError
-from edgetune.model.checkpoint import find_checkpoint
+from edgetune.model.checkpoint import find_source
 from edgetune.schema import ExportReport
 
-FORMATS = ("onnx", "onnx-int8", "timm")
-_PLANNED = ("train-onnx", "ort-training")
+FORMATS = ("onnx", "onnx-int8", "ort-training", "timm")
+_PLANNED = ("train-onnx",)
 
 
 def export(
-    run: Path | str, format: str, out: Path | str, *, images: Sequence[Path | str] | None = None
+    run: Path | str,
+    format: str,
+    out: Path | str,
+    *,
+    weights: Path | None = None,
+    images: Sequence[Path | str] | None = None,
 ) -> ExportReport:
-    """Write the best checkpoint of a run in another format.
+    """Write the best checkpoint of a run, or a model that was not fine-tuned here, in another format.
 
     Args:
-        run: a run folder, or a weights file that edgetune wrote.
+        run: a run folder, a weights file that edgetune wrote, or a model's name.
         format: one of `FORMATS`.
-        out: the file (ONNX) or folder (timm) to write.
+        out: the file (ONNX) or folder (the others) to write.
+        weights: those of a model given by name; by default the bundled or the hub's.
         images: files to compare the exported model with torch on; by default validation images of the run.
 
     Raises:
-        InputError: the run has no checkpoint, or the format is unknown, or `out` can't be used.
+        InputError: the run has no checkpoint or the model no classifier; the format is unknown; `out` can't be used.
         MissingDependencyError: the format needs a package that is not installed.
     """
     if format in _PLANNED:
         raise InputError(f"--format {format} is not in this version of edgetune; use {', '.join(FORMATS)}.")
     if format not in FORMATS:
         raise InputError(f"--format {format} is unknown; use {', '.join(FORMATS)}.")
-    checkpoint = find_checkpoint(Path(run))
+    checkpoint = find_source(run, weights)
     out = Path(out)
     if format == "timm":
         from edgetune.export.timm import export_timm
 
         return export_timm(checkpoint, out)
+    paths = [Path(image) for image in images] if images else None
+    if format == "ort-training":
+        from edgetune.export.ort_runtime import import_training
+
+        runtime = import_training()
+
+        from edgetune.export.ort_training import export_ort_training
+
+        return export_ort_training(runtime, checkpoint, out, images=paths)
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; name the .onnx file to write.")
     try:
@@ -49,5 +64,4 @@ def export(
         missing = (error.name or "onnxruntime").split(".")[0]
         extra = "torch" if missing in ("torch", "PIL") else "onnx"
         raise MissingDependencyError(missing, extra, f"--format {format}") from None
-    paths = [Path(image) for image in images] if images else None
     return export_onnx(checkpoint, out, int8=format == "onnx-int8", images=paths)

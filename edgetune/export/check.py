@@ -1,4 +1,4 @@
-"""Is the exported model the same model? Its answers on real images beside torch's."""
+"""Is the exported model the same model? Its answers on real images beside those known to be right."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def real_images(checkpoint: Checkpoint, paths: Sequence[Path] | None = None) -> 
 
 
 def compare(
-    images: Images, torch_logits: Callable[[Any], Any], other_logits: Callable[[NDArray[np.float32]], Any]
+    images: Images, right_logits: Callable[[Any], Any], other_logits: Callable[[NDArray[np.float32]], Any]
 ) -> Comparison:
     """Run both models on all the images at once and on the first alone, since the batch size is free."""
-    expected: NDArray[np.float32] = np.asarray(torch_logits(images.values))
+    expected: NDArray[np.float32] = np.asarray(right_logits(images.values))
     largest, difference = float(np.abs(expected).max()), 0.0
     for count in (1, len(images.values)):
         got = np.asarray(other_logits(images.values[:count]))

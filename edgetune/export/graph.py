@@ -22,13 +22,19 @@ from edgetune.model.spec import ViTSpec
 
 OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT = "images", "logits"
+LABELS, LOSS = "labels", "loss"
 Floats = NDArray[np.float32]
 
 
 class Graph:
-    """Nodes and constants in the making. Every call appends one operator and returns the name of its output."""
+    """Nodes and constants in the making. Every call appends one operator and returns the name of its output.
 
-    def __init__(self) -> None:
+    Args:
+        training: whether gradients towards the constants will be asked for; see `build_graph`.
+    """
+
+    def __init__(self, *, training: bool = False) -> None:
+        self.training = training
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -47,15 +53,19 @@ class Graph:
         return names[0] if outputs == 1 else names
 
 
-def build_graph(spec: ViTSpec, weights: Mapping[str, Floats], metadata: Mapping[str, str]) -> onnx.ModelProto:
+def build_graph(
+    spec: ViTSpec, weights: Mapping[str, Floats], metadata: Mapping[str, str], *, training: bool = False
+) -> onnx.ModelProto:
     """The model `images (batch, 3, S, S) → logits (batch, classes)`, float32, softmax not included.
 
     Args:
         spec: the architecture.
         weights: its parameters under timm's names.
         metadata: goes to the model's metadata.
+        training: keep every parameter as timm has it, nothing transposed or merged beforehand, so that its gradient
+            is the parameter's own; and let norms give mean and 1 / deviation too, which their gradient reads.
     """
-    graph = Graph()
+    graph = Graph(training=training)
     x = _embed(graph, spec, weights)
     for index in range(spec.depth):
         x = _block(graph, spec, weights, f"blocks.{index}.", x)
@@ -74,6 +84,29 @@ def build_graph(spec: ViTSpec, weights: Mapping[str, Floats], metadata: Mapping[
     return model
 
 
+def add_loss(model: onnx.ModelProto, label_smoothing: float) -> None:
+    """Put cross-entropy behind a graph of `build_graph`: `labels (batch) → loss`, the mean, as its first output.
+
+    With smoothing ε it is (1 - ε) · cross-entropy - ε · mean of the log-probabilities, as `torch.nn.functional` has it.
+    """
+    hard = LOSS if not label_smoothing else "loss.hard"
+    nodes = [helper.make_node("SoftmaxCrossEntropyLoss", [OUTPUT, LABELS], [hard], "loss.hard", reduction="mean")]
+    if label_smoothing:
+        shares = {"loss.hard_share": 1 - label_smoothing, "loss.even_share": -label_smoothing}
+        for name, share in shares.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.array(share, np.float32), name))
+        nodes += [
+            helper.make_node("LogSoftmax", [OUTPUT], ["loss.logs"], "loss.logs", axis=-1),
+            helper.make_node("ReduceMean", ["loss.logs"], ["loss.mean_log"], "loss.mean_log", keepdims=0),
+            helper.make_node("Mul", [hard, "loss.hard_share"], ["loss.hard_part"], "loss.hard_part"),
+            helper.make_node("Mul", ["loss.mean_log", "loss.even_share"], ["loss.even_part"], "loss.even_part"),
+            helper.make_node("Add", ["loss.hard_part", "loss.even_part"], [LOSS], LOSS),
+        ]
+    model.graph.node.extend(nodes)
+    model.graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["batch"]))
+    model.graph.output.insert(0, helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, []))
+
+
 def _embed(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
     """Images to tokens (batch, N, C)."""
     kernel = [graph.constant(name, weights[name]) for name in ("patch_embed.proj.weight", "patch_embed.proj.bias")]
@@ -81,19 +114,32 @@ def _embed(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
     x = graph.add("Conv", [INPUT, *kernel], "patch_embed.proj", kernel_shape=sides, strides=sides)
     x = graph.add("Reshape", [x, graph.shape(0, spec.width, spec.patches)], "patch_embed.flat")
     x = graph.add("Transpose", [x], "patch_embed.tokens", perm=[0, 2, 1])
+    tokens = [name for name in ("cls_token", "dist_token", "reg_token") if name in weights]
     positions = weights["pos_embed"]
+    if graph.training:
+        positions_name = graph.constant("pos_embed", positions)
+        if not spec.prefix_positions:
+            x = graph.add("Add", [x, positions_name], "patch_embed.placed")
+        if not tokens:
+            return str(x)
+        x = _with_prefix(graph, spec, [graph.constant(name, weights[name]) for name in tokens], x)
+        return str(graph.add("Add", [x, positions_name], "tokens.placed")) if spec.prefix_positions else x
     prefix_positions, patch_positions = np.split(positions, [spec.prefix_positions], axis=1)
     x = graph.add("Add", [x, graph.constant("pos_embed", patch_positions)], "patch_embed.placed")
-    if not spec.prefix:
+    if not tokens:
         return str(x)
-    tokens = [weights[name] for name in ("cls_token", "dist_token", "reg_token") if name in weights]
-    prefix = np.concatenate(tokens, axis=1)
+    prefix = np.concatenate([weights[name] for name in tokens], axis=1)
     if spec.prefix_positions:
         prefix = prefix + prefix_positions
+    return _with_prefix(graph, spec, [graph.constant("prefix_tokens", prefix)], x)
+
+
+def _with_prefix(graph: Graph, spec: ViTSpec, tokens: Sequence[str], x: str) -> str:
+    """Patch tokens (batch, P, C) behind the prefix tokens, each (1, n, C)."""
+    prefix = graph.add("Concat", tokens, "prefix_tokens.joined", axis=1) if len(tokens) > 1 else tokens[0]
     batch = graph.add("Shape", [INPUT], "batch", start=0, end=1)
     shape = graph.add("Concat", [batch, graph.shape(spec.prefix, spec.width)], "prefix.shape", axis=0)
-    prefix_name = graph.add("Expand", [graph.constant("prefix_tokens", prefix), shape], "prefix")
-    return str(graph.add("Concat", [prefix_name, x], "tokens", axis=1))
+    return str(graph.add("Concat", [graph.add("Expand", [prefix, shape], "prefix"), x], "tokens", axis=1))
 
 
 def _block(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str) -> str:
@@ -154,12 +200,18 @@ def _classify(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], x: str
 
 def _norm(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, name: str | None = None) -> str:
     inputs = [x, *(graph.constant(f"{at}.{kind}", weights[f"{at}.{kind}"]) for kind in ("weight", "bias"))]
-    return str(graph.add("LayerNormalization", inputs, name or at, axis=-1, epsilon=spec.norm_eps))
+    outputs = 3 if graph.training else 1
+    found = graph.add("LayerNormalization", inputs, name or at, outputs, axis=-1, epsilon=spec.norm_eps)
+    return str(found[0] if graph.training else found)
 
 
 def _linear(graph: Graph, weights: Mapping[str, Floats], at: str, x: str) -> str:
     """`x Wᵀ + b`, as the MatMul and Add that quantisation looks for."""
-    matrix = graph.constant(f"{at}.weight", weights[f"{at}.weight"].T)
+    if graph.training:
+        matrix = graph.constant(f"{at}.weight", weights[f"{at}.weight"])
+        matrix = graph.add("Transpose", [matrix], f"{at}.weight_t", perm=[1, 0])  # onnxruntime-training reads perm
+    else:
+        matrix = graph.constant(f"{at}.weight", weights[f"{at}.weight"].T)
     y = graph.add("MatMul", [x, matrix], f"{at}.product")
     return str(graph.add("Add", [y, graph.constant(f"{at}.bias", weights[f"{at}.bias"])], at))
 

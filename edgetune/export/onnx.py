@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgetune.__about__ import __version__
+from edgetune.data.preprocess import IN_WORDS
 from edgetune.errors import InputError
 from edgetune.export.check import Comparison, Images, compare, real_images
 from edgetune.export.graph import INPUT, OUTPUT, build_graph
@@ -82,9 +83,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "image_size": str(spec.image_size),
         "mean": json.dumps(spec.mean),
         "std": json.dumps(spec.std),
-        "preprocessing": (
-            "RGB; shorter side resized to image_size, bicubic; centre square; (value / 255 - mean) / std; NCHW float32"
-        ),
+        "preprocessing": IN_WORDS,
         "output": "logits; softmax not included",
         "edgetune_version": __version__,
     }

@@ -10,6 +10,8 @@ import msgspec
 from edgetune import schema
 from edgetune.errors import InputError, MissingDependencyError
 from edgetune.model.header import WeightsMetadata, read_header
+from edgetune.model.hub import find_weights
+from edgetune.model.names import match
 from edgetune.model.registry import find_spec, list_models
 from edgetune.model.spec import ViTSpec
 
@@ -61,9 +63,53 @@ def find_checkpoint(run: Path) -> Checkpoint:
     name = metadata.model or (path.stem if path.stem in list_models() else None)
     if name is None or metadata.classes is None:
         raise InputError(f"{path} does not say which model and classes it is for; give a run folder of edgetune.")
-    spec = find_spec(name).at(metadata.image_size, len(metadata.classes))
-    if metadata.mean is not None and metadata.std is not None:
-        spec = msgspec.structs.replace(spec, mean=metadata.mean, std=metadata.std)
     plan_path = path.parent / "plan.json"
     plan = schema.load(plan_path, schema.Plan) if plan_path.exists() else None
-    return Checkpoint(path, spec, metadata.classes, plan)
+    return Checkpoint(path, _as_prepared(find_spec(name), metadata, metadata.classes), metadata.classes, plan)
+
+
+def find_model(name: str, weights: Path | None = None) -> Checkpoint:
+    """A model by its name that was not fine-tuned here, with the weights of a file, of the package or of the hub.
+
+    Classes are those that the file names; where it names none, they are numbered.
+
+    Raises:
+        InputError: no such model; its weights can't be had, are another model's, or have no classifier.
+        MissingDependencyError: they would have to be fetched, and the client is not installed.
+    """
+    spec = find_spec(name)
+    path = find_weights(spec, weights)
+    header = read_header(path)
+    found, metadata = match(header, spec), WeightsMetadata.parse(header.metadata)
+    if found.classes is None:
+        raise InputError(f"{path} has no classifier for {spec.name}; fine-tune it with `edgetune fit` first.")
+    classes = metadata.classes or [str(index) for index in range(found.classes)]
+    return Checkpoint(path, _as_prepared(spec, metadata, classes), classes, None)
+
+
+def find_source(run_or_model: Path | str, weights: Path | None = None) -> Checkpoint:
+    """A run folder or weights file, as `find_checkpoint`; else a model by name, as `find_model`.
+
+    Raises:
+        InputError: it is neither; or `weights` are given beside a run.
+    """
+    path = Path(run_or_model)
+    if path.exists():
+        if weights is not None:
+            raise InputError(f"--weights goes with a model's name, and {path} has weights of its own; leave one out.")
+        return find_checkpoint(path)
+    name = str(run_or_model)
+    if name.partition(".")[0] not in list_models():
+        raise InputError(
+            f"{path} does not exist and is no model's name; give the run folder that `edgetune fit --out` made, or a"
+            " name that `edgetune models` lists."
+        )
+    return find_model(name, weights)
+
+
+def _as_prepared(spec: ViTSpec, metadata: WeightsMetadata, classes: list[str]) -> ViTSpec:
+    """The architecture for these classes, at the image size and with the normalisation that the file tells."""
+    spec = spec.at(metadata.image_size, len(classes))
+    if metadata.mean is not None and metadata.std is not None:
+        spec = msgspec.structs.replace(spec, mean=metadata.mean, std=metadata.std)
+    return spec

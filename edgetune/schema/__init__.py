@@ -46,5 +46,7 @@ from edgetune.schema.result import Work as Work
 from edgetune.schema.use import Answer as Answer
 from edgetune.schema.use import Evaluation as Evaluation
 from edgetune.schema.use import ExportReport as ExportReport
+from edgetune.schema.use import OrtOptimizer as OrtOptimizer
+from edgetune.schema.use import OrtTraining as OrtTraining
 from edgetune.schema.use import Prediction as Prediction
 from edgetune.schema.use import Predictions as Predictions

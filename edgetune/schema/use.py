@@ -63,6 +63,7 @@ class ExportReport(Record, frozen=True, tag_field="schema", tag="edgetune/export
     images_from: str | None = None
     max_abs_difference: float | None = None  # between logits
     same_answer: float | None = None  # share of the images that keep their class, 0 to 1
+    compared_with: str = "torch"
     how_to_use: str | None = None
 
     @property
@@ -71,8 +72,37 @@ class ExportReport(Record, frozen=True, tag_field="schema", tag="edgetune/export
         compared = ""
         if self.images:
             compared = (
-                f"; on {self.images} images of {self.images_from} its logits differ from torch's by at most"
-                f" {self.max_abs_difference:.2g} and {self.same_answer:.0%} of the answers are the same"
+                f"; on {self.images} images of {self.images_from} its logits differ from {self.compared_with}'s by at"
+                f" most {self.max_abs_difference:.2g} and {self.same_answer:.0%} of the answers are the same"
             )
         use = f"; use it with {self.how_to_use}" if self.how_to_use else ""
         return f"written: {self.path} ({self.size_bytes / 1e6:.1f} MB{compared}){use}"
+
+
+class OrtOptimizer(Record, frozen=True):
+    """The update in `optimizer_model.onnx`. Its weight decay pulls at every trained parameter: it knows no groups."""
+
+    kind: str
+    weight_decay: float
+    learning_rate: float | None  # the plan's highest; set at run time, None where there is no plan
+
+
+class OrtTraining(Record, frozen=True, tag_field="schema", tag="edgetune/ort-training/1"):
+    """What lies in a folder of artifacts for onnxruntime-training, and how they are fed; its `edgetune.json`."""
+
+    model: str
+    image_size: int
+    classes: list[str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    preprocessing: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    trained: list[str]  # parameters under timm's names and in timm's layout
+    frozen: list[str]
+    label_smoothing: float
+    optimizer: OrtOptimizer
+    files: dict[str, str]  # SHA-256 by name
+    made_with: dict[str, str]  # package versions
+    edgetune_version: str
+    created: str

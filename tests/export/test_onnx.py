@@ -112,10 +112,9 @@ def test_8_bits_that_ruin_the_model_are_refused(trained, photos, tmp_path, monke
 
 def test_bad_input(trained, photos, tmp_path, monkeypatch):
     weights, _ = trained("vit_tiny_patch16_224", 48)
-    for name in ("train-onnx", "ort-training"):
-        with pytest.raises(InputError, match="not in this version"):
-            export(weights, name, tmp_path / "x")
-    with pytest.raises(InputError, match="use onnx, onnx-int8, timm"):
+    with pytest.raises(InputError, match="not in this version"):
+        export(weights, "train-onnx", tmp_path / "x")
+    with pytest.raises(InputError, match="use onnx, onnx-int8, ort-training, timm"):
         export(weights, "tflite", tmp_path / "x")
     with pytest.raises(InputError, match="is a folder"):
         export(weights, "onnx", tmp_path)
@@ -136,3 +135,42 @@ def test_without_onnx_the_extra_is_named(missing, trained, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgetune\[onnx\]'"):
         export(weights, "onnx", tmp_path / "x.onnx")
+
+
+def test_a_model_by_name_with_the_weights_it_comes_with(photos, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the whole model
+    report = export("vit_nano_patch8_64", "onnx", tmp_path / "model.onnx", images=photos)
+    assert report.max_abs_difference < 1e-4
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(metadata["classes"])[:2] == ["airplane", "automobile"]
+
+
+def test_a_model_by_name_with_weights_of_a_file_that_names_no_classes(trained, photos, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights, _ = trained("vit_tiny_patch16_224", 224, classes=12)
+    save_file(load_file(weights), tmp_path / "bare.safetensors")
+    export("vit_tiny_patch16_224", "onnx", tmp_path / "m.onnx", weights=tmp_path / "bare.safetensors", images=photos)
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(metadata["classes"]) == [str(index) for index in range(12)]
+
+
+def test_bad_models(trained, edgetune, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights, _ = trained("vit_tiny_patch16_224", 48)
+    headless = tmp_path / "headless.safetensors"
+    save_file({name: value for name, value in load_file(weights).items() if not name.startswith("head")}, headless)
+    out = tmp_path / "out" / "model.onnx"
+    for arguments, said in (
+        (["vit_tinny_patch16_224"], "no model's name"),
+        ([weights, "--weights", weights], "leave one out"),
+        (["vit_tiny_patch16_224", "--weights", headless], "has no classifier"),
+        (["deit3_small_patch16_224", "--weights", weights], "deit3_small_patch16_224"),
+        (["vit_tiny_patch16_224", "--weights", tmp_path / "none.safetensors"], "does not exist"),
+    ):
+        ended = edgetune("export", *arguments, "--out", out)
+        assert (ended.code, ended.out) == (2, "")
+        assert said in ended.err
+        assert len(ended.err.splitlines()) == 1
+    assert not out.parent.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.errors import StorageError
-from edgetune.files import atomic_path, write_atomically
+from edgetune.files import atomic_folder, atomic_path, write_atomically
 
 
 def test_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -49,3 +49,58 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="could not be written") as caught:
         write_atomically(blocked / os.devnull.strip("/") / "a", b"x")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a"
+    for names in (("one", "two"), ("three",)):
+        with atomic_folder(path) as temporary:
+            for name in names:
+                (temporary / name).write_text(name)
+                (temporary / name).chmod(0o600)
+        assert sorted(file.name for file in path.iterdir()) == sorted(names)
+        assert [file.name for file in path.parent.iterdir()] == ["a"]
+    (tmp_path / "b").write_bytes(b"x")
+    assert (path / "three").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_folder_that_stood_there_survives_an_error(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def fail_half_way() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "half").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
+    assert [file.name for file in path.iterdir()] == ["old"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_put_in_place_gives_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").write_text("old")
+    replace = os.replace
+
+    def refuse_the_new_one(source: Path, target: Path) -> None:
+        if source.name.endswith(".new"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_new_one)
+
+    def write() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "new").write_text("new")
+
+    with pytest.raises(StorageError, match="No space left"):
+        write()
+    assert [file.name for file in path.iterdir()] == ["old"]
+    assert len(list(tmp_path.iterdir())) == 1
