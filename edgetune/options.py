@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     lr: float | None = None
     patience: int | None = None
     evaluate_every: int | None = None
+    evaluate_steps: int | None = None
     augment: bool | None = None
     flip: bool | None = None
     threads: int | None = None
@@ -72,6 +73,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             given[name] = getattr(self, name)
         given |= {
             "evaluate_every": self.evaluate_every,
+            "evaluate_steps": self.evaluate_steps,
             "workers": self.workers,
             "augment": self.augment,
             "flip": self.flip,
@@ -93,6 +95,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "lr": recipe.learning_rate,
             "patience": recipe.patience,
             "evaluate_every": recipe.evaluate_every,
+            "evaluate_steps": recipe.evaluate_steps,
             "augment": recipe.augment,
             "flip": recipe.flip,
         }

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,10 +15,17 @@ import psutil
 
 from edgetune.__about__ import __version__
 from edgetune.bench.records import Machine
+from edgetune.device.board import identify_entry
+from edgetune.device.energy import EnergyMeter
 from edgetune.device.memory import read_memory
+from edgetune.device.power import find_power
 from edgetune.device.system import System
 
-_PACKAGES = ("numpy", "onnxruntime", "peft", "pillow", "timm", "torch", "torchao", "torchvision", "transformers")
+_PACKAGES = (
+    *("accelerate", "numpy", "onnxruntime", "peft", "pillow", "timm", "torch", "torchao", "torchvision"),
+    "transformers",
+)
+_IDLE_S = 3.0
 _PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
@@ -39,6 +47,27 @@ def describe_machine(system: System) -> Machine:
         edgetune_version=__version__,
         commit=_commit(),
     )
+
+
+def measure_idle(system: System, power_w: float | None) -> float | None:
+    """Watts of the machine with nothing of the benchmark running; None where no sensor measures them."""
+    board, entry = identify_entry(system)
+    source = find_power(system, board, entry, power_w)
+    if source is None or not source.measured:
+        return None
+    facts = source.facts() if hasattr(source, "facts") else None
+    window_s = (facts.interval_s if facts else None) or 0.0
+    with EnergyMeter(source) as meter:
+        time.sleep(window_s)  # or a slow sensor would still show what ran before
+        return meter.idle(_IDLE_S)
+
+
+def temperatures(
+    before: Mapping[str, int | None], after: Mapping[str, int | None]
+) -> dict[str, tuple[int | None, int | None]]:
+    """Of every thermal zone, in thousandths of a degree Celsius, at two readings of `read_throttle`."""
+    zones = sorted(key for key in {*before, *after} if key.startswith("temp_") and key.endswith("_mc"))
+    return {zone[5:-3]: (before.get(zone), after.get(zone)) for zone in zones}
 
 
 class Bystanders:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgetune.bench.records import Bench, MethodRow, Spread
+from edgetune.bench.records import Bench, MethodRow, Reach, Spread
+from edgetune.bench.summary import SHARES, rows_sources
 from edgetune.units import format_size
 
 _MIB = 1 << 20
+MODELLED = "*"  # stands beside every figure that a model gave
 _HEADS = ("method", "acc.", "MiB", "rel.", "s/ep", "rel.", "later", "rel.", "GFLOP")
+_COST_HEADS = ("method", "J/ep", "net J", "ms/im.", "GEMM", "pred.", "°C")
 _SPREAD_HEADS = ("method", "runs", "MiB", "s/epoch", "later", "acc.", "bare")
 
 
 def markdown(bench: Bench) -> str:
     """The whole benchmark as Markdown; its tables fit 80 columns with names up to 18 letters."""
     lines = [f"# {title(bench)}", "", *_table(_HEADS, cells(bench)), "", *legend(bench), ""]
+    lines += [*_table(_COST_HEADS, cost_cells(bench)), "", *cost_legend(bench), ""]
+    for heads, rows in reach_tables(bench):
+        lines += [*_table(heads, rows), ""]
+    lines += [*reach_legend(bench), ""] if reach_legend(bench) else []
     lines += [f"Lowest to highest of {bench.repetitions}:", "", *_table(_SPREAD_HEADS, spread_cells(bench)), ""]
     lines += [f"- `{row.entry.name}`: {_how(row)}" for row in bench.methods]
     lines += ["", *_machine_lines(bench)]
@@ -31,7 +38,8 @@ def print_bench(bench: Bench) -> None:
     console = Console(highlight=False)
     console.print(title(bench), markup=False, soft_wrap=True)
     tables: list[tuple[tuple[str, ...], list[list[str]]]]
-    tables = [(_HEADS, cells(bench)), (_SPREAD_HEADS, spread_cells(bench))]
+    tables = [(_HEADS, cells(bench)), (_COST_HEADS, cost_cells(bench))]
+    tables += [*reach_tables(bench), (_SPREAD_HEADS, spread_cells(bench))]
     for heads, rows in tables:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for place, head in enumerate(heads):
@@ -40,7 +48,7 @@ def print_bench(bench: Bench) -> None:
             table.add_row(*row)
         console.print(table)
         console.print()
-    for line in legend(bench):
+    for line in (*legend(bench), *cost_legend(bench), *reach_legend(bench)):
         console.print(line, markup=False, soft_wrap=True)
     for warning in bench.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
@@ -89,6 +97,78 @@ def cells(bench: Bench) -> list[list[str]]:
             _middle(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}"),
         ]
         for row in bench.methods
+    ]
+
+
+def cost_cells(bench: Bench) -> list[list[str]]:
+    """Joules, milliseconds and the machine's share, row by row; what was modelled is marked."""
+    return [
+        [
+            row.entry.name,
+            _middle(row.epoch_j, _joules) + (MODELLED if row.epoch_j and row.energy_measured is False else ""),
+            _middle(row.net_epoch_j, _joules),
+            _middle(row.image_s, lambda seconds: f"{1000 * seconds:.3g}"),
+            _middle(row.gemm_share, lambda share: f"{share:.0%}"),
+            _middle(row.predicted_above_baseline_bytes, lambda size: _mib(size) + MODELLED),
+            _middle(row.hottest_c, lambda celsius: f"{celsius:.0f}"),
+        ]
+        for row in bench.methods
+    ]
+
+
+def cost_legend(bench: Bench) -> list[str]:
+    """What the columns of joules and shares mean, and where joules come from."""
+    known = [row for row in bench.methods if row.epoch_j is not None]
+    if not known:
+        joules = "No joules: no sensor answered and no --power was given."
+    else:
+        idle = f"; idle {bench.idle_w.median:.3g} W before the runs" if bench.idle_w else ""
+        joules = f"Joules: {rows_sources(known)}{idle}."
+    rate = f" of {bench.gemm_flops.median / 1e9:.3g} GFLOP/s" if bench.gemm_flops else ""
+    return [
+        "J/ep: joules of an epoch, all; net: above idle. ms/im.: an epoch's time by its",
+        "images. GEMM: training FLOPs a second over the machine's rate of fp32 matrix",
+        f"products just before{rate}. pred.: MiB above the bare process, as",
+        f"planned. °C: hottest zone. {MODELLED}: modelled, not measured.",
+        joules,
+    ]
+
+
+def reach_tables(bench: Bench) -> list[tuple[tuple[str, ...], list[list[str]]]]:
+    """Seconds, and joules where they are known, to shares of full fine-tuning's accuracy: heads and rows of each."""
+
+    def cell(row: MethodRow, reach: Reach, spread: Spread | None, text: Callable[[float], str]) -> str:
+        if spread is not None:
+            return text(spread.median)
+        if reach.reached < row.runs:
+            return f"{reach.reached} of {row.runs}" if reach.reached else "not reached"
+        return "—"
+
+    rows = [row for row in bench.methods if row.reach]
+    shares = [f"{share:.0%}" for share in SHARES]
+    found: list[tuple[tuple[str, ...], list[list[str]]]] = []
+    if rows:
+        seconds = [[row.entry.name, *(cell(row, to, to.seconds, _seconds) for to in row.reach)] for row in rows]
+        found.append((("method", *(f"s to {share}" for share in shares)), seconds))
+    if any(row.epoch_j for row in rows):
+        joules = [[_marked(row), *(cell(row, to, to.joules, _joules) for to in row.reach)] for row in rows]
+        found.append((("method", *(f"J to {share}" for share in shares)), joules))
+    return found
+
+
+def _marked(row: MethodRow) -> str:
+    return row.entry.name + (MODELLED if row.energy_measured is False else "")
+
+
+def reach_legend(bench: Bench) -> list[str]:
+    """What those columns mean."""
+    if not any(row.reach for row in bench.methods):
+        return []
+    return [
+        "s to, J to: training time and joules until the accuracy was 95, 99 and 100 % of",
+        f"`{bench.full_accuracy_of}`'s last one ({bench.full_accuracy:.1%}), evaluated every"
+        f" {bench.settings.evaluate_steps} steps;",
+        "evaluations are in neither.",
     ]
 
 
@@ -155,6 +235,10 @@ def _mib(size_bytes: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
+
+
+def _joules(joules: float) -> str:
+    return f"{joules:.3g}" if joules < 1000 else f"{joules:.0f}"
 
 
 def _ratio(ratio: float | None) -> str:

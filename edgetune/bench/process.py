@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from edgetune import schema
-from edgetune.bench.entries import MALLOC_VARIABLES
-from edgetune.bench.records import Entry, Figures
+from edgetune.bench.entries import MALLOC_VARIABLES, PEERS
+from edgetune.bench.records import CurvePoint, Entry, Figures
 from edgetune.errors import EdgetuneError
 
 _KEPT = frozenset(
@@ -56,6 +56,7 @@ def run_fit(words: Sequence[str], environment: dict[str, str], folder: Path, epo
     if result.stopped_by != "epochs" or ran != epochs:
         raise EdgetuneError(f"{ran} of {epochs} epochs ran, ended by {result.stopped_by}; not comparable.")
     memory, work = result.memory, result.work
+    lines = [msgspec.json.decode(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     figures = Figures(
         baseline_bytes=memory.baseline_bytes,
         peak_bytes=memory.measured_peak_bytes,
@@ -63,30 +64,38 @@ def run_fit(words: Sequence[str], environment: dict[str, str], folder: Path, epo
         epochs_s=result.time.epochs_s,
         eval_s=result.time.eval_s,
         accuracy=result.accuracy.last,
-        train_losses=_train_losses(folder / "metrics.jsonl"),
+        train_losses=[line["train_loss"] for line in lines if line["kind"] == "epoch"],
         images=work.images,
         train_flops_per_image=work.train_flops / work.images,
         bytes_written=work.bytes_written,
         warnings=tuple(result.warnings),
+        epochs_j=result.energy.epochs_j,
+        energy_source=result.energy.source,
+        energy_scope=result.energy.scope,
+        energy_measured=result.energy.measured if result.energy.source else None,
+        curve=_curve(lines),
+        epoch_spans_s=_spans(lines, result.time.epochs_s),
     )
     return Measured(figures, ended.seconds)
 
 
-def run_eager(words: Sequence[str], entry: Entry, plan: Path, figures: Path) -> Measured:
-    """Plan, for data and rates, then run the eager loop.
+def run_peer(words: Sequence[str], entry: Entry, plan: Path, figures: Path, root: Path | None = None) -> Measured:
+    """Plan, for data and rates, then run the peer.
 
     Args:
         words: the command line that writes the plan, after `edgetune`.
         entry: the variant, and its environment.
         plan: where the command line writes it.
-        figures: where the loop writes its figures.
+        figures: where the peer writes its figures.
+        root: where it reads sensors.
 
     Raises:
         EdgetuneError: either failed.
     """
     ended = execute(["edgetune", *words], {})
     if ended.status == 0:
-        ended = execute(["edgetune.bench.eager", entry.method, str(plan), str(figures)], entry.environment)
+        order = [PEERS[entry.method].module, entry.method, str(plan), str(figures), *([str(root)] if root else [])]
+        ended = execute(order, entry.environment)
     if ended.status:
         raise EdgetuneError(ended.said)
     return Measured(msgspec.json.decode(figures.read_bytes(), type=Figures), ended.seconds)
@@ -134,6 +143,31 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _train_losses(path: Path) -> list[float]:
-    lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
-    return [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
+def measure_gemm(threads: int) -> float | None:
+    """The machine's rate of matrix products just now, in FLOP/s; None where it can't be had."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgetune.bench.gemm", str(threads)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return float(done.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
+def _curve(lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
+    return [
+        CurvePoint(step=line["step"], accuracy=line["val_accuracy"], train_s=line["train_s"], train_j=line["train_j"])
+        for line in lines
+        if line["kind"] == "accuracy"
+    ]
+
+
+def _spans(lines: Sequence[dict[str, Any]], epochs_s: Sequence[float]) -> list[tuple[float, float]]:
+    """When each epoch began and ended; right where nothing but training happened in between."""
+    last = {line["epoch"]: line.get("clock_s") for line in lines if line["kind"] == "step"}
+    ends = [last.get(epoch) for epoch in range(len(epochs_s))]
+    return [] if None in ends else [(end - spent, end) for end, spent in zip(ends, epochs_s, strict=True) if end]

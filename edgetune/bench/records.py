@@ -30,6 +30,8 @@ class Settings(Record, frozen=True):
     classes: int
     train_images: int
     val_images: int
+    evaluate_steps: int = 0  # steps between the points of the accuracy's course; 0: only at the end
+    power_w: float | None = None  # what the user says the machine draws; energy is then modelled
 
 
 class Entry(Record, frozen=True):
@@ -55,6 +57,15 @@ class Machine(Record, frozen=True):
     commit: str | None = None  # of a source checkout
 
 
+class CurvePoint(Record, frozen=True):
+    """The accuracy after some steps, and the training seconds and joules until then; evaluations are in neither."""
+
+    step: int
+    accuracy: float
+    train_s: float
+    train_j: float | None
+
+
 class Figures(Record, frozen=True):
     """What one run measured, in the sense of docs/artifacts.md."""
 
@@ -69,6 +80,12 @@ class Figures(Record, frozen=True):
     predicted_above_baseline_bytes: int | None = None  # modelled; None where nothing predicts it
     bytes_written: int | None = None  # None: not counted
     warnings: tuple[str, ...] = ()
+    epochs_j: list[float | None] = msgspec.field(default_factory=list)  # gross
+    energy_source: str | None = None
+    energy_scope: str | None = None
+    energy_measured: bool | None = None  # None: no joules
+    curve: list[CurvePoint] = msgspec.field(default_factory=list)
+    epoch_spans_s: list[tuple[float, float]] = msgspec.field(default_factory=list)  # on the monotonic clock
 
     @property
     def above_baseline_bytes(self) -> int | None:
@@ -92,6 +109,12 @@ class Figures(Record, frozen=True):
         """Mean from the second epoch on; None where there was one."""
         return fmean(self.epochs_s[1:]) if len(self.epochs_s) > 1 else None
 
+    @property
+    def epoch_j(self) -> float | None:
+        """Gross joules of an epoch, the mean over all; None where one is unknown."""
+        known = [joules for joules in self.epochs_j if joules is not None]
+        return fmean(known) if known and len(known) == len(self.epochs_s) else None
+
 
 class Run(Record, frozen=True):
     """One run in a process of its own: a line of `runs.jsonl`. Either `figures` or `error` is None."""
@@ -108,6 +131,9 @@ class Run(Record, frozen=True):
     error: str | None
     machine: Machine
     created: str
+    idle_w: float | None = None  # measured just before; None where no sensor measures
+    gemm_flops: float | None = None  # FLOP/s of plain fp32 matrix products, measured just before
+    temperatures_mc: dict[str, tuple[int | None, int | None]] = msgspec.field(default_factory=dict)  # before, after
 
 
 class Spread(Record, frozen=True):
@@ -126,6 +152,11 @@ class Spread(Record, frozen=True):
             return None
         return cls(median=median(known), low=min(known), high=max(known), values=known)
 
+    @classmethod
+    def known(cls, values: Sequence[float | None]) -> Spread | None:
+        """Over the values that are known; None where there is none."""
+        return cls.of([value for value in values if value is not None])
+
 
 class Ratios(Record, frozen=True):
     """A method's medians divided by another's: below 1 is less memory, less time."""
@@ -133,6 +164,16 @@ class Ratios(Record, frozen=True):
     above_baseline: float | None
     epoch: float | None
     later_epoch: float | None
+
+
+class Reach(Record, frozen=True):
+    """What it took to come to a share of full fine-tuning's accuracy; None where not every repetition did."""
+
+    share: float
+    accuracy: float  # that share of the reference
+    reached: int  # repetitions
+    seconds: Spread | None = None
+    joules: Spread | None = None
 
 
 class MethodRow(Record, frozen=True):
@@ -153,6 +194,15 @@ class MethodRow(Record, frozen=True):
     accuracy: Spread | None = None
     train_flops_per_image: Spread | None = None
     bytes_written: Spread | None = None
+    epoch_j: Spread | None = None  # gross
+    net_epoch_j: Spread | None = None  # above the idle power measured before each run
+    energy_measured: bool | None = None  # False: modelled; None: no joules
+    energy_source: str | None = None
+    energy_scope: str | None = None
+    gemm_share: Spread | None = None  # FLOPs per second of the epochs over the machine's rate just before
+    hottest_c: Spread | None = None  # the hottest zone before or after
+    reach: list[Reach] = msgspec.field(default_factory=list)
+    curve: list[CurvePoint] = msgspec.field(default_factory=list)  # of the first repetition
     to_eager: Ratios | None = None
     to_alast: Ratios | None = None
 
@@ -169,3 +219,7 @@ class Bench(Record, frozen=True, tag_field="schema", tag="edgetune/bench/1"):
     warnings: list[str]
     edgetune_version: str
     created: str
+    full_accuracy: float | None = None  # that `reach` counts shares of: the median of full fine-tuning's
+    full_accuracy_of: str | None = None  # whose it is
+    idle_w: Spread | None = None  # before the runs
+    gemm_flops: Spread | None = None

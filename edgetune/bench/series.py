@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from edgetune import schema
-from edgetune.bench.entries import find_entries, is_eager, read_recipes
-from edgetune.bench.machine import Bystanders, describe_machine
+from edgetune.bench.entries import PEERS, find_entries, is_peer, read_recipes
+from edgetune.bench.machine import Bystanders, describe_machine, measure_idle, temperatures
 from edgetune.bench.page import markdown
-from edgetune.bench.process import Measured, run_eager, run_fit, tidy
+from edgetune.bench.process import Measured, measure_gemm, run_fit, run_peer, tidy
 from edgetune.bench.records import Bench, Entry, Run, Settings
 from edgetune.bench.summary import summarise
 from edgetune.bench.workloads import Job, choose, prepare
@@ -44,12 +44,16 @@ class Series:
         entries: the methods.
         out: the benchmark's folder.
         say: shows a line to the user.
+        root: where sensors are read; None: this machine.
     """
 
-    def __init__(self, job: Job, entries: Sequence[Entry], out: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, job: Job, entries: Sequence[Entry], out: Path, say: Callable[[str], None], root: Path | None = None
+    ) -> None:
         self.job, self.entries, self.out, self.say = job, list(entries), out.absolute(), say
         self.log = self.out / "runs.jsonl"
-        self._system = System()
+        self._root = root.absolute() if root is not None else None
+        self._system = System() if root is None else System(root)
         self._machine = describe_machine(self._system)
 
     def run(self, repetitions: int, keep: Callable[[list[Run]], object]) -> list[Run]:
@@ -85,17 +89,20 @@ class Series:
         return [last[key] for key in sorted(last)]
 
     def command(self, entry: Entry, repetition: int, data: str, weights: str | None, out: str) -> list[str]:
-        """The command line of one run, after `edgetune`. For the eager loop: what plans its data and rates."""
-        settings = self.job.settings
-        words = ["plan" if is_eager(entry) else "fit", data, "--model", settings.model]
+        """The command line of one run, after `edgetune`. For a peer: what plans its data and rates."""
+        settings, peer = self.job.settings, PEERS.get(entry.method)
+        words = ["plan" if peer else "fit", data, "--model", settings.model]
         words += ["--weights", weights] if weights else []
         words += ["--image-size", str(settings.image_size), "--batch-size", str(settings.batch_size)]
         words += ["--epochs", str(settings.epochs), "--evaluate-every", str(settings.epochs)]
         words += ["--threads", str(settings.threads), "--workers", "0", "--seed", str(settings.seed + repetition)]
         words += ([] if settings.flip else ["--no-flip"]) if settings.augment else ["--no-augment"]
-        words += ["--method", "full" if is_eager(entry) else entry.method, *entry.arguments]
-        if is_eager(entry):
+        words += ["--evaluate-steps", str(settings.evaluate_steps)] if settings.evaluate_steps else []
+        words += ["--power", f"{settings.power_w:g}W"] if settings.power_w is not None else []
+        words += ["--method", peer.plan_method if peer else entry.method, *entry.arguments]
+        if peer:
             return [*words, "--memory", _NO_CAP, "--out", out]
+        words += ["--root", str(self._root)] if self._root else []
         return [*words, "--quiet", "--out", out]
 
     def _run(self, entry: Entry, repetition: int, place: int) -> Run:
@@ -103,6 +110,8 @@ class Series:
         with storage_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
+        idle_w = measure_idle(self._system, self.job.settings.power_w)
+        gemm_flops = measure_gemm(self.job.settings.threads)
         bystanders, before = Bystanders(), read_throttle(self._system)
         measured: Measured | None = None
         error: str | None = None
@@ -115,10 +124,12 @@ class Series:
         others_share = bystanders.share()
         tidy(folder)
         settings = self.job.settings
-        shown = "edgetune " + shlex.join(self.command(entry, repetition, "DATA", settings.weights, "OUT"))
-        if is_eager(entry):
+        words = self.command(entry, repetition, "DATA", settings.weights, "OUT")
+        shown = self._without_paths("edgetune " + shlex.join(words))
+        if is_peer(entry):
             variables = "".join(f"{name}={value} " for name, value in entry.environment.items())
-            shown += f" && {variables}python -m edgetune.bench.eager {entry.method} OUT FIGURES"
+            shown += f" && {variables}python -m {PEERS[entry.method].module} {entry.method} OUT FIGURES"
+        after = read_throttle(self._system)
         return Run(
             entry=entry,
             repetition=repetition,
@@ -127,25 +138,30 @@ class Series:
             command=shown,
             total_s=measured.total_s if measured else None,
             others_share=others_share,
-            throttled=throttled(delta(before, read_throttle(self._system))),
+            throttled=throttled(delta(before, after)),
             figures=measured.figures if measured else None,
             error=error,
             machine=self._machine,
             created=schema.now(),
+            idle_w=idle_w,
+            gemm_flops=gemm_flops,
+            temperatures_mc=temperatures(before, after),
         )
 
     def _measure(self, entry: Entry, repetition: int, folder: Path) -> Measured:
         data, weights = str(self.job.data), str(self.job.weights) if self.job.weights else None
-        if is_eager(entry):
+        if is_peer(entry):
             plan = folder / "plan.json"
             words = self.command(entry, repetition, data, weights, str(plan))
-            return run_eager(words, entry, plan, folder / "figures.json")
+            return run_peer(words, entry, plan, folder / "figures.json", self._root)
         words = self.command(entry, repetition, data, weights, str(folder))
         return run_fit(words, entry.environment, folder, self.job.settings.epochs)
 
     def _without_paths(self, text: str) -> str:
         """A sentence for the record, which says nothing of how this machine's folders are called."""
         places = {str(self.job.data): "DATA", str(self.out): "OUT"}
+        if self._root:
+            places[str(self._root)] = "ROOT"
         if self.job.weights:
             places = {str(self.job.weights): self.job.weights.name} | places
         for path, name in places.items():
@@ -176,6 +192,7 @@ def bench(
     data: Path | None = None,
     model: str | None = None,
     weights: Path | None = None,
+    root: Path | None = None,
     **settings: Any,
 ) -> Bench:
     """Compare methods side by side, and leave `bench.json`, `bench.md`, `runs.jsonl` and the runs' folders at `out`.
@@ -190,11 +207,12 @@ def bench(
         data: an image folder.
         model: timm name of a plain ViT.
         weights: a `.safetensors` file.
+        root: where sensors are read, another file-system root; None: this machine.
         **settings: what else all methods share, see `edgetune.bench.workloads.prepare`.
 
     Raises:
         InputError: something given can't be used, or `out` holds another benchmark.
-        MissingDependencyError: timm is needed and not installed.
+        MissingDependencyError: a peer's package is needed and not installed.
         EdgetuneError: no run ended well.
     """
     if repetitions < 1:
@@ -212,7 +230,7 @@ def bench(
         write_atomically(out / "bench.md", markdown(made).encode())
         return made
 
-    runs = Series(job, entries, out, say).run(repetitions, keep)
+    runs = Series(job, entries, out, say, root).run(repetitions, keep)
     made = keep(runs)
     if not any(run.figures for run in runs):
         raise EdgetuneError(f"every run failed; the first: {runs[0].error}")

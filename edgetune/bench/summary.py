@@ -9,8 +9,22 @@ import msgspec
 from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.bench.entries import is_eager
-from edgetune.bench.records import Bench, Entry, Figures, Machine, MethodRow, Ratios, Run, Settings, Spread
+from edgetune.bench.records import (
+    Bench,
+    CurvePoint,
+    Entry,
+    Figures,
+    Machine,
+    MethodRow,
+    Ratios,
+    Reach,
+    Run,
+    Settings,
+    Spread,
+)
 
+SHARES = (0.95, 0.99, 1.0)  # of full fine-tuning's accuracy, for what it takes to come there
+_FULL = ("eager-full", "eager-full-fused", "eager-full-trimmed", "full")  # whose accuracy that is: the first there is
 _REFERENCE = "alast"
 _OTHERS_SHARE = 0.05  # of all cores' time: from here on other processes show in what is timed
 
@@ -31,20 +45,32 @@ def summarise(settings: Settings, entries: Sequence[Entry], runs: Sequence[Run],
     """
     rows = [_row(entry, [run for run in runs if run.entry.name == entry.name], settings) for entry in entries]
     eager = [row for row in rows if is_eager(row.entry)]
+    reference = next(
+        (row for name in _FULL for row in rows if row.entry.name == name and row.accuracy is not None), None
+    )
+    full = reference.accuracy.median if reference and reference.accuracy else None
+    rows = [
+        msgspec.structs.replace(row, reach=_reach(_figures(runs, row.entry), full))
+        if full is not None and settings.evaluate_steps
+        else row
+        for row in rows
+    ]
     leanest = _least(eager, lambda row: row.above_baseline_bytes)
     fastest = _least(eager, lambda row: row.epoch_s)
-    reference = next((row for row in rows if row.entry.name == _REFERENCE), None)
+    alast = next((row for row in rows if row.entry.name == _REFERENCE), None)
     return Bench(
         settings=settings,
         repetitions=repetitions,
         methods=[
-            msgspec.structs.replace(
-                row, to_eager=ratios(row, leanest, fastest), to_alast=ratios(row, reference, reference)
-            )
+            msgspec.structs.replace(row, to_eager=ratios(row, leanest, fastest), to_alast=ratios(row, alast, alast))
             for row in rows
         ],
         memory_baseline=leanest.entry.name if leanest else None,
         time_baseline=fastest.entry.name if fastest else None,
+        full_accuracy=full,
+        full_accuracy_of=reference.entry.name if reference else None,
+        idle_w=Spread.known([run.idle_w for run in runs]),
+        gemm_flops=Spread.known([run.gemm_flops for run in runs]),
         machines=_machines(runs),
         warnings=_warnings(rows, runs, repetitions),
         edgetune_version=__version__,
@@ -82,6 +108,17 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
     def image_s(figures: Figures) -> float | None:
         return figures.epoch_s / settings.train_images if figures.epoch_s is not None else None
 
+    def net_j(run: Run, figures: Figures) -> float | None:
+        if run.idle_w is None or figures.epoch_j is None or figures.epoch_s is None or not figures.energy_measured:
+            return None
+        return figures.epoch_j - run.idle_w * figures.epoch_s
+
+    def gemm_share(run: Run, figures: Figures) -> float | None:
+        if not run.gemm_flops or not figures.epochs_s:
+            return None
+        return figures.train_flops_per_image * figures.images / sum(figures.epochs_s) / run.gemm_flops
+
+    first = good[0][1] if good else None
     return MethodRow(
         entry=entry,
         command=runs[0].command if runs else None,
@@ -98,7 +135,63 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         accuracy=over(lambda figures: figures.accuracy),
         train_flops_per_image=over(lambda figures: figures.train_flops_per_image),
         bytes_written=over(lambda figures: figures.bytes_written),
+        epoch_j=over(lambda figures: figures.epoch_j),
+        net_epoch_j=Spread.of([net_j(run, figures) for run, figures in good]),
+        energy_measured=_all_measured([figures for _, figures in good]),
+        energy_source=first.energy_source if first else None,
+        energy_scope=first.energy_scope if first else None,
+        gemm_share=Spread.of([gemm_share(run, figures) for run, figures in good]),
+        hottest_c=Spread.of([_hottest_c(run) for run, _ in good]),
+        curve=first.curve if first else [],
     )
+
+
+def _figures(runs: Sequence[Run], entry: Entry) -> list[Figures]:
+    return [run.figures for run in runs if run.entry.name == entry.name and run.figures is not None]
+
+
+def _reach(figures: Sequence[Figures], full: float) -> list[Reach]:
+    """What coming to shares of full fine-tuning's accuracy took; the last epoch's end is a point of the course too."""
+    found = []
+    for share in SHARES:
+        points = [_first(each, share * full) for each in figures]
+        reached = [point for point in points if point is not None]
+        all_did = bool(points) and len(reached) == len(points)
+        found.append(
+            Reach(
+                share=share,
+                accuracy=share * full,
+                reached=len(reached),
+                seconds=Spread.of([point.train_s for point in reached]) if all_did else None,
+                joules=Spread.of([point.train_j for point in reached]) if all_did else None,
+            )
+        )
+    return found
+
+
+def _first(figures: Figures, accuracy: float) -> CurvePoint | None:
+    """The first point of the course that is as accurate as that."""
+    points = list(figures.curve)
+    if figures.accuracy is not None:
+        joules = None if figures.epoch_j is None else figures.epoch_j * len(figures.epochs_s)
+        points.append(CurvePoint(step=-1, accuracy=figures.accuracy, train_s=sum(figures.epochs_s), train_j=joules))
+    return next((point for point in points if point.accuracy >= accuracy), None)
+
+
+def _all_measured(figures: Sequence[Figures]) -> bool | None:
+    known = [each.energy_measured for each in figures if each.energy_measured is not None]
+    return all(known) if known else None
+
+
+def _hottest_c(run: Run) -> float | None:
+    known = [value for pair in run.temperatures_mc.values() for value in pair if value is not None]
+    return max(known) / 1000 if known else None
+
+
+def rows_sources(rows: Sequence[MethodRow]) -> str:
+    """Where the joules of some rows come from, in words."""
+    named = [f"{row.energy_source}, scope {row.energy_scope}" for row in rows if row.energy_source]
+    return "; ".join(dict.fromkeys(named)) or "unknown"
 
 
 def _machines(runs: Sequence[Run]) -> list[Machine]:
@@ -123,6 +216,9 @@ def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) 
             f"other processes used up to {max(run.others_share or 0 for run in crowded):.0%} of the processor during"
             f" {len(crowded)} of {len(runs)} runs: times may be too high; run it again on an idle machine."
         )
+    modelled = [row.entry.name for row in rows if row.energy_measured is False]
+    if modelled:
+        said.append(f"joules are modelled, not measured: {rows_sources(rows)}.")
     hot = [run for run in runs if run.throttled]
     if hot:
         said.append(f"the machine was throttled during {len(hot)} of {len(runs)} runs: their times are too high.")

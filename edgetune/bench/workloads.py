@@ -36,12 +36,13 @@ class Workload(NamedTuple):
     flip: bool = True
     epochs: int = 3
     threads: int = 2
+    evaluate_steps: int = 20  # 0 where accuracy means nothing
 
 
 WORKLOADS = {
     "w1": Workload("vit_small_patch14_dinov2", 98, 32, "ViT-S/14 on photos at 98 px, batch 32", needs_weights=True),
-    "w2": Workload("vit_tiny_patch16_224", 224, 8, "ViT-Ti/16 at 224 px, batch 8", made_images=160),
-    "w3": Workload("vit_base_patch16_224", 224, 4, "ViT-B/16 at 224 px, batch 4", made_images=64),
+    "w2": Workload("vit_tiny_patch16_224", 224, 8, "ViT-Ti/16 at 224 px, batch 8", made_images=160, evaluate_steps=0),
+    "w3": Workload("vit_base_patch16_224", 224, 4, "ViT-B/16 at 224 px, batch 4", made_images=64, evaluate_steps=0),
     # flipped digits are other digits
     "w4": Workload(BUNDLED_MODEL, 64, 32, "the bundled ViT at 64 px, batch 32", sample="digits", flip=False),
 }
@@ -96,6 +97,8 @@ def prepare(
     augment: bool | None = None,
     flip: bool | None = None,
     seed: int = 0,
+    evaluate_steps: int | None = None,
+    power_w: float | None = None,
 ) -> Job:
     """Settings from a workload and the user's options, which win; images and weights that are to be made are made.
 
@@ -112,6 +115,8 @@ def prepare(
         augment: train on random crops.
         flip: mirror half of them.
         seed: of what is made, and of the first repetition.
+        evaluate_steps: steps between the points of the accuracy's course; 0: none.
+        power_w: what the machine draws, where no sensor says.
 
     Raises:
         InputError: something can't be used.
@@ -146,6 +151,8 @@ def prepare(
         classes=len(folder.classes),
         train_images=len(folder.train),
         val_images=len(folder.val),
+        evaluate_steps=workload.evaluate_steps if evaluate_steps is None else evaluate_steps,
+        power_w=power_w,
     )
     return Job(settings, data.absolute(), weights.absolute() if weights else None)
 

@@ -28,6 +28,14 @@ ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, metavar="P
 Rate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after this many evaluations without a gain.")]
 Evaluate = Annotated[int | None, typer.Option(min=1, metavar="N", help="Evaluate every N epochs, and at the end.")]
+EvaluateSteps = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Also evaluate every N steps, for the record; chooses nothing."),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Read sensors below another file-system root, as containers mount it."),
+]
 Augment = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Train on random crops.")]
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of them; not for digits or text.")]
 Method = Annotated[

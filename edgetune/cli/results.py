@@ -72,15 +72,22 @@ def bench(
     flip: flags.Flip = None,
     seed: flags.Seed = None,
     methods: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Methods of fit, eager-full[-trimmed|-fused], names of --recipe.")
+        str | None, typer.Option(metavar="A,B", help="Methods of fit, peers, names of --recipe; ours, peers or all.")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Methods under other arguments; JSON or TOML.")
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
+    evaluate_steps: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Evaluate every N steps, outside the figures; 0: only at the end."),
+    ] = None,
+    power: flags.Power = None,
+    root: flags.Root = None,
 ) -> None:
     """Compare methods side by side, each run in a process of its own."""
     from edgetune.bench import bench as run_bench
+    from edgetune.units import parse_power
 
     found = run_bench(
         out,
@@ -99,6 +106,9 @@ def bench(
         augment=augment,
         flip=flip,
         seed=seed or 0,
+        evaluate_steps=evaluate_steps,
+        power_w=None if power is None else parse_power(power),
+        root=root,
     )
     from edgetune.bench.page import print_bench
 

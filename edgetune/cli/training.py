@@ -32,6 +32,7 @@ def plan(
     lr: flags.Rate = None,
     patience: flags.Patience = None,
     evaluate_every: flags.Evaluate = None,
+    evaluate_steps: flags.EvaluateSteps = None,
     augment: flags.Augment = None,
     flip: flags.Flip = None,
     method: flags.Method = None,
@@ -84,6 +85,7 @@ def fit(
     lr: flags.Rate = None,
     patience: flags.Patience = None,
     evaluate_every: flags.Evaluate = None,
+    evaluate_steps: flags.EvaluateSteps = None,
     augment: flags.Augment = None,
     flip: flags.Flip = None,
     method: flags.Method = None,
@@ -99,6 +101,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON, nothing else.")] = False,
+    root: flags.Root = None,
     save_every: Annotated[str, typer.Option(metavar="T", help="Time between states within an epoch.")] = "10min",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -118,7 +121,12 @@ def fit(
         from edgetune.train.fit import resume as resume_fit
 
         result = resume_fit(
-            out, power_w=options.power_w, save_every_s=save_every_s, quiet=quiet, started=_process_start()
+            out,
+            power_w=options.power_w,
+            save_every_s=save_every_s,
+            quiet=quiet,
+            started=_process_start(),
+            system=_system(root),
         )
         _finish(result, out, quiet)
         return
@@ -149,6 +157,7 @@ def fit(
         save_every_s=save_every_s,
         quiet=quiet,
         started=_process_start(),
+        system=_system(root),
     )
     _finish(result, out, quiet)
 
@@ -211,6 +220,19 @@ def _refuse(names: list[str], winner: str) -> None:
     flags = ["DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(names)]
     if flags:
         raise InputError(f"{winner} has settled that already: leave out {', '.join(flags)}.")
+
+
+def _system(root: Path | None) -> Any:
+    """Where sensors are read.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    from edgetune.device.system import System
+
+    if root is not None and not root.is_dir():
+        raise InputError(f"--root {root} is no folder; name the root of a file system.")
+    return System() if root is None else System(root)
 
 
 def _process_start() -> float:

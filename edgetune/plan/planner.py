@@ -46,6 +46,7 @@ def make_plan(
     workers: int | None = None,
     patience: int | None = None,
     evaluate_every: int = 1,
+    evaluate_steps: int | None = None,
     augment: bool = True,
     flip: bool = True,
     levers: Sequence[str] = (),
@@ -76,6 +77,7 @@ def make_plan(
             as many as cores and memory allow.
         patience: evaluations without gain that end the run.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        evaluate_steps: steps between evaluations that are only recorded, for the course of the accuracy.
         augment: train on random crops.
         flip: mirror half of them; wrong for text and digits.
         levers: levers to set by hand, `name=value`; see `edgetune.plan.levers`.
@@ -86,13 +88,17 @@ def make_plan(
         InputError: something given can't be used.
         InfeasibleError: no plan fits the caps; carries the nearest caps that would.
     """
-    _check_options(epochs, batch_size, lr, threads, workers, patience, evaluate_every, seed, engine, device)
+    between = {"--evaluate-every": evaluate_every, "--evaluate-steps": evaluate_steps}
+    _check_options(epochs, batch_size, lr, threads, workers, patience, between, seed, engine, device)
     _check_quantities(memory_bytes, energy_j, time_s, disk_bytes, power_w)
     spec = find_spec(model)
     folder = scan(Path(data), seed)
     spec = spec.at(image_size, len(folder.classes))
     chosen_method = with_levers(find_method(method, spec.depth), levers, spec.depth)
     evaluations = math.ceil((epochs or DEFAULT_EPOCHS) / evaluate_every)
+    if evaluate_steps is not None:
+        batches = math.ceil(len(folder.train) / (batch_size or REFERENCE_BATCH))
+        evaluations += (epochs or DEFAULT_EPOCHS) * batches // evaluate_steps
     room_bytes = _disk_room(disk_bytes)
     chosen_method, disk_note = fit_to_disk(
         chosen_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes
@@ -192,6 +198,7 @@ def make_plan(
             flip=augmented and flip,
             patience=patience,
             evaluate_every=evaluate_every,
+            evaluate_steps=evaluate_steps,
         ),
         alast=_alast(chosen_method, choice, lr),
         lora=chosen_method.lora,
@@ -247,14 +254,13 @@ def _check_options(
     threads: int | None,
     workers: int | None,
     patience: int | None,
-    evaluate_every: int,
+    evaluations: dict[str, int | None],
     seed: int,
     engine: str,
     device: str | Device,
 ) -> None:
     least_one = {"--epochs": epochs, "--batch-size": batch_size, "--threads": threads, "--patience": patience}
-    least_one["--evaluate-every"] = evaluate_every
-    for flag, value in least_one.items():
+    for flag, value in (least_one | evaluations).items():
         if value is not None and value < 1:
             raise InputError(f"{flag} {value} is too small; give 1 or more.")
     for flag, value in {"--workers": workers, "--seed": seed}.items():

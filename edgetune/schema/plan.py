@@ -57,6 +57,7 @@ class Recipe(Record, frozen=True):
     flip: bool = True  # and mirror half of the crops; wrong for text and digits
     patience: int | None = None  # evaluations without a better accuracy that end the run
     evaluate_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+    evaluate_steps: int | None = None  # steps between evaluations that are only recorded and choose nothing
 
 
 class MemoryBill(Record, frozen=True):

@@ -85,7 +85,9 @@ def fit(
     sitting = _sitting(plan, power_w, save_every_s, quiet, started, system)
     try:
         schema.save(plan, folder.plan)
-        schema.save(profile or profile_device(power_w=sitting.power_w, probes=False), folder.profile)
+        here = None if sitting.system.live else sitting.system.root
+        read = profile or profile_device(root=here, power_w=sitting.power_w, probes=False)
+        schema.save(read, folder.profile)
         schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
         return _run(plan, folder, sitting, resume=False)
     except BaseException:

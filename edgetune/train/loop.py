@@ -209,6 +209,10 @@ class Loop:
                 self._count(batch, report, self._step_s, spent_j)
                 mark, mark_j = now, joules
                 self._log_step(batch, report, rate)
+                every = self.plan.recipe.evaluate_steps
+                if every and progress.step % every == 0:
+                    self._record_accuracy()
+                    mark, mark_j = clock(), window.joules  # nor is this part of the epoch's figures
                 if progress.step == _CALIBRATED_AFTER and not progress.evaluations:
                     self._calibrate()
                 if clock() - self._saved_at > self.save_every_s:
@@ -369,24 +373,24 @@ class Loop:
             memory_bytes=memory_bytes,
             power_w=self.meters.energy.watts,
             energy_j=joules,
+            clock_s=round(self.meters.clock(), 4),
             k=len(report.trained),
             trained_blocks=list(report.trained),
             tokens_per_block=[round(kept, 2) for kept in report.kept],
             budgets=report.budgets,
         )
 
-    def _evaluate(self) -> Evaluation | StoppedBy:
-        """Validate the model as it stands and keep it if it is the best; or why that ends the run."""
-        progress = self.progress
+    def _validate(self) -> Evaluation | StoppedBy:
+        """Validate the model as it stands; or why that ends the run."""
         with self._timed("eval_s") as elapsed:
             while True:
+                size = self.progress.micro_batch_size
                 try:
                     with memory_errors():
-                        for _ in self.val.prepare(0, progress.micro_batch_size):
+                        for _ in self.val.prepare(0, size):
                             if self.interrupted():
                                 return "user"
-                        images = self.val.epoch(0)
-                        evaluation = self.engine.evaluate(images, progress.micro_batch_size, self.interrupted)
+                        evaluation = self.engine.evaluate(self.val.epoch(0), size, self.interrupted)
                     break
                 except OutOfMemoryError as error:
                     if not self._tighten(f"out of memory while evaluating ({error})"):
@@ -396,6 +400,26 @@ class Loop:
         if not math.isfinite(evaluation.loss):
             return "nan"
         self.budget.note_evaluation(elapsed())
+        return evaluation
+
+    def _record_accuracy(self) -> None:
+        """A point of the accuracy's course, and what training took until then; what ends the run, the loop notices."""
+        evaluation, progress = self._validate(), self.progress
+        if isinstance(evaluation, Evaluation):
+            joules = [progress.epoch_j, *progress.epochs_j]
+            self.metrics.write(
+                "accuracy",
+                progress.step,
+                val_accuracy=evaluation.accuracy,
+                train_s=sum(progress.epochs_s) + progress.epoch_s,
+                train_j=None if None in joules else sum(spent for spent in joules if spent is not None),
+            )
+
+    def _evaluate(self) -> Evaluation | StoppedBy:
+        """Validate the model as it stands and keep it if it is the best; or why that ends the run."""
+        progress, evaluation = self.progress, self._validate()
+        if not isinstance(evaluation, Evaluation):
+            return evaluation
         progress.evaluated_step = progress.step
         progress.evaluations.append((progress.epoch, evaluation.accuracy))
         if progress.best == progress.last:

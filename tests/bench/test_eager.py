@@ -21,14 +21,14 @@ NAMES = ["vit_nano_patch8_64", "deit_tiny_distilled_patch16_224", "vit_wee_patch
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_function_and_the_same_decay(name: str, photos: Path, tmp_path: Path) -> None:
-    from edgetune.bench import eager
+    from edgetune.bench import eager, shared
 
     torch.set_num_threads(1)
     weights = tmp_path / "weights.safetensors"
     make_weights(weights, model=name, image_size=32, classes=5, seed=0)  # another classifier: it is drawn afresh
     plan = make_plan(photos, model=name, weights=weights, image_size=32, batch_size=6, method="full", seed=3)
     spec = find_spec(name).at(32, 3)
-    theirs: Any = eager._load_model(plan, spec).eval()
+    theirs: Any = shared.load_model(plan).eval()
     ours, report = build_model(spec, weights, class_names=plan.data.classes, seed=3)
     assert report.fresh_head
     images = torch.randn(2, 3, 32, 32)
@@ -36,7 +36,7 @@ def test_the_same_function_and_the_same_decay(name: str, photos: Path, tmp_path:
         torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
         assert theirs(images).std() > 0
 
-    optimizer = eager._optimizer(theirs, plan, fused=False)
+    optimizer = eager._optimizer("eager-full", theirs, plan)
     names = {id(parameter): name for name, parameter in theirs.named_parameters()}
     decays = {
         names[id(parameter)]: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]

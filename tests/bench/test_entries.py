@@ -91,6 +91,18 @@ def test_a_recipe_of_an_unknown_method(recipe: Callable[..., Path]) -> None:
         find_entries(["mine"], recipes, SPEC)
 
 
+def test_words_stand_for_what_is_possible_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("peft", "torchao") else real(name))
+    names = [entry.name for entry in find_entries(["full", "all"], {}, SPEC)]
+    assert names[0] == "full"
+    assert len(names) == len(set(names))
+    assert {"edgetune", "alast-lora", "random-k", "lora", "timm-checkpoint"} <= set(names)
+    assert not {"peft-lora", "timm-adamw8bit"} & set(names)
+    with pytest.raises(MissingDependencyError, match=r"peft.*edgetune\[bench\]"):
+        find_entries(["peft-lora"], {}, SPEC)
+
+
 @pytest.mark.parametrize("name", ["recipes.json", "levers.json"])
 def test_the_recipes_that_come_with_the_project_can_be_run(name: str) -> None:
     recipes = read_recipes(ROOT / "benchmarks" / name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from edgetune.bench.page import markdown, print_bench
-from edgetune.bench.records import Bench, Entry, Figures, MethodRow, Run, Spread
+from edgetune.bench.records import Bench, CurvePoint, Entry, Figures, MethodRow, Run, Spread
 from edgetune.bench.summary import summarise
 from tests.bench.facts import HERE, SETTINGS, make_run
 
@@ -101,6 +103,58 @@ def test_who_else_used_the_machine_is_said() -> None:
     assert summary([make_run("full")]).warnings == []
 
 
+def test_joules_are_gross_net_and_marked_where_a_model_gave_them() -> None:
+    measured: dict[str, Any] = {"epochs_j": [30.0, 10.0, 20.0], "energy_source": "ina3221", "energy_scope": "module"}
+    run = make_run("full", energy_measured=True, **measured)  # 3, 1 and 2 s
+    bench = summary([msgspec.structs.replace(run, idle_w=4.0)])
+    found = row(bench, "full")
+    assert found.epoch_j.median == 20.0
+    assert found.net_epoch_j.median == 20.0 - 4.0 * 2.0
+    assert (found.energy_measured, bench.idle_w.median) == (True, 4.0)
+    assert " 20*" not in markdown(bench)
+    modelled = summary([make_run("full", energy_measured=False, **measured)])
+    assert row(modelled, "full").net_epoch_j is None
+    assert " 20* " in markdown(modelled)
+    assert any("modelled" in warning for warning in modelled.warnings)
+    unknown = summary([make_run("full", epochs_j=[30.0, None, 20.0])])
+    assert row(unknown, "full").epoch_j is None
+    assert "No joules" in markdown(unknown)
+
+
+def test_the_share_of_the_machine_is_of_its_rate_just_before() -> None:
+    run = msgspec.structs.replace(make_run("full"), gemm_flops=100e9)  # 300 images of 1 GFLOP in 6 s
+    assert row(summary([run]), "full").gemm_share.median == pytest.approx(0.5)
+    assert row(summary([make_run("full")]), "full").gemm_share is None
+
+
+def a_course(*points: tuple[int, float, float, float]) -> list[CurvePoint]:
+    return [CurvePoint(step=step, accuracy=right, train_s=s, train_j=j) for step, right, s, j in points]
+
+
+def test_what_it_took_to_come_to_shares_of_full() -> None:
+    joules: dict[str, Any] = {"epochs_j": [2.0, 2.0, 2.0], "energy_measured": True}
+    runs = [
+        make_run("eager-full", accuracy=0.8, curve=a_course((20, 0.4, 2.0, 20.0), (40, 0.79, 4.0, 40.0)), **joules),
+        make_run("full", 0, accuracy=0.77, curve=a_course((20, 0.77, 1.0, 10.0), (40, 0.5, 2.0, 20.0)), **joules),
+        make_run("full", 1, accuracy=0.9, curve=a_course((20, 0.1, 1.0, 10.0), (40, 0.795, 3.0, 30.0)), **joules),
+        make_run("head", accuracy=0.3, curve=a_course((20, 0.2, 1.0, 10.0)), **joules),
+    ]
+    settings = msgspec.structs.replace(SETTINGS, evaluate_steps=20)
+    entries = [Entry(name=name, method=name) for name in ("eager-full", "full", "head")]
+    bench = summarise(settings, entries, runs, 2)
+    assert (bench.full_accuracy, bench.full_accuracy_of) == (0.8, "eager-full")
+    to_95, to_99, to_100 = row(bench, "eager-full").reach
+    assert (to_95.seconds.median, to_95.joules.median) == (4.0, 40.0)
+    assert to_100.seconds.median == 6.0  # the end of the last epoch is a point too
+    to_95, to_99, to_100 = row(bench, "full").reach
+    assert (to_95.reached, to_95.seconds.median) == (2, 2.0)
+    assert (to_99.reached, to_99.seconds) == (1, None)
+    assert [reach.reached for reach in row(bench, "head").reach] == [0, 0, 0]
+    written = markdown(bench)
+    assert "1 of 2" in written
+    assert "not reached" in written
+
+
 def test_the_record_survives_its_file() -> None:
     bench = summary(EAGER)
     raw = msgspec.json.encode(bench)
@@ -117,7 +171,7 @@ def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     bench = summary(large)
     text = markdown(bench)
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(tables) == 2 * (2 + 4)
+    assert len(tables) == 3 * (2 + 4)
     assert max(map(len, tables)) <= 80
     assert len({line.count("|") for line in tables[:6]}) == 1
     assert "1234" in text
