@@ -199,6 +199,25 @@ class Controller:
         kept = self._kept[index] = self._allowed(index, self._budgets[index], entering)
         return kept
 
+    def note_moved(self, index: int, moved: float, images: int, entering: int) -> int:
+        """What `note` does, for a loop without torch, which measures the movement itself.
+
+        Args:
+            index: the block.
+            moved: squared movement of the images' summaries through the block, summed over channels and images.
+            images: their number.
+            entering: patch tokens that entered it.
+        """
+        if self.mode == "reference":
+            self._move(index, moved if self.reduction == "sum" else moved / images)
+        elif self.mode == "constrained":
+            sums = list(self._read_sums())
+            sums[index] += moved
+            self._sums = sums
+            self._images[index] += images
+        kept = self._kept[index] = self._allowed(index, self._budgets[index], entering)
+        return kept
+
     # -- what a loop reads --------------------------------------------------------------------------------------------
 
     @property

@@ -11,46 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgetune.model.onnx_graph import IR_VERSION, OPSET, Graph
 from edgetune.model.spec import ViTSpec
 
-OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT = "images", "logits"
 LABELS, LOSS = "labels", "loss"
 Floats = NDArray[np.float32]
-
-
-class Graph:
-    """Nodes and constants in the making. Every call appends one operator and returns the name of its output.
-
-    Args:
-        training: whether gradients towards the constants will be asked for; see `build_graph`.
-    """
-
-    def __init__(self, *, training: bool = False) -> None:
-        self.training = training
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
-        return name
-
-    def shape(self, *sides: int) -> str:
-        """A constant shape; in Reshape 0 keeps a side."""
-        return self.constant("shape_" + "_".join(map(str, sides)), np.array(sides, np.int64))
-
-    def add(self, operator: str, inputs: Sequence[str], name: str, outputs: int = 1, **attributes: Any) -> Any:
-        names = [name] if outputs == 1 else [f"{name}.{index}" for index in range(outputs)]
-        self.nodes.append(helper.make_node(operator, inputs, names, name, **attributes))
-        return names[0] if outputs == 1 else names
 
 
 def build_graph(

@@ -1,7 +1,7 @@
 """The operations that a transformer block's forward and backward pass are written in.
 
 `edgetune.model.block` uses nothing else, so whoever implements this table gets the whole training step: with torch
-(`edgetune.model.torch_ops`, where fused kernels stand in), or as an ONNX graph (`edgetune.export.onnx_ops`).
+(`edgetune.model.torch_ops`, where fused kernels stand in), or as an ONNX graph (`edgetune.model.onnx_ops`).
 
 Shapes: B images, N tokens, C width, H heads, D = C / H. `x` is (B, N, ...) throughout; weights are (out, in). An
 argument called `total` is a sum under way: the result is that sum with the new term added, and an implementation may

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from edgetune.model.header import WeightsMetadata
+from edgetune.model.reading import LoadReport, metadata_strings
 from edgetune.model.spec import ViTSpec
 from edgetune.model.tensorfile import SCALE
 from edgetune.model.tensorfile import WeightsStore as WeightsStore
 from edgetune.model.tensorfile import WeightsWriter as WeightsWriter
-from edgetune.model.weights import LoadReport, metadata_strings, read_weights
+from edgetune.model.weights import read_weights
 
 _TINIEST = torch.finfo(torch.float32).tiny  # scale of a row of zeros
 _CHUNK_WEIGHTS = 1 << 18  # quantised at a time

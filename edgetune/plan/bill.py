@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgetune.model.spec import Parameter, ViTSpec
-from edgetune.plan import lean_bill
+from edgetune.plan import lean_bill, onnx_bill
 from edgetune.plan.job import Job, entering
 from edgetune.schema import MemoryBill
 
@@ -84,23 +84,26 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 
 
 def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
-    """See `edgetune.plan.lean_bill`."""
-    slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + LEAN_SLACK_SHARE
+    """See `edgetune.plan.lean_bill`, and `edgetune.plan.onnx_bill` for the engine without torch."""
+    step_bytes, share, moments_of = LEAN_STEP_BYTES, LEAN_SLACK_SHARE, lean_bill.moments
+    if job.engine == "onnx":
+        step_bytes, share, moments_of = onnx_bill.STEP_BYTES, onnx_bill.SLACK_SHARE, onnx_bill.moments
+    slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + share
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
     peak = max(
-        lean_bill.moments(job),
+        moments_of(job),
         key=lambda moment: kept * (moment.weights + moment.saved) + slack * moment.workspace,
     )
     weights, gradients = lean_bill.weight_bytes(job) + peak.weights, lean_bill.gradient_bytes(job)
     state = optimizer_bytes(job)
-    held = int(LEAN_SLACK_SHARE * (weights + gradients + state + peak.saved))
+    held = int(share * (weights + gradients + state + peak.saved))
     return MemoryBill(
         runtime=runtime_bytes,
         weights=weights,
         gradients=gradients,
         optimizer=state,
         activations=int(peak.saved),
-        workspace=int(peak.workspace * slack) + _classify_bytes(job) + LEAN_STEP_BYTES + _bf16_bytes(job) + held,
+        workspace=int(peak.workspace * slack) + _classify_bytes(job) + step_bytes + _bf16_bytes(job) + held,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
 

@@ -15,7 +15,7 @@ from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.levers import Levers
 from edgetune.plan.methods import BAND, Method
-from edgetune.schema import BlockPlan, Plan
+from edgetune.schema import BlockPlan, Engine, Plan
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +38,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     drops_tokens: bool = False
     workers: int = 0
     allocator: Literal["fast", "lean"] = "fast"
+    engine: Engine = "torch"
 
     @property
     def lowest(self) -> int:
@@ -93,6 +94,7 @@ def job_for(
     micro_batch_size: int,
     workers: int = 0,
     allocator: Literal["fast", "lean"] = "fast",
+    engine: Engine = "torch",
     trained: int | None = None,
     k: int | None = None,
     band_max: float = BAND[1],
@@ -116,6 +118,7 @@ def job_for(
         drops_tokens=method.alast is not None,
         workers=workers,
         allocator=allocator,
+        engine=engine,
     )
 
 
@@ -140,6 +143,7 @@ def job_of(plan: Plan) -> Job:
         drops_tokens=plan.alast is not None,
         workers=plan.workers,
         allocator=plan.allocator,
+        engine=plan.engine,
     )
 
 

@@ -19,7 +19,7 @@ from edgetune.model.spec import ViTSpec
 from edgetune.plan.certainty import certainty
 from edgetune.plan.cost import watts_of
 from edgetune.plan.rates import Rates
-from edgetune.schema import Board, Memory, Power, Profile
+from edgetune.schema import Board, Engine, Memory, Power, Profile
 from edgetune.units import format_size
 
 DEFAULT_SHARE = 0.9  # of what may really be used, for a cap nobody named
@@ -29,6 +29,8 @@ DEFAULT_SHARE = 0.9  # of what may really be used, for a cap nobody named
 COMMAND_BYTES = 13 << 20
 # Resident memory of a bare training process, where no profile measured it. The first holds CUDA's libraries.
 _RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 540 << 20, 420 << 20
+# The same with onnxruntime in the place of torch (benchmarks/onnx_engine.py).
+ONNX_RUNTIME_BYTES = 72 << 20
 _SAME_MEMORY = 0.05  # of the total: a kernel keeps a little more or less for itself
 
 
@@ -45,6 +47,12 @@ class Machine(NamedTuple):
     warnings: list[str]
     time_factor: float  # that times and energies may be off by, either way
     margin_bytes: int  # that the bare process may take beyond `runtime_bytes`
+
+    def under(self, engine: Engine) -> Machine:
+        """What planning for an engine needs to know; a profile's bare process is torch's."""
+        if engine == "torch":
+            return self
+        return self._replace(runtime_bytes=ONNX_RUNTIME_BYTES, runtime_measured=False)
 
 
 def read_machine(

@@ -80,7 +80,7 @@ class Method(NamedTuple):
 METHOD_NAMES = ("edgetune", "alast", "full", "checkpoint", "head", "last-K", "lora", "alast-lora", "random-k")
 
 
-def with_levers(method: Method, given: Sequence[str], depth: int) -> Method:
+def with_levers(method: Method, given: Sequence[str], depth: int, engine: str = "torch") -> Method:
     """A method with levers set by hand; those that bound the search bound it from above.
 
     Raises:
@@ -90,7 +90,9 @@ def with_levers(method: Method, given: Sequence[str], depth: int) -> Method:
     trained = method.trained if levers.trained_blocks is None else levers.trained_blocks
     if trained > depth:
         raise InputError(f"--lever trained_blocks={trained} is more than the {depth} there are.")
-    if levers.trainer == "lean" and method.alast is not None and method.alast.mode == "reference":
+    # the ONNX engine passes a whole batch through a block before the next, so that one forward pass is one step
+    in_parts = levers.trainer == "lean" and engine != "onnx"
+    if in_parts and method.alast is not None and method.alast.mode == "reference":
         raise InputError(
             f"--lever trainer=lean moves budgets once a step; --method {method.name} needs trainer=autograd."
         )

@@ -16,8 +16,9 @@ from edgetune.errors import InfeasibleError, InputError
 from edgetune.model.registry import find_spec
 from edgetune.plan.cache import fit_to_disk, planned_cache
 from edgetune.plan.cost import predict
+from edgetune.plan.engines import candidates, method_under
 from edgetune.plan.machine import default_workers, memory_cap, read_machine
-from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method, find_method, with_levers
+from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method
 from edgetune.plan.reasons import Decisions, infeasible_sentence, why
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.plan.tradeoff import tradeoff
@@ -70,7 +71,7 @@ def make_plan(
         image_size: side in pixels.
         lr: learning rate.
         method: see `edgetune.plan.methods`.
-        engine: "auto" or "torch".
+        engine: "auto", "torch" or "onnx"; "auto" takes ONNX where torch is missing, or no plan fits with it.
         device: "cpu" or "cuda".
         threads: of the arithmetic.
         workers: processes that decode images; 0 decodes in the training process. None: 0 where the CPU trains, else
@@ -89,20 +90,16 @@ def make_plan(
         InfeasibleError: no plan fits the caps; carries the nearest caps that would.
     """
     between = {"--evaluate-every": evaluate_every, "--evaluate-steps": evaluate_steps}
-    _check_options(epochs, batch_size, lr, threads, workers, patience, between, seed, engine, device)
+    _check_options(epochs, batch_size, lr, threads, workers, patience, between, seed, device)
     _check_quantities(memory_bytes, energy_j, time_s, disk_bytes, power_w)
     spec = find_spec(model)
     folder = scan(Path(data), seed)
     spec = spec.at(image_size, len(folder.classes))
-    chosen_method = with_levers(find_method(method, spec.depth), levers, spec.depth)
     evaluations = math.ceil((epochs or DEFAULT_EPOCHS) / evaluate_every)
     if evaluate_steps is not None:
         batches = math.ceil(len(folder.train) / (batch_size or REFERENCE_BATCH))
         evaluations += (epochs or DEFAULT_EPOCHS) * batches // evaluate_steps
     room_bytes = _disk_room(disk_bytes)
-    chosen_method, disk_note = fit_to_disk(
-        chosen_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes
-    )
     machine = read_machine(profile, power_w, device, threads, elsewhere=elsewhere)
     cap_bytes, cap_source = memory_cap(memory_bytes, machine.memory)
     if energy_j is not None and machine.watts is None:
@@ -111,25 +108,43 @@ def make_plan(
         )
     wanted_batch = batch_size or REFERENCE_BATCH
     batch = min(wanted_batch, len(folder.train))
-    problem = Problem(
-        method=chosen_method,
-        spec=spec,
-        batch_size=batch,
-        workers=default_workers(machine, cap_bytes, device, spec, batch) if workers is None else workers,
-        epochs=epochs or DEFAULT_EPOCHS,
-        train_images=len(folder.train),
-        val_images=len(folder.val),
-        runtime_bytes=machine.runtime_bytes,
-        rates=machine.rates,
-        watts=machine.watts,
-        file_bytes=mean_file_bytes(folder.train),
-        margin_bytes=machine.margin_bytes,
-    )
     limits = Limits(cap_bytes, energy_j, time_s)
-    choice = search(problem, limits)
-    if choice is None:
+    found, refusal = None, None
+    for name in candidates(engine, device):
+        try:
+            chosen_method = method_under(name, method, levers, spec.depth)
+        except InputError:
+            if engine != "auto" or refusal is None:
+                raise
+            break  # what was asked for by hand is torch's alone
+        chosen_method, disk_note = fit_to_disk(
+            chosen_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes
+        )
+        machine = machine.under(name)
+        problem = Problem(
+            method=chosen_method,
+            spec=spec,
+            batch_size=batch,
+            workers=default_workers(machine, cap_bytes, device, spec, batch) if workers is None else workers,
+            epochs=epochs or DEFAULT_EPOCHS,
+            train_images=len(folder.train),
+            val_images=len(folder.val),
+            runtime_bytes=machine.runtime_bytes,
+            rates=machine.rates,
+            watts=machine.watts,
+            file_bytes=mean_file_bytes(folder.train),
+            margin_bytes=machine.margin_bytes,
+            engine=name,
+        )
+        found = search(problem, limits)
+        if found is not None:
+            break
         nearest = nearest_feasible(problem, limits)
-        raise InfeasibleError(infeasible_sentence(problem, limits, nearest), nearest)
+        refusal = InfeasibleError(infeasible_sentence(problem, limits, nearest), nearest)
+    if found is None:
+        assert refusal is not None  # one engine at least was tried
+        raise refusal
+    choice = found
     decisions = Decisions(
         problem=problem,
         limits=limits,
@@ -151,7 +166,7 @@ def make_plan(
         weights=None if weights is None else str(Path(weights).absolute()),
         image_size=spec.image_size,
         method=method,
-        engine="torch",
+        engine=problem.engine,
         device="cuda" if device == "cuda" else "cpu",
         threads=threads or machine.threads,
         workers=problem.workers,
@@ -256,7 +271,6 @@ def _check_options(
     patience: int | None,
     evaluations: dict[str, int | None],
     seed: int,
-    engine: str,
     device: str | Device,
 ) -> None:
     least_one = {"--epochs": epochs, "--batch-size": batch_size, "--threads": threads, "--patience": patience}
@@ -268,7 +282,5 @@ def _check_options(
             raise InputError(f"{flag} {value} is negative; give 0 or more.")
     if lr is not None and not (0 < lr < math.inf):
         raise InputError(f"--lr {lr} is not a positive number; 1e-4 is a usual one.")
-    if engine not in ("auto", "torch"):
-        raise InputError(f"--engine {engine} is not available in this version; use auto or torch.")
     if device not in ("cpu", "cuda"):
         raise InputError(f"--device {device} is unknown; use cpu or cuda.")

@@ -30,12 +30,13 @@ from typing import Literal, NamedTuple
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import memory_bill
 from edgetune.plan.cost import Cost, time_of
+from edgetune.plan.engines import economical
 from edgetune.plan.job import Job, job_for
 from edgetune.plan.levers import Levers, economies, part_size
 from edgetune.plan.methods import BAND_STEPS, Method
 from edgetune.plan.rates import Rates
 from edgetune.plan.work import work_per_image
-from edgetune.schema import NearestFeasible
+from edgetune.schema import Engine, NearestFeasible
 
 _FOUR_BITS = 0.98  # of the learning, where saved tensors have no more
 _ROUNDING = 1 + 1e-9  # so that a cap named as feasible is feasible when it is asked for
@@ -89,6 +90,7 @@ class Problem(NamedTuple):
     allocator: Allocator = "lean"
     file_bytes: float | None = None  # of an image file, on average
     margin_bytes: int = 0  # that the bare process may take beyond `runtime_bytes`
+    engine: Engine = "torch"
 
     def settings(self) -> Iterator[Setting]:
         """What a run may learn with, the method's own setting first; all of it kept as the method keeps it."""
@@ -113,7 +115,8 @@ class Problem(NamedTuple):
         given = set(self.method.given)
         if setting.trained == self.spec.depth or setting.levers.feature_cache != "off":
             given.add("frozen_weights")  # nothing is frozen, or it is on disk already
-        return [setting._replace(levers=levers) for levers in economies(setting.levers, given)]
+        forms = economical(economies(setting.levers, given), self.engine)
+        return [setting._replace(levers=levers) for levers in forms]
 
     @property
     def whole(self) -> int:
@@ -132,6 +135,7 @@ class Problem(NamedTuple):
             micro_batch_size=micro_batch_size,
             workers=self.workers,
             allocator=self.allocator,
+            engine=self.engine,
             trained=setting.trained,
             k=setting.k,
             band_max=setting.band_max,

@@ -31,12 +31,12 @@ from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
 from edgetune.train.display import Display
-from edgetune.train.engine import Engine, Source
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop, Meters
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.units import format_energy, format_size
 
+_STARTERS = {"torch": "edgetune.train.torch_start", "onnx": "edgetune.train.onnx.start"}
 _CHARGE_SHARE = 0.95  # of a battery's charge, for a run that it feeds
 _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
 
@@ -134,12 +134,10 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
     if plan.allocator == "lean" or plan.feature_cache is not None:
         keep_mkl_lean()
     try:
-        from edgetune.train import torch_engine
+        starter = import_module(_STARTERS[plan.engine])  # now: imports belong to the bare process
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(error.name or "torch", "torch", "fit") from None
-    if plan.trainer == "lean":
-        import_module("edgetune.train.lean.start")  # now: imports belong to the bare process
-    memory = PeakMeter.start(lambda: torch_engine.start(plan), children=plan.workers > 0, shared_folders=[folder.path])
+        raise MissingDependencyError(error.name or plan.engine, plan.engine, f"fit --engine {plan.engine}") from None
+    memory = PeakMeter.start(lambda: starter.warm_up(plan), children=plan.workers > 0, shared_folders=[folder.path])
     warnings = _check_room(plan, memory)
     train_images, val_images = _loaders(plan)
     board, entry = identify_entry(sitting.system)
@@ -148,7 +146,7 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
     try:
         with memory_errors():
-            engine, train, val = _engine(plan, folder, train_images, val_images, resume=resume)
+            engine, train, val = starter.start_engine(plan, folder, train_images, val_images, resume=resume)
     except OutOfMemoryError as error:
         raise InputError(
             f"--model {plan.model} could not be read into memory ({error}): end other programs, or plan anew with a"
@@ -254,19 +252,6 @@ def _loaders(plan: Plan) -> tuple[Loader, Loader]:
     )
     val = Loader(images.val, batch_size=plan.micro_batch_size, augment=False, shuffle=False, **common)
     return train, val
-
-
-def _engine(
-    plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool
-) -> tuple[Engine, Source, Source]:
-    """The engine of a plan, and where its batches come from: images, or cached features of them."""
-    if plan.trainer == "autograd":
-        from edgetune.train import torch_engine
-
-        return torch_engine.TorchEngine(plan, torch_engine.load_model(plan, blank=resume)), train, val
-    from edgetune.train.lean.start import start_engine
-
-    return start_engine(plan, folder, train, val, resume=resume)
 
 
 def _profiled_idle_w(folder: RunFolder, source: PowerSource) -> float | None:

@@ -9,13 +9,13 @@ D. Kingma and J. Ba, arXiv 1412.6980; I. Loshchilov and F. Hutter, arXiv 1711.05
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-BETAS, EPSILON, MOMENTUM = (0.9, 0.999), 1e-8, 0.9
+from edgetune.train.rules import BETAS, EPSILON, MOMENTUM, decays
 
 
 class Optimizer:
@@ -122,8 +122,3 @@ class Optimizer:
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-
-
-def decays(name: str, shape: Sequence[int]) -> bool:
-    """Whether weight decay pulls at a parameter: at matrices, as in timm; not at biases, norms, tokens, positions."""
-    return len(shape) >= 2 and not name.endswith(("_token", "pos_embed"))

@@ -2,6 +2,7 @@
 
     MemoryError, numpy's too        the interpreter, arrays, Pillow
     OSError, errno 12               mapping a file, starting a process
+    Failed to allocate memory       onnxruntime, in exceptions of its own
     DefaultCPUAllocator …           torch's allocator on the CPU; std::bad_alloc where the C++ library says it
     could not create a primitive    oneDNN, whose kernels and scratch memory are allocated late
     CUDA out of memory              torch.OutOfMemoryError, and any `CUDA error: out of memory` of a later call
@@ -27,6 +28,7 @@ _WORDS = (
     "cannot allocate memory",
     "not enough memory",
     "unable to allocate",
+    "failed to allocate",
     "bad_alloc",
     "bad allocation",
     "could not create a primitive",
@@ -58,7 +60,8 @@ def means_no_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
+    ours = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return ours and any(words in text for words in _WORDS)
 
 
 @contextmanager
@@ -70,7 +73,7 @@ def memory_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except Exception as error:  # onnxruntime has exceptions of its own
         if not means_no_memory(error):
             raise
         _let_go()

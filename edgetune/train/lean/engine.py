@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -325,6 +326,24 @@ class LeanEngine(TorchBase):
         if self.plan.embeddings_trainable:
             self._wake()
         return self.frozen.features(images, part, all_tokens=all_tokens)
+
+    # -- as an `edgetune.train.features.Extractor` ---------------------------------------------------------------------
+
+    def embed_images(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Extractor.embed_images`."""
+        embedded: NDArray[np.float32] = self.frozen.embed(*self._tensors(images)).cpu().numpy()
+        return embedded
+
+    def run_frozen(self, x: NDArray[np.float32], part: int, *, all_tokens: bool) -> NDArray[np.float32]:
+        """See `Extractor.run_frozen`."""
+        with memory_errors():
+            (stream,) = self._tensors(x)
+            found: NDArray[np.float32] = self.frozen.run(stream, part, all_tokens=all_tokens).cpu().numpy()
+            return found
+
+    def free_frozen(self) -> None:
+        """See `Extractor.free_frozen`."""
+        self.frozen.free()
 
     def count_features(self, images: int) -> None:
         """Note that features of so many images were computed for a cache; the next step reports the work."""

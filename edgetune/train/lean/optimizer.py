@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from edgetune.train.lean.parameters import Group
-from edgetune.train.optimizer import BETAS, EPSILON, MOMENTUM
+from edgetune.train.rules import BETAS, EPSILON, MOMENTUM
 
 Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]

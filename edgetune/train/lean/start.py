@@ -11,9 +11,9 @@ from edgetune.plan.job import levers_of
 from edgetune.plan.levers import frozen_arithmetic
 from edgetune.schema import Plan
 from edgetune.train.engine import Source
+from edgetune.train.features import cached_sources
 from edgetune.train.folder import RunFolder
 from edgetune.train.lean.engine import LeanEngine
-from edgetune.train.lean.features import FeatureLoader
 
 
 def start_engine(
@@ -31,13 +31,7 @@ def start_engine(
     if not resume:
         convert_base(plan, folder.base)
     engine = LeanEngine(plan, folder.base)
-    cache = plan.feature_cache
-    if cache is None:
-        return engine, train, val
-    features = FeatureLoader(train, engine, cache, folder.base.parent, "train", all_tokens=False, views=cache.views)
-    if not cache.val_bytes:
-        return engine, features, val
-    return engine, features, FeatureLoader(val, engine, cache, folder.base.parent, "val", all_tokens=True, views=1)
+    return engine, *cached_sources(plan, engine, folder, train, val)
 
 
 def convert_base(plan: Plan, base: Path) -> None:

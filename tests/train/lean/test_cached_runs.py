@@ -26,10 +26,10 @@ from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
 from edgetune.schema import Plan, Result
+from edgetune.train.features import FeatureLoader
 from edgetune.train.fit import fit, resume
 from edgetune.train.folder import RunFolder
 from edgetune.train.lean.below import FrozenPart
-from edgetune.train.lean.features import FeatureLoader
 from edgetune.train.lean.start import start_engine
 
 LEAN = (
@@ -67,7 +67,7 @@ def plan(plan_for, weights: Path) -> Callable[..., Plan]:
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six images a group."""
-    monkeypatch.setattr("edgetune.train.lean.features.group_size", lambda spec, part: max(part, 6 // part * part))
+    monkeypatch.setattr("edgetune.train.features.group_size", lambda spec, part: max(part, 6 // part * part))
 
 
 def ends(run: Path) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgetune.export.graph import Graph
+from edgetune.model.onnx_graph import Graph
 
 MERGES = ["CommonSubexpressionElimination"]  # passes of onnxruntime that keep what was to be computed again
 
@@ -244,7 +244,7 @@ class OnnxOps:
         """The shape (B, N, sides), B being what is left."""
         if isinstance(tokens, int):
             return self._graph.shape(-1, tokens, *sides)
-        return self._add_once("Concat", [self._graph.shape(-1), tokens, self._graph.shape(*sides)], "shape", axis=0)
+        return self._add_once("Concat", [self._graph.shape(-1), tokens, self._graph.shape(*sides)], "sides", axis=0)
 
     def _missing(self, x: Value, like: Value) -> str:
         """Number of tokens, (1,), that x has less than another."""

@@ -17,20 +17,45 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from edgetune.data.features import FeatureFile, FeatureWriter
 from edgetune.data.folder import Sample
 from edgetune.data.loader import Batch, Loader
 from edgetune.errors import InputError
+from edgetune.model.spec import ViTSpec
 from edgetune.plan.lean_bill import group_size
-from edgetune.schema import FeatureCachePlan
+from edgetune.schema import FeatureCachePlan, Plan
 from edgetune.train.allocator import release_free_memory
-from edgetune.train.lean.engine import LeanEngine
+from edgetune.train.engine import Source
+from edgetune.train.folder import RunFolder
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
+
+
+class Extractor(Protocol):
+    """What an engine offers: its frozen part, from images to what enters the lowest block that may train."""
+
+    plan: Plan
+    spec: ViTSpec
+
+    def embed_images(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Tokens (B, N, C) of images (B, 3, S, S)."""
+
+    def run_frozen(self, x: NDArray[np.float32], part: int, *, all_tokens: bool) -> NDArray[np.float32]:
+        """Pass embedded tokens (B, N, C), which may be written over, `part` images at a time; (B, N', C).
+
+        Raises:
+            OutOfMemoryError: there is no memory for so many images.
+        """
+
+    def free_frozen(self) -> None:
+        """Give back memory until the frozen part is needed again."""
+
+    def count_features(self, images: int) -> None:
+        """Note that features of so many images were computed; the next step reports the work."""
 
 
 class FeatureLoader:
@@ -49,7 +74,7 @@ class FeatureLoader:
     def __init__(
         self,
         loader: Loader,
-        engine: LeanEngine,
+        engine: Extractor,
         cache: FeatureCachePlan,
         folder: Path,
         name: str,
@@ -104,7 +129,7 @@ class FeatureLoader:
             except OutOfMemoryError:
                 self._grouped = False
                 raise
-            self._engine.frozen.free()
+            self._engine.free_frozen()
             release_free_memory()  # training has tensors of other sizes
             file = FeatureFile.open(path, key)
         if file is None:
@@ -149,7 +174,7 @@ class FeatureLoader:
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key
         ) as writer:
             with memory_errors():
-                stream = torch.empty(min(group, len(self)), spec.tokens, spec.width)
+                stream = np.empty((min(group, len(self)), spec.tokens, spec.width), np.float32)
             while writer.complete < len(self):
                 # a group begins where it would have without an interruption, so that its products are the same
                 start = writer.complete // group * group
@@ -160,11 +185,10 @@ class FeatureLoader:
                     for batch in self._loader.in_order(part, start, stop, view or None):
                         assert batch.indices is not None  # of a Loader they never are
                         places = batch.indices - start
-                        x[places] = engine.frozen.embed(torch.from_numpy(batch.images).to(engine.device)).cpu()
+                        x[places] = engine.embed_images(batch.images)
                         found[places] = True
                     x[~found] = 0
-                    stream_out = engine.frozen.run(x.to(engine.device), part, all_tokens=self._all_tokens)
-                    features = stream_out.cpu().numpy()
+                    features = engine.run_frozen(x, part, all_tokens=self._all_tokens)
                 features[~found] = 0
                 writer.put(writer.complete, features[writer.complete - start :])
                 engine.count_features(int(found.sum()))
@@ -177,3 +201,17 @@ class FeatureLoader:
         if self._all_tokens and plan.lowest_trainable_block < spec.depth:
             return spec.tokens
         return self._cache.tokens
+
+
+def cached_sources(
+    plan: Plan, engine: Extractor, folder: RunFolder, train: Loader, val: Loader
+) -> tuple[Source, Source]:
+    """Where training and validation batches come from under a plan: images, or cached features of them."""
+    cache = plan.feature_cache
+    if cache is None:
+        return train, val
+    at = folder.base.parent
+    features = FeatureLoader(train, engine, cache, at, "train", all_tokens=False, views=cache.views)
+    if not cache.val_bytes:
+        return features, val
+    return features, FeatureLoader(val, engine, cache, at, "val", all_tokens=True, views=1)

@@ -29,8 +29,8 @@ from edgetune.model.torch_ops import TorchOps
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from edgetune.export.graph import IR_VERSION, OPSET, Graph  # noqa: E402
-from edgetune.export.onnx_ops import MERGES, OnnxOps, Value  # noqa: E402
+from edgetune.model.onnx_graph import IR_VERSION, OPSET, Graph  # noqa: E402
+from edgetune.model.onnx_ops import MERGES, OnnxOps, Value  # noqa: E402
 
 OPS: Ops[Value] = OnnxOps(Graph())  # so that mypy holds the two lists of operations together
 SCALES = (ATTENTION_SCALE, MLP_SCALE)
@@ -165,7 +165,7 @@ def assert_equal(found, expected):
         assert found[name].shape == array.shape, name
         own = np.linalg.norm(array)
         against = max(own, 1e-6 * whole) if name.startswith("grad.") else own
-        assert np.linalg.norm(found[name] - array) <= 1e-5 * against, name
+        assert np.linalg.norm(found[name] - array) <= 1e-5 * against + 1e-6, name  # sums may cancel
 
 
 NEEDS = {
@@ -280,5 +280,5 @@ def test_with_nothing_merged_cheap_things_are_computed_again_and_the_gelu_is_one
 
 
 def test_a_graph_is_written_without_torch():
-    code = "import sys, edgetune.export.onnx_ops, edgetune.model.block; assert 'torch' not in sys.modules"
+    code = "import sys, edgetune.model.onnx_ops, edgetune.model.block; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,54 @@
+"""An ONNX engine for a plan, with its weights on disk and its batches from images or from cached features."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from edgetune.data.loader import Loader
+from edgetune.model.reading import write_base
+from edgetune.model.registry import find_spec
+from edgetune.plan.engines import refuse_levers
+from edgetune.plan.job import levers_of
+from edgetune.schema import Plan
+from edgetune.train.engine import Engine, Source
+from edgetune.train.features import cached_sources
+from edgetune.train.folder import RunFolder
+from edgetune.train.onnx.cache import graphs_of
+from edgetune.train.onnx.engine import OnnxEngine
+
+# What training brings besides onnxruntime, by name: for the baseline, which counts all imports.
+_LIBRARIES = ("numpy.random", "PIL.Image", "psutil", "rich.live", "rich.progress", "edgetune.train.loop")
+
+
+def warm_up(plan: Plan) -> None:
+    """Bring in libraries, the pool of threads and one dummy matrix product: the bare process of a run."""
+    for name in _LIBRARIES:
+        import_module(name)
+    from edgetune.train.onnx.runtime import share
+
+    share(plan.threads)
+    square = np.ones((256, 256), np.float32)
+    (square @ square).sum()
+
+
+def start_engine(
+    plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool
+) -> tuple[Engine, Source, Source]:
+    """The engine, and where training and validation batches come from.
+
+    Raises:
+        InputError: the weights can't be used, or the plan asks for what this engine has not.
+        StorageError: there is no room for them.
+    """
+    refuse_levers(levers_of(plan), "plan anew, or go on with --engine torch")
+    load = graphs_of(plan)
+    if not resume:
+        folder.base.parent.mkdir(parents=True, exist_ok=True)
+        spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+        source = Path(plan.weights) if plan.weights else None
+        write_base(spec, source, folder.base, class_names=plan.data.classes, seed=plan.seed)
+    engine = OnnxEngine(plan, folder.base, load)
+    return engine, *cached_sources(plan, engine, folder, train, val)
