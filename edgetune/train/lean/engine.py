@@ -128,9 +128,9 @@ class LeanEngine(TorchBase):
             for name, values in group.weights.items():
                 if name in self._store.names:  # adapters are not
                     self._store.read(name, values)
+        self._awake = True  # not before: memory may run out while they are read, and the next step begins again
         if self._adapters is not None:
             self._adapters.draw(self._trained_weights(), self.plan.seed)
-        self._awake = True
 
     def _embeddings(self) -> Mapping[str, Tensor]:
         if self.plan.embeddings_trainable:
