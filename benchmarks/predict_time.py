@@ -13,9 +13,11 @@ alone; `held-out` played no part in it.
 
 The profile is made by `edgetune profile` (all probes) before the first plan and after every `PROFILE_EVERY`, and every
 line says which one it was. Run it with nothing else running: cores that other processes kept busy meanwhile are
-recorded, a profile is made again and a plan run again (three times at most) where they were more than `MOST_OTHERS`,
-and the table leaves such runs out and says how many. A shared machine's speed drifts besides, so the rate of a matrix
-product just before each fit is recorded beside that at the time of the profile; no figure is corrected by it.
+recorded (those that gave way, being niced, apart), a profile is made again and a plan run again (three times at most)
+where they were more than `MOST_OTHERS`, and the table leaves such runs out and says how many. A shared machine's speed
+drifts besides, so the rate of a matrix product just before each fit is recorded beside that at the time of the profile;
+no figure is corrected by it.
+
 `run` ends before a plan that would begin after `--seconds`; call it again to go on. Profiles, plans and logs stay in
 `--keep`; one line per plan goes to `results/predict_time.jsonl`.
 """
@@ -74,14 +76,17 @@ class Others:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        elsewhere = _machine_s() - self._all - (_our_s() - self._ours)
-        self.cores = max(0.0, elsewhere / (time.monotonic() - self._began))
+        (busy, niced), wall = _machine_s(), time.monotonic() - self._began
+        self.cores = max(0.0, (busy - self._all[0] - (_our_s() - self._ours)) / wall)
+        self.niced_cores = (niced - self._all[1]) / wall
 
 
-def _machine_s() -> float:
-    """Processor time of all processes, and what the host took for other machines."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+def _machine_s() -> tuple[float, float]:
+    """Processor time of all processes, with what the host took for other machines; and of those that are niced."""
+    user, nice, system, _, _, irq, soft_irq, steal = (
+        int(field) / os.sysconf("SC_CLK_TCK") for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    )
+    return user + system + irq + soft_irq + steal, nice
 
 
 def _our_s() -> float:
@@ -115,7 +120,7 @@ def profiled_now(keep: Path, series: str, threads: int) -> Profiled:
             made = edgetune("profile", "--out", str(path), threads=threads)
         if made.returncode:
             raise SystemExit(f"edgetune profile failed: {made.stderr}")
-        print(f"profile {number}: others kept {others.cores:.2f} cores busy", flush=True)
+        print(f"profile {number}: others {others.cores:.2f} cores, niced {others.niced_cores:.2f}", flush=True)
         if others.cores <= MOST_OTHERS or tried == TRIES - 1:
             reference.write_text(json.dumps([(before + reference_flops()) / 2, others.cores]))
     flops, busy = json.loads(reference.read_text())
@@ -230,6 +235,7 @@ def measure(
         "step_images_per_s": [line["images_per_s"] for line in logged if line.get("kind") == "step"],
         "profile": profiled.number,
         "others_cores": others.cores,
+        "niced_cores": others.niced_cores,
         "profile_others_cores": profiled.others_cores,
         "reference_flops": now,
         "profile_reference_flops": profiled.reference_flops,
