@@ -12,7 +12,8 @@ fills the cache where the plan has one. The time model was designed on the serie
 alone; `held-out` played no part in it.
 
 The profile is made by `edgetune profile` (all probes) before the first plan and after every `PROFILE_EVERY`, and every
-line says which one it was. Run it with nothing else running: cores that other processes kept busy meanwhile are
+line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own, with `--threads`
+to match: processor time that others took on the cores this process may use is
 recorded (those that gave way, being niced, apart), a profile is made again and a plan run again (three times at most)
 where they were more than `MOST_OTHERS`, and the table leaves such runs out and says how many. A shared machine's speed
 drifts besides, so the rate of a matrix product just before each fit is recorded beside that at the time of the profile;
@@ -52,7 +53,7 @@ from edgetune.schema import Plan, Profile
 
 NAME = "predict_time"
 EPOCHS, CLASSES, DISTINCT_IMAGES = 3, 4, 8
-EPOCH_S, USUAL_FLOPS = 2.0, 60e9
+EPOCH_S, USUAL_FLOPS = 1.0, 60e9
 SIDES = (96, 256, 512, 1024)  # of the images, in pixels
 PROFILE_EVERY = 16  # plans
 MOST_OTHERS, TRIES = 0.15, 3  # cores
@@ -82,11 +83,18 @@ class Others:
 
 
 def _machine_s() -> tuple[float, float]:
-    """Processor time of all processes, with what the host took for other machines; and of those that are niced."""
-    user, nice, system, _, _, irq, soft_irq, steal = (
-        int(field) / os.sysconf("SC_CLK_TCK") for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    )
-    return user + system + irq + soft_irq + steal, nice
+    """Time that the processors we may use have worked, with what the host took away; and on niced processes."""
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    busy = niced = 0.0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in ours:
+            user, nice, system, _, _, irq, soft_irq, steal = (
+                int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8]
+            )
+            busy += user + system + irq + soft_irq + steal
+            niced += nice
+    return busy, niced
 
 
 def _our_s() -> float:
