@@ -12,10 +12,13 @@ fills the cache where the plan has one. The time model was designed on the serie
 alone; `held-out` played no part in it.
 
 The profile is made by `edgetune profile` (all probes) before the first plan and after every `PROFILE_EVERY`, and every
-line says which one it was. Run it with nothing else running: cores that other processes kept busy meanwhile are
-recorded, a profile is made again and a plan run again (three times at most) where they were more than `MOST_OTHERS`,
-and the table leaves such runs out and says how many. A shared machine's speed drifts besides, so the rate of a matrix
-product just before each fit is recorded beside that at the time of the profile; no figure is corrected by it.
+line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own, with `--threads`
+to match: processor time that others took on the cores this process may use is
+recorded (those that gave way, being niced, apart), a profile is made again and a plan run again (three times at most)
+where they were more than `MOST_OTHERS`, and the table leaves such runs out and says how many. A shared machine's speed
+drifts besides, so the rate of a matrix product just before each fit is recorded beside that at the time of the profile;
+no figure is corrected by it.
+
 `run` ends before a plan that would begin after `--seconds`; call it again to go on. Profiles, plans and logs stay in
 `--keep`; one line per plan goes to `results/predict_time.jsonl`.
 """
@@ -50,7 +53,7 @@ from edgetune.schema import Plan, Profile
 
 NAME = "predict_time"
 EPOCHS, CLASSES, DISTINCT_IMAGES = 3, 4, 8
-EPOCH_S, USUAL_FLOPS = 2.0, 60e9
+EPOCH_S, USUAL_FLOPS = 1.0, 60e9
 SIDES = (96, 256, 512, 1024)  # of the images, in pixels
 PROFILE_EVERY = 16  # plans
 MOST_OTHERS, TRIES = 0.15, 3  # cores
@@ -74,14 +77,24 @@ class Others:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        elsewhere = _machine_s() - self._all - (_our_s() - self._ours)
-        self.cores = max(0.0, elsewhere / (time.monotonic() - self._began))
+        (busy, niced), wall = _machine_s(), time.monotonic() - self._began
+        self.cores = max(0.0, (busy - self._all[0] - (_our_s() - self._ours)) / wall)
+        self.niced_cores = (niced - self._all[1]) / wall
 
 
-def _machine_s() -> float:
-    """Processor time of all processes, and what the host took for other machines."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+def _machine_s() -> tuple[float, float]:
+    """Time that the processors we may use have worked, with what the host took away; and on niced processes."""
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    busy = niced = 0.0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in ours:
+            user, nice, system, _, _, irq, soft_irq, steal = (
+                int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8]
+            )
+            busy += user + system + irq + soft_irq + steal
+            niced += nice
+    return busy, niced
 
 
 def _our_s() -> float:
@@ -115,7 +128,7 @@ def profiled_now(keep: Path, series: str, threads: int) -> Profiled:
             made = edgetune("profile", "--out", str(path), threads=threads)
         if made.returncode:
             raise SystemExit(f"edgetune profile failed: {made.stderr}")
-        print(f"profile {number}: others kept {others.cores:.2f} cores busy", flush=True)
+        print(f"profile {number}: others {others.cores:.2f} cores, niced {others.niced_cores:.2f}", flush=True)
         if others.cores <= MOST_OTHERS or tried == TRIES - 1:
             reference.write_text(json.dumps([(before + reference_flops()) / 2, others.cores]))
     flops, busy = json.loads(reference.read_text())
@@ -230,6 +243,7 @@ def measure(
         "step_images_per_s": [line["images_per_s"] for line in logged if line.get("kind") == "step"],
         "profile": profiled.number,
         "others_cores": others.cores,
+        "niced_cores": others.niced_cores,
         "profile_others_cores": profiled.others_cores,
         "reference_flops": now,
         "profile_reference_flops": profiled.reference_flops,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -128,25 +129,9 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
         yield Parameter("patch_embed.proj.weight", (self.width, 3, self.patch_size, self.patch_size))
         yield Parameter("patch_embed.proj.bias", (self.width,))
 
-    def block_parameters(self, index: int) -> Iterator[Parameter]:
+    def block_parameters(self, index: int) -> tuple[Parameter, ...]:
         """The tensors of block `index`, in the order of the forward pass."""
-        width, hidden, at = self.width, self.hidden, f"blocks.{index}."
-        yield Parameter(at + "norm1.weight", (width,))
-        yield Parameter(at + "norm1.bias", (width,))
-        yield Parameter(at + "attn.qkv.weight", (3 * width, width))
-        yield Parameter(at + "attn.qkv.bias", (3 * width,))
-        yield Parameter(at + "attn.proj.weight", (width, width))
-        yield Parameter(at + "attn.proj.bias", (width,))
-        if self.layer_scale:
-            yield Parameter(at + "ls1.gamma", (width,))
-        yield Parameter(at + "norm2.weight", (width,))
-        yield Parameter(at + "norm2.bias", (width,))
-        yield Parameter(at + "mlp.fc1.weight", (hidden, width))
-        yield Parameter(at + "mlp.fc1.bias", (hidden,))
-        yield Parameter(at + "mlp.fc2.weight", (width, hidden))
-        yield Parameter(at + "mlp.fc2.bias", (width,))
-        if self.layer_scale:
-            yield Parameter(at + "ls2.gamma", (width,))
+        return _block_parameters(self.width, self.hidden, self.layer_scale, index)
 
     def head_parameters(self) -> Iterator[Parameter]:
         """Final norm and classifier(s)."""
@@ -208,3 +193,26 @@ class BlockFlops(NamedTuple):
     def weight_gradient(self) -> int:
         """Gradients of the block's weights, given the gradients of its activations."""
         return self.projections
+
+
+@lru_cache(maxsize=512)
+def _block_parameters(width: int, hidden: int, layer_scale: bool, index: int) -> tuple[Parameter, ...]:
+    """See `ViTSpec.block_parameters`; a search asks for the same ones thousands of times."""
+    scale = ((width,),) if layer_scale else ()
+    shapes = [
+        ("norm1.weight", (width,)),
+        ("norm1.bias", (width,)),
+        ("attn.qkv.weight", (3 * width, width)),
+        ("attn.qkv.bias", (3 * width,)),
+        ("attn.proj.weight", (width, width)),
+        ("attn.proj.bias", (width,)),
+        *(("ls1.gamma", shape) for shape in scale),
+        ("norm2.weight", (width,)),
+        ("norm2.bias", (width,)),
+        ("mlp.fc1.weight", (hidden, width)),
+        ("mlp.fc1.bias", (hidden,)),
+        ("mlp.fc2.weight", (width, hidden)),
+        ("mlp.fc2.bias", (width,)),
+        *(("ls2.gamma", shape) for shape in scale),
+    ]
+    return tuple(Parameter(f"blocks.{index}.{name}", shape) for name, shape in shapes)

@@ -76,8 +76,8 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever
     block = Block(spec).to(bench.device).requires_grad_(False)
     weights = dict(block.named_parameters())
     totals = {name: torch.zeros_like(values) for name, values in weights.items()}
-    half_as_long = lever == "lean-bf16"
-    ops, shape = TorchOps(torch.bfloat16 if half_as_long else None), Shape(spec.heads, spec.norm_eps)
+    short_floats = lever == "lean-bf16"
+    ops, shape = TorchOps(torch.bfloat16 if short_floats else None), Shape(spec.heads, spec.norm_eps)
     x = torch.randn(batch, tokens, spec.width, device=bench.device)
     dy = torch.randn_like(x)
 
@@ -101,10 +101,16 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever
             dx = found
 
     # the trainer goes without oneDNN where nothing is in bfloat16 (`edgetune.train.torch_engine.start`)
-    onednn = half_as_long or bench.device != "cpu" or not torch.backends.mkl.is_available()
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=onednn and torch.backends.mkldnn.is_available()):
-        kept = sum(values.nbytes for saved in forward() for values in saved.values())
-        first, frozen, trained = bench.time(forward), bench.time(lambda: both(False)), bench.time(lambda: both(True))
+    before = torch.backends.mkldnn.enabled
+    if bench.device == "cpu" and not short_floats and torch.backends.mkl.is_available():
+        torch.backends.mkldnn.set_flags(False)
+    try:
+        with torch.no_grad():
+            kept = sum(values.nbytes for saved in forward() for values in saved.values())
+            first, frozen = bench.time(forward), bench.time(lambda: both(False))
+            trained = bench.time(lambda: both(True))
+    finally:
+        torch.backends.mkldnn.set_flags(before)
     yield from _lines(
         spec, tokens, batch, lever, [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
     )

@@ -1,0 +1,89 @@
+"""Prices from probes: exact where the model is, between the probes elsewhere, never negative."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.plan.rates import PARTS, Prices, Rates, _least_squares
+from edgetune.schema import BlockCost, Compute
+
+SHAPES = ((192, 197, 2), (384, 50, 8), (768, 197, 4), (384, 197, 2), (192, 50, 8), (192, 17, 1), (384, 50, 2),
+          (768, 50, 2), (192, 50, 2), (384, 197, 8), (768, 197, 1))  # fmt: skip
+TRUE = Prices(calls=3e-4, elements=2e-9, products=1.5e-10, attention=4e-11, weights=2e-10)
+
+
+def compute_of(prices: Prices, noise: float = 0.0, lever: str = "lean", **fields: object) -> Compute:
+    rng = random.Random(0)
+    costs = [
+        BlockCost(
+            width=width,
+            heads=width // 64,
+            tokens=tokens,
+            batch_size=images,
+            lever=lever,
+            part=part,
+            seconds=prices.seconds(width, tokens, images) * rng.uniform(1 - noise, 1 + noise),
+        )
+        for (width, tokens, images), part in itertools.product(SHAPES, PARTS)
+    ]
+    return Compute(block_costs=costs, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("width", "tokens", "images"), [(192, 65, 6), (320, 101, 3), (512, 130, 1), (1024, 197, 2), (768, 577, 1)]
+)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_machine_that_obeys_the_prices_is_predicted(width: int, tokens: int, images: int, part: str) -> None:
+    found = Rates(compute_of(TRUE)).seconds(part, "lean", width, tokens, images)  # type: ignore[arg-type]
+    assert found == pytest.approx(TRUE.seconds(width, tokens, images), rel=0.01)
+
+
+def test_a_probe_itself_is_given_back_whatever_the_prices_leave_unexplained() -> None:
+    compute = compute_of(TRUE, noise=0.3)
+    rates = Rates(compute)
+    for cost in compute.block_costs:
+        found = rates.seconds(cost.part, "lean", cost.width, cost.tokens, cost.batch_size)
+        assert found == pytest.approx(cost.seconds, rel=0.02)
+
+
+def test_noise_in_the_probes_moves_what_lies_between_by_no_more() -> None:
+    rates = Rates(compute_of(TRUE, noise=0.2))
+    for width, tokens, images in ((192, 65, 6), (320, 101, 3), (512, 130, 1)):
+        found = rates.seconds("forward", "lean", width, tokens, images)
+        assert found == pytest.approx(TRUE.seconds(width, tokens, images), rel=0.3)
+
+
+def test_work_left_out_leaves_calls_and_weights() -> None:
+    rates = Rates(compute_of(TRUE))
+    whole, none = (rates.seconds("forward", "lean", 384, 50, 8, share) for share in (1.0, 0.0))
+    assert none == pytest.approx(TRUE.calls + TRUE.weights * 384**2, rel=0.01)
+    assert whole == pytest.approx(TRUE.seconds(384, 50, 8), rel=0.01)
+
+
+def test_what_was_not_probed_is_taken_from_what_is_nearest() -> None:
+    eager = Rates(compute_of(TRUE, lever="eager", gemm_flops={"fp32": 1e11, "bf16": 4e11}))
+    lean, plain = (eager.seconds("forward", way, 384, 50, 8) for way in ("lean", "eager"))
+    assert lean == plain
+    short = Rates(compute_of(TRUE, gemm_flops={"fp32": 1e11, "bf16": 4e11}))
+    fast, slow = (short.seconds("forward", way, 768, 197, 4) for way in ("lean-bf16", "lean"))
+    assert fast is not None
+    assert slow is not None
+    assert 0.25 * slow < fast < 0.7 * slow  # the products alone are faster
+    product = Rates(Compute(gemm_flops={"fp32": 1e11}))
+    assert product.seconds("forward", "lean", 384, 50, 8) == pytest.approx(
+        8 * 50 * (24 * 384**2 + 4 * 50 * 384) / 0.6e11
+    )
+    assert not Rates(Compute()).known
+    assert Rates(Compute()).seconds("forward", "lean", 384, 50, 8) is None
+
+
+@given(st.lists(st.lists(st.floats(1e-6, 1e6), min_size=5, max_size=5), min_size=1, max_size=12))
+def test_least_squares_are_never_negative(rows: list[list[float]]) -> None:
+    found = _least_squares(rows)
+    assert len(found) == 5
+    assert all(value >= 0 for value in found)
