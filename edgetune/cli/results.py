@@ -44,9 +44,9 @@ def predict(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (timm) to write.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8 or timm.")] = "onnx",
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; for train-onnx also a plan file.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (timm, train-onnx) to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8, timm or train-onnx.")] = "onnx",
 ) -> None:
     """Hand the best checkpoint of a run on; ONNX is compared with torch on real images before it is kept."""
     from edgetune.export import export as run_export

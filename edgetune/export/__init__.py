@@ -12,8 +12,8 @@ from edgetune.errors import InputError, MissingDependencyError
 from edgetune.model.checkpoint import find_checkpoint
 from edgetune.schema import ExportReport
 
-FORMATS = ("onnx", "onnx-int8", "timm")
-_PLANNED = ("train-onnx", "ort-training")
+FORMATS = ("onnx", "onnx-int8", "timm", "train-onnx")
+_PLANNED = ("ort-training",)
 
 
 def export(
@@ -22,9 +22,9 @@ def export(
     """Write the best checkpoint of a run in another format.
 
     Args:
-        run: a run folder, or a weights file that edgetune wrote.
+        run: a run folder, or a weights file that edgetune wrote; for train-onnx a run folder or a plan file.
         format: one of `FORMATS`.
-        out: the file (ONNX) or folder (timm) to write.
+        out: the file (ONNX) or folder (timm, train-onnx) to write.
         images: files to compare the exported model with torch on; by default validation images of the run.
 
     Raises:
@@ -35,8 +35,14 @@ def export(
         raise InputError(f"--format {format} is not in this version of edgetune; use {', '.join(FORMATS)}.")
     if format not in FORMATS:
         raise InputError(f"--format {format} is unknown; use {', '.join(FORMATS)}.")
-    checkpoint = find_checkpoint(Path(run))
     out = Path(out)
+    if format == "train-onnx":
+        try:
+            from edgetune.export.training import export_training
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(error.name or "onnx", "onnx", f"--format {format}") from None
+        return export_training(Path(run), out)
+    checkpoint = find_checkpoint(Path(run))
     if format == "timm":
         from edgetune.export.timm import export_timm
 
