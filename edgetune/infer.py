@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,6 @@ from edgetune.schema import Answer, Evaluation, Prediction, Predictions, now
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
-
-    from edgetune.model.vit import VisionTransformer
 
 _BATCH = 32
 _MOST_CLASSES_AS_TABLE = 16
@@ -33,7 +31,7 @@ def evaluate(run: Path | str, data: Path | str, *, batch_size: int = _BATCH, thr
         data: an image folder; its `test/` is used where it has one, else `val/`, else all of it (for the very folder
             the run was trained on, only the images it had held out).
         batch_size: images at a time; no figure depends on it.
-        threads: of torch; None leaves them alone.
+        threads: of the arithmetic; None leaves them alone.
 
     Raises:
         InputError: the run has no checkpoint, or the data no images, or a class that the run does not know.
@@ -42,7 +40,9 @@ def evaluate(run: Path | str, data: Path | str, *, batch_size: int = _BATCH, thr
     spec, classes, plan = checkpoint.spec, checkpoint.classes, checkpoint.plan
     trained_here = plan is not None and Path(plan.data.path).resolve() == Path(data).resolve()
     samples, part, warnings = scan_for_evaluation(data, classes, plan.seed if plan and trained_here else None)
-    model = _load(checkpoint, threads)
+    ask = _asking(checkpoint, threads)
+
+    import numpy as np
 
     from edgetune.data.loader import Loader
     from edgetune.train.engine import Evaluation as Answers
@@ -61,9 +61,9 @@ def evaluate(run: Path | str, data: Path | str, *, batch_size: int = _BATCH, thr
     loss, answers = 0.0, Answers(0.0, [], [], [], [])
     started = time.perf_counter()
     for batch in loader.epoch(0):
-        log_probabilities = _ask(model, batch.images)
-        confidence, answer = log_probabilities.exp().max(1)
-        loss -= float(log_probabilities[range(len(batch.labels)), batch.labels].sum())
+        log_probabilities = ask(batch.images)
+        confidence, answer = np.exp(log_probabilities.max(1)), log_probabilities.argmax(1)
+        loss -= float(log_probabilities[np.arange(len(batch.labels)), batch.labels].sum())
         answers.indices.extend(batch.indices.tolist() if batch.indices is not None else [])
         answers.labels.extend(batch.labels.tolist())
         answers.predictions.extend(answer.tolist())
@@ -99,7 +99,7 @@ def predict(
         images: image files, and folders of them.
         top: classes per image.
         batch_size: images at a time.
-        threads: of torch; None leaves them alone.
+        threads: of the arithmetic; None leaves them alone.
 
     Raises:
         InputError: the run has no checkpoint; an image is missing; or one named by itself can't be read (one from a
@@ -108,7 +108,7 @@ def predict(
     checkpoint = find_checkpoint(Path(run))
     spec, classes = checkpoint.spec, checkpoint.classes
     paths = _expand([Path(image) for image in images])
-    model = _load(checkpoint, threads)
+    ask = _asking(checkpoint, threads)
 
     import numpy as np
 
@@ -129,12 +129,9 @@ def predict(
                 warnings.append(f"{path} was skipped: {error}.")
         if not pixels:
             continue
-        probabilities = _ask(model, normalise(np.stack(pixels), spec.mean, spec.std)).exp()
-        best = probabilities.topk(min(top, len(classes)), 1)
-        for path, values, labels in zip(read_paths, best.values.tolist(), best.indices.tolist(), strict=True):
-            answers = [
-                Answer(name=classes[label], probability=value) for label, value in zip(labels, values, strict=True)
-            ]
+        for path, row in zip(read_paths, np.exp(ask(normalise(np.stack(pixels), spec.mean, spec.std))), strict=True):
+            likeliest = np.argsort(-row, kind="stable")[: min(top, len(classes))]
+            answers = [Answer(name=classes[label], probability=float(row[label])) for label in likeliest]
             predictions.append(Prediction(path=str(path), answers=answers))
     if not predictions:
         raise InputError(f"{images[0] if images else 'IMAGE'} holds no image that can be read; name image files.")
@@ -201,25 +198,33 @@ def print_predictions(predictions: Predictions) -> None:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def _ask(model: VisionTransformer, images: NDArray[np.float32]) -> Tensor:
-    """Log-probabilities (B, classes) of images (B, 3, S, S)."""
-    import torch
+def _asking(checkpoint: Checkpoint, threads: int | None) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """A function from images (B, 3, S, S) to log-probabilities (B, classes).
 
-    with torch.inference_mode():
-        logits: Tensor = model(torch.from_numpy(images).to(model.pos_embed.device))
-        return logits.log_softmax(1).cpu()
+    The model lies on the device it was trained on where that is here; without torch, onnxruntime answers.
+    """
+    from importlib.util import find_spec
 
+    if find_spec("torch") is None and find_spec("onnxruntime") is not None:
+        from edgetune.train.onnx.answers import OnnxModel
 
-def _load(checkpoint: Checkpoint, threads: int | None) -> VisionTransformer:
-    """The model, on the device it was trained on where that is here."""
+        return OnnxModel(checkpoint.spec, checkpoint.path, threads or os.cpu_count() or 1).log_probabilities
     model = checkpoint.load()
 
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
-    on_cuda = checkpoint.plan is not None and checkpoint.plan.device == "cuda" and torch.cuda.is_available()
-    return model.to("cuda") if on_cuda else model
+    if checkpoint.plan is not None and checkpoint.plan.device == "cuda" and torch.cuda.is_available():
+        model = model.to("cuda")
+
+    def ask(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(images).to(model.pos_embed.device))
+            found: NDArray[np.float32] = logits.log_softmax(1).cpu().numpy()
+            return found
+
+    return ask
 
 
 def _expand(images: Sequence[Path]) -> list[tuple[Path, bool]]:

@@ -44,9 +44,13 @@ def predict(
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model's name.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run folder, a plan file (train-onnx), or a model's name.")
+    ],
     out: Annotated[Path, typer.Option(metavar="PATH", help="File (onnx) or folder (the others) to write.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, onnx-int8, ort-training or timm.")] = "onnx",
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="onnx, onnx-int8, train-onnx, ort-training or timm.")
+    ] = "onnx",
     weights: flags.Weights = None,
 ) -> None:
     """Hand the best checkpoint of a run on; ONNX is compared with torch on real images before it is kept."""

@@ -98,6 +98,10 @@ def fit(
     config: flags.Config = None,
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="From `edgetune plan --out`.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
+    graphs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="From `edgetune export --format train-onnx`: plan, weights, graphs."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON, nothing else.")] = False,
@@ -110,15 +114,20 @@ def fit(
     from edgetune.units import parse_duration
 
     save_every_s = parse_duration(save_every, "--save-every")
+    system = _system(root)
     if out is None and not dry_run:
         raise InputError("--out is missing: name the run folder, for example --out runs/first.")
     if json and not dry_run:
         raise InputError("--json prints the plan of a --dry-run; a run leaves its JSON in --out.")
     if resume and out is not None:
         options = _options(values, None)
-        others = [name for name in ("config", "plan", "dry_run") if values[name]]
-        _refuse([*_given(options, "power"), *others], "--resume")
+        others = [name for name in ("config", "plan", "graphs", "dry_run") if values[name]]
+        _refuse([*_given(options, "power", "engine"), *others], "--resume")
+        from edgetune.train.fit import planned_engine
         from edgetune.train.fit import resume as resume_fit
+
+        if planned_engine(out, _engine(options.engine)) == "onnx":
+            _hand_over(out, root, options.power_w, save_every_s, quiet)
 
         result = resume_fit(
             out,
@@ -126,12 +135,19 @@ def fit(
             save_every_s=save_every_s,
             quiet=quiet,
             started=_process_start(),
-            system=_system(root),
+            system=system,
+            engine=_engine(options.engine),
         )
         _finish(result, out, quiet)
         return
     options = _options(values, config)
-    if plan is not None:
+    if graphs is not None:
+        from edgetune.train.onnx.exported import plan_of
+
+        _refuse(_given(options, "data", "profile", "power"), f"--graphs {graphs}")
+        made = plan_of(graphs, options.data, None if plan is None else Path(plan))
+        found = _read_profile(options)
+    elif plan is not None:
         made = _planned(Path(plan), options)
         found = _read_profile(options)
         if found is not None:
@@ -148,16 +164,29 @@ def fit(
     from edgetune.train.fit import fit as run_fit
 
     merged = {name: value for name, value in msgspec.structs.asdict(options).items() if value is not None}
+    if made.engine == "onnx":
+        _hand_over(
+            out,
+            root,
+            options.power_w,
+            save_every_s,
+            quiet,
+            plan=made,
+            profile=found,
+            config=merged,
+            graphs=None if graphs is None else str(graphs),
+        )
     result = run_fit(
         made,
         out,
         profile=found,
         config=merged,
+        graphs=graphs,
         power_w=options.power_w,
         save_every_s=save_every_s,
         quiet=quiet,
         started=_process_start(),
-        system=_system(root),
+        system=system,
     )
     _finish(result, out, quiet)
 
@@ -175,6 +204,13 @@ def _options(values: dict[str, Any], config: Path | None) -> Options:
 def _given(options: Options, *free: str) -> list[str]:
     """Names of the options that were given, except `free` ones."""
     return [name for name in options.__struct_fields__ if name not in free and getattr(options, name) is not None]
+
+
+def _engine(name: str | None) -> Any:
+    """The engine that is to go on with a run; None: the one that began it."""
+    if name not in (None, "auto", "torch", "onnx"):
+        raise InputError(f"--engine {name} is unknown; use auto, torch or onnx.")
+    return None if name == "auto" else name
 
 
 def _read_profile(options: Options) -> Profile | None:
@@ -242,6 +278,28 @@ def _process_start() -> float:
     import psutil
 
     return time.monotonic() - (time.time() - psutil.Process().create_time())
+
+
+def _hand_over(
+    out: Path, root: Path | None, power_w: float | None, save_every_s: float, quiet: bool, **plan: Any
+) -> None:
+    """Let a process without the command line's libraries do the run; comes back where this one is not the command's."""
+    import sys
+
+    from edgetune.train.onnx.run import Order, hand_over
+
+    hand_over(
+        Order(
+            out=str(out),
+            root=None if root is None else str(root),
+            power_w=power_w,
+            save_every_s=save_every_s,
+            quiet=quiet,
+            started=_process_start(),
+            debug="--debug" in sys.argv,
+            **plan,
+        )
+    )
 
 
 def _finish(result: Any, out: Path, quiet: bool) -> None:

@@ -12,8 +12,7 @@ from edgetune.errors import InputError, MissingDependencyError
 from edgetune.model.checkpoint import find_source
 from edgetune.schema import ExportReport
 
-FORMATS = ("onnx", "onnx-int8", "ort-training", "timm")
-_PLANNED = ("train-onnx",)
+FORMATS = ("onnx", "onnx-int8", "timm", "train-onnx", "ort-training")
 
 
 def export(
@@ -27,7 +26,8 @@ def export(
     """Write the best checkpoint of a run, or a model that was not fine-tuned here, in another format.
 
     Args:
-        run: a run folder, a weights file that edgetune wrote, or a model's name.
+        run: a run folder, a weights file that edgetune wrote, or a model's name; for train-onnx a run folder or a
+            plan file.
         format: one of `FORMATS`.
         out: the file (ONNX) or folder (the others) to write.
         weights: those of a model given by name; by default the bundled or the hub's.
@@ -37,12 +37,16 @@ def export(
         InputError: the run has no checkpoint or the model no classifier; the format is unknown; `out` can't be used.
         MissingDependencyError: the format needs a package that is not installed.
     """
-    if format in _PLANNED:
-        raise InputError(f"--format {format} is not in this version of edgetune; use {', '.join(FORMATS)}.")
     if format not in FORMATS:
         raise InputError(f"--format {format} is unknown; use {', '.join(FORMATS)}.")
-    checkpoint = find_source(run, weights)
     out = Path(out)
+    if format == "train-onnx":
+        try:
+            from edgetune.export.training import export_training
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(error.name or "onnx", "onnx", f"--format {format}") from None
+        return export_training(Path(run), out)
+    checkpoint = find_source(run, weights)
     if format == "timm":
         from edgetune.export.timm import export_timm
 

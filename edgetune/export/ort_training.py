@@ -109,7 +109,7 @@ def trained_names(spec: ViTSpec, plan: schema.Plan | None) -> list[str]:
     """Parameters that a plan may train, in the model's order; all of them where there is no plan."""
     if plan is None:
         return [parameter.name for parameter in spec.parameters()]
-    parts = [spec.embedding_parameters()] if plan.embeddings_trainable else []
+    parts = [tuple(spec.embedding_parameters())] if plan.embeddings_trainable else []
     parts += [spec.block_parameters(block.index) for block in plan.blocks if block.trainable]
     return [parameter.name for part in [*parts, spec.head_parameters()] for parameter in part]
 

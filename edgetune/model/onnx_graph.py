@@ -17,7 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-OPSET, IR_VERSION = 17, 8
+from edgetune.model.onnx_version import IR_VERSION as IR_VERSION
+from edgetune.model.onnx_version import OPSET as OPSET
 
 
 class Graph:

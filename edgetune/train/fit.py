@@ -27,6 +27,8 @@ from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import DivergedError, InputError, MissingDependencyError
 from edgetune.measure.memory import PeakMeter
 from edgetune.model.registry import find_spec
+from edgetune.plan.engines import refuse_levers
+from edgetune.plan.job import levers_of
 from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
@@ -62,6 +64,7 @@ def fit(
     quiet: bool = False,
     started: float | None = None,
     system: System | None = None,
+    graphs: Path | None = None,
 ) -> Result:
     """Fine-tune as planned, and leave a run folder at `out`.
 
@@ -75,6 +78,7 @@ def fit(
         quiet: print nothing.
         started: the moment on the monotonic clock from which the time cap counts; None: now.
         system: where sensors are read; None: this machine.
+        graphs: a folder of training graphs for the ONNX engine (`edgetune.train.onnx.exported`); None: written here.
 
     Raises:
         InputError: data, weights, folder or caps can't be used; nothing was trained.
@@ -89,6 +93,10 @@ def fit(
         read = profile or profile_device(root=here, power_w=sitting.power_w, probes=False)
         schema.save(read, folder.profile)
         schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
+        if graphs is not None:
+            from edgetune.train.onnx.exported import copy_graphs
+
+            copy_graphs(graphs, folder.graphs)
         return _run(plan, folder, sitting, resume=False)
     except BaseException:
         folder.discard()
@@ -103,12 +111,55 @@ def resume(
     quiet: bool = False,
     started: float | None = None,
     system: System | None = None,
+    engine: schema.Engine | None = None,
 ) -> Result:
-    """Go on with an interrupted run; joules and seconds spent before count against its caps. See `fit`."""
+    """Go on with an interrupted run; joules and seconds spent before count against its caps. See `fit`.
+
+    Args:
+        out: the run folder.
+        power_w: see `fit`.
+        save_every_s: see `fit`.
+        quiet: see `fit`.
+        started: see `fit`.
+        system: see `fit`.
+        engine: another engine than the one that began the run.
+
+    Raises:
+        InputError: the folder holds no run to go on with, or the engine can't take it up.
+    """
+    planned_engine(Path(out), engine)
     folder = RunFolder(Path(out))
     folder.open()
     plan = schema.load(folder.plan, Plan)
     return _run(plan, folder, _sitting(plan, power_w, save_every_s, quiet, started, system), resume=True)
+
+
+def planned_engine(out: Path, engine: schema.Engine | None) -> schema.Engine:
+    """The engine that will go on with the run in `out`; another one than began it is noted in its plan.
+
+    Raises:
+        InputError: the folder holds no run to go on with, or the engine can't take it up.
+    """
+    folder = RunFolder(out)
+    folder.open()
+    plan = schema.load(folder.plan, Plan)
+    if engine is not None and engine != plan.engine:
+        plan = _under(plan, engine)
+        schema.save(plan, folder.plan)
+    return plan.engine
+
+
+def _under(plan: Plan, engine: schema.Engine) -> Plan:
+    """A plan in progress for another engine, which shares the state of the lean trainer."""
+    if plan.trainer != "lean":
+        raise InputError(f"--engine {engine} can't go on with a run under autograd; leave it out.")
+    if engine == "onnx":
+        if plan.device != "cpu":
+            raise InputError(f"--engine onnx trains on the CPU alone, and this run is for {plan.device}; leave it out.")
+        refuse_levers(levers_of(plan), "leave it out")
+    elif plan.alast is not None and plan.alast.mode == "reference":
+        raise InputError(f"--engine torch can't go on with --method {plan.method} of the ONNX engine; leave it out.")
+    return msgspec.structs.replace(plan, engine=engine)
 
 
 def _sitting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class RunFolder:
         self.last = path / "last.safetensors"
         self.base = path / "state" / "base.safetensors"
         self.state = path / "state" / "state.safetensors"
+        self.graphs = path / "state" / "graphs"  # of an export, where the run was given one
         self.result = path / "result.json"
         self.mistakes = path / "mistakes.json"
         self.report = path / "report.html"
@@ -48,6 +50,7 @@ class RunFolder:
         if self.state.exists():
             return
         self.delete_features()
+        shutil.rmtree(self.graphs, ignore_errors=True)
         for file in (self.plan, self.profile, self.config, self.metrics, self.base):
             file.unlink(missing_ok=True)
         for folder in (self.base.parent, self.path):

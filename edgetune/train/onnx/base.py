@@ -25,6 +25,7 @@ from edgetune.plan.work import feature_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation
 from edgetune.train.onnx.adapters import Adapters
+from edgetune.train.onnx.answers import log_softmax
 from edgetune.train.onnx.frozen import FrozenBlocks, FrozenPart
 from edgetune.train.onnx.groups import Floats, Group, strip
 from edgetune.train.onnx.memory import Streams
@@ -297,10 +298,3 @@ class OnnxBase(ABC):
     def device_peak_bytes(self) -> int | None:
         """See `Engine.device_peak_bytes`."""
         return None
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Log-probabilities of logits (B, classes)."""
-    shifted = logits - logits.max(1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return found

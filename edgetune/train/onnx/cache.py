@@ -52,14 +52,18 @@ def graphs_of(plan: Plan) -> Load:
 
     Where nothing can be kept, they are written in this process.
     """
-    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
-    folder = cache_folder() / _key(spec, plan)
+    return graphs_for(find_spec(plan.model).at(plan.image_size, len(plan.data.classes)), plan.optimizer, plan.lora)
+
+
+def graphs_for(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> Load:
+    """See `graphs_of`."""
+    folder = cache_folder() / _key(spec, optimizer, lora)
     if not (folder / _WRITTEN).exists():
-        order = msgspec.json.encode({"spec": spec, "optimizer": plan.optimizer, "lora": plan.lora}).decode()
+        order = msgspec.json.encode({"spec": spec, "optimizer": optimizer, "lora": lora}).decode()
         command = [sys.executable, "-m", "edgetune.train.onnx.write", str(folder), order]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not (folder / _WRITTEN).exists():
-            return build(spec, plan.optimizer, plan.lora)
+            return build(spec, optimizer, lora)
     return from_folder(folder)
 
 
@@ -81,9 +85,9 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "edgetune" / "graphs"
 
 
-def _key(spec: ViTSpec, plan: Plan) -> str:
+def _key(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> str:
     facts = msgspec.to_builtins(spec) | {"depth": 0, "name": "", "mean": 0, "std": 0, "hub_id": None}
-    facts |= {"optimizer": plan.optimizer, "lora": msgspec.to_builtins(plan.lora), "edgetune": __version__}
+    facts |= {"optimizer": optimizer, "lora": msgspec.to_builtins(lora), "edgetune": __version__}
     facts["sources"] = [(path.name, path.stat().st_mtime_ns) for path in _sources()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 

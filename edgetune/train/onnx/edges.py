@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from edgetune.model.block import Shape, attention_forward, mlp_forward
 from edgetune.model.onnx_ops import Value
 from edgetune.model.spec import ViTSpec
 from edgetune.train.onnx.drawing import Drawing
@@ -14,13 +15,20 @@ _PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 def embed(spec: ViTSpec) -> Drawing:
     """Images (B, 3, S, S) to rows."""
-    drawing, width = Drawing(), spec.width
+    drawing = Drawing()
+    kernel = drawing.weight("patch_embed.proj.weight", (spec.width, 3 * spec.patch_size**2))
+    drawing.result("y", _embedded(drawing, spec, kernel.name), ["rows_of_tokens", spec.width])
+    return drawing
+
+
+def _embedded(drawing: Drawing, spec: ViTSpec, kernel: str) -> str:
+    """Rows of all tokens; the kernel is a matrix here."""
+    width = spec.width
     sizes = {item.name: item.shape for item in spec.embedding_parameters()}
-    kernel = drawing.weight("patch_embed.proj.weight", (width, 3 * spec.patch_size**2))
     bias = drawing.weight("patch_embed.proj.bias", (width,))
     positions = drawing.weight("pos_embed", sizes["pos_embed"]).name
     shape, add = drawing.graph.shape, drawing.add
-    patches = add("Gemm", [_unfold(drawing, spec), kernel.name, bias.name], "patches", transB=1)
+    patches = add("Gemm", [_unfold(drawing, spec), kernel, bias.name], "patches", transB=1)
     patches = add("Reshape", [patches, shape(-1, spec.patches, width)], "patches_3d")
     if spec.prefix_positions:
         ends = [shape(spec.prefix_positions), shape(spec.prefix_positions + spec.patches), shape(1)]
@@ -36,8 +44,7 @@ def embed(spec: ViTSpec) -> Drawing:
         batch = drawing.graph.add("Shape", ["images"], "batch", start=0, end=1)
         sides = add("Concat", [batch, shape(spec.prefix, width)], "prefix_sides", axis=0)
         x = add("Concat", [add("Expand", [tokens, sides], "prefix_of_all"), x], "tokens", axis=1)
-    drawing.result("y", add("Reshape", [x, shape(-1, width)], "rows"), ["rows_of_tokens", width])
-    return drawing
+    return add("Reshape", [x, shape(-1, width)], "rows")
 
 
 def embed_gradients(spec: ViTSpec) -> Drawing:
@@ -131,18 +138,18 @@ def loss(spec: ViTSpec) -> Drawing:
     return drawing
 
 
-def _read(drawing: Drawing, spec: ViTSpec) -> tuple[Value, list[Value], Value, Value, str]:
+def _read(drawing: Drawing, spec: ViTSpec, x: Value | None = None) -> tuple[Value, list[Value], Value, Value, str]:
     """What is read before the final norm, what each classifier reads, the norm's statistics, and the logits."""
     ops, add, shape = drawing.ops, drawing.add, drawing.graph.shape
     weights = {item.name: drawing.weight(item.name, item.shape) for item in spec.head_parameters()}
     if spec.readers is None:
-        x = drawing.rows("x", spec.width)
-        apart = add("Reshape", [x.name, _sides(drawing, spec)], "apart")
+        x = drawing.rows("x", spec.width) if x is None else x
+        apart = add("Reshape", [x.name, _sides(drawing, spec, x)], "apart")
         ends = [shape(spec.prefix), shape(2**31 - 1), shape(1)]
         patches = add("Slice", [apart, *ends], "patches") if spec.prefix else apart
         pooled = Value(add("ReduceMean", [patches], "pooled", axes=[1], keepdims=0), (spec.width,), 1)
     else:
-        pooled = drawing.rows("x", spec.width, spec.readers)
+        pooled = drawing.rows("x", spec.width, spec.readers) if x is None else x
     scale, shift = (weights[f"{spec.final_norm}.{kind}"] for kind in ("weight", "bias"))
     read, mean, rstd = ops.layer_norm(pooled, scale, shift, spec.norm_eps)
     places = [_place(drawing, spec, read, place) for place in range(len(spec.classifiers))]
@@ -181,6 +188,37 @@ def _unpool(drawing: Drawing, spec: ViTSpec, dx: Value) -> str:
     return add("Reshape", [found, shape(-1, spec.width)], "dx_rows")
 
 
-def _sides(drawing: Drawing, spec: ViTSpec) -> str:
-    """The shape (B, N, C) of what `tokens` tells the N of."""
+def _sides(drawing: Drawing, spec: ViTSpec, x: Value) -> str:
+    """The shape (B, N, C) of rows."""
+    if isinstance(x.tokens, int):
+        return drawing.graph.shape(-1, x.tokens, spec.width)
     return drawing.add("Concat", [drawing.graph.shape(-1), "tokens", drawing.graph.shape(spec.width)], "sides", axis=0)
+
+
+def evaluation(spec: ViTSpec) -> Drawing:
+    """Images (B, 3, S, S) and all weights under timm's names to logits (B, classes), in one graph."""
+    drawing = Drawing()
+    sizes = {item.name: item.shape for item in spec.parameters()}
+    kernel = drawing.weight("patch_embed.proj.weight", sizes["patch_embed.proj.weight"])
+    flat = drawing.add("Reshape", [kernel.name, drawing.graph.shape(spec.width, -1)], "kernel")
+    x = Value(_embedded(drawing, spec, flat), (spec.width,), spec.tokens)
+    shape, nothing = Shape(spec.heads, spec.norm_eps), Nothing()
+    for index in range(spec.depth):
+        at = f"blocks.{index}."
+        weights = {name.removeprefix(at): drawing.weight(name, sizes[name]) for name in sizes if name.startswith(at)}
+        readers = spec.readers if index == spec.depth - 1 else None
+        x = attention_forward(drawing.ops, x, weights, shape, nothing, readers=readers).y
+        x = mlp_forward(drawing.ops, x, weights, shape, nothing).y
+    drawing.result("logits", _read(drawing, spec, x)[-1], ["batch", spec.classes])
+    return drawing
+
+
+class Nothing:
+    """Saves nothing; see `edgetune.model.block.Saved`."""
+
+    def put(self, name: str, values: Value) -> None:
+        """Let it go."""
+
+    def take(self, name: str) -> Value:
+        """Never called."""
+        raise KeyError(name)

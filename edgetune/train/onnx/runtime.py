@@ -1,9 +1,8 @@
 """Running the graphs: sessions made when first needed, inputs and outputs bound to the caller's own memory.
 
 All sessions share one arena for what a graph computes on the way, which grows by what is asked for and no more: the
-same memory serves every half block of every step, and the kernel need not hand out fresh pages (docs/onnx_engine.md has
-the figures). They share one pool of threads, too, where this onnxruntime can; elsewhere each has its own, none
-of which spins.
+same memory serves every half block of every step, and the kernel need not hand out fresh pages. Each has threads of
+its own, and none spins while it waits: the next graph's would have to wait for them (docs/onnx_engine.md has figures).
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[Any]]
 Load = Callable[[str], bytes]
 
-# how the C library and onnxruntime say that memory has run out
-_SHARED_THREADS = hasattr(onnxruntime, "set_global_thread_pool_sizes")
 _ARENA = {"initial_chunk_size_bytes": 1 << 20, "max_dead_bytes_per_chunk": 1 << 16}
 
 
@@ -29,7 +26,7 @@ class Runtime:
 
     Args:
         load: gives a graph as bytes.
-        threads: of the arithmetic; what the first runtime of a process asks for holds for all of them.
+        threads: of the arithmetic.
     """
 
     def __init__(self, load: Load, threads: int) -> None:
@@ -38,7 +35,7 @@ class Runtime:
         self._shrink = False
         self._shrinking = onnxruntime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        share(threads)
+        share_arena()
 
     def run(self, name: str, inputs: Arrays, outputs: Arrays) -> None:
         """Run a graph.
@@ -81,21 +78,14 @@ class Runtime:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
-        if _SHARED_THREADS:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = self._threads
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = self._threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
 
 @cache
-def share(threads: int) -> None:
-    """One pool of threads and one arena for all sessions of the process; only the first call has an effect."""
-    if share.cache_info().currsize:
-        return
-    if _SHARED_THREADS:
-        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+def share_arena() -> None:
+    """Set up the arena that sessions of this process may share; those that don't ask for it are left alone."""
     kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     as_requested = onnxruntime.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 1, **_ARENA})
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), as_requested)

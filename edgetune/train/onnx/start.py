@@ -16,20 +16,19 @@ from edgetune.schema import Plan
 from edgetune.train.engine import Engine, Source
 from edgetune.train.features import cached_sources
 from edgetune.train.folder import RunFolder
-from edgetune.train.onnx.cache import graphs_of
+from edgetune.train.onnx.cache import from_folder, graphs_of
 from edgetune.train.onnx.engine import OnnxEngine
+from edgetune.train.onnx.runtime import share_arena
 
 # What training brings besides onnxruntime, by name: for the baseline, which counts all imports.
 _LIBRARIES = ("numpy.random", "PIL.Image", "psutil", "rich.live", "rich.progress", "edgetune.train.loop")
 
 
 def warm_up(plan: Plan) -> None:
-    """Bring in libraries, the pool of threads and one dummy matrix product: the bare process of a run."""
+    """Bring in libraries and one dummy matrix product: the bare process of a run."""
     for name in _LIBRARIES:
         import_module(name)
-    from edgetune.train.onnx.runtime import share
-
-    share(plan.threads)
+    share_arena()
     square = np.ones((256, 256), np.float32)
     (square @ square).sum()
 
@@ -44,7 +43,7 @@ def start_engine(
         StorageError: there is no room for them.
     """
     refuse_levers(levers_of(plan), "plan anew, or go on with --engine torch")
-    load = graphs_of(plan)
+    load = from_folder(folder.graphs) if folder.graphs.is_dir() else graphs_of(plan)
     if not resume:
         folder.base.parent.mkdir(parents=True, exist_ok=True)
         spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))

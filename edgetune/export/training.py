@@ -1,0 +1,122 @@
+"""Training graphs: the step of a plan as ONNX, for `edgetune fit --graphs` and for programs of other people's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+from edgetune import schema
+from edgetune.__about__ import __version__
+from edgetune.errors import InputError
+from edgetune.files import write_atomically
+from edgetune.model.arrayfile import ArrayStore, copy_arrays
+from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
+from edgetune.model.reading import write_base
+from edgetune.model.registry import find_spec
+from edgetune.plan.engines import refuse_levers
+from edgetune.plan.job import levers_of
+from edgetune.schema import ExportReport, Plan, now
+from edgetune.train.onnx.edges import evaluation
+from edgetune.train.onnx.exported import EVALUATE, GRAPHS, MANIFEST, STATE, GraphFile, Manifest, Tensor, sha256
+from edgetune.train.onnx.write import Order, write_graphs
+
+_PREPROCESSING = (
+    "RGB; shorter side resized to image_size, bicubic; centre square; (value / 255 - mean) / std; NCHW float32"
+)
+
+
+def export_training(source: Path, out: Path) -> ExportReport:
+    """Write the folder that `edgetune.train.onnx.exported` describes.
+
+    Args:
+        source: a run folder, whose plan is taken and whose weights from before the run, or its best where those are
+            gone; or a plan file, whose weights are read as `fit` would.
+        out: the folder, which must not exist yet or be empty.
+
+    Raises:
+        InputError: the source has no plan, or one that this engine can't train, or the folder is taken.
+    """
+    plan = schema.load(source / "plan.json" if source.is_dir() else source, Plan)
+    refuse_levers(levers_of(plan), "plan with --engine onnx")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists already; choose another folder.")
+    existed = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        size = _write(source, plan, out)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        if existed:
+            out.mkdir()
+        raise
+    return ExportReport(
+        format="train-onnx",
+        path=str(out),
+        size_bytes=size,
+        how_to_use=f"`edgetune fit DATA --graphs {out} --out RUN`",
+        edgetune_version=__version__,
+        created=now(),
+    )
+
+
+def _write(source: Path, plan: Plan, out: Path) -> int:
+    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    plan = msgspec.structs.replace(plan, engine="onnx")
+    _write_state(source, plan, out / STATE)
+    write_graphs(out / GRAPHS, Order(spec, plan.optimizer, plan.lora))
+    write_atomically(out / EVALUATE, evaluation(spec).model("evaluate").SerializeToString())
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    graphs = {path.stem: path for path in files if path.suffix == ".onnx"}
+    manifest = Manifest(
+        model=spec.name,
+        plan=plan,
+        classes=list(plan.data.classes),
+        preprocessing={
+            "image_size": spec.image_size,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "text": _PREPROCESSING,
+        },
+        opset=OPSET,
+        onnxruntime=".".join(map(str, OLDEST_ONNXRUNTIME)),
+        graphs={name: _described(path, out) for name, path in graphs.items()},
+        checksums={str(path.relative_to(out)): sha256(path) for path in files},
+        edgetune_version=__version__,
+        created=now(),
+    )
+    schema.save(manifest, out / MANIFEST)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _write_state(source: Path, plan: Plan, target: Path) -> None:
+    """The weights to begin with, in float32."""
+    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    before, best = source / "state" / "base.safetensors", source / "best.safetensors"
+    for path in (before, best) if source.is_dir() else ():
+        if path.exists():
+            with ArrayStore(path) as store:
+                if set(store.names) == {parameter.name for parameter in spec.parameters()}:
+                    copy_arrays(target, store, {}, store.header.metadata)
+                    return
+    write_base(
+        spec, Path(plan.weights) if plan.weights else None, target, class_names=plan.data.classes, seed=plan.seed
+    )
+
+
+def _described(path: Path, out: Path) -> GraphFile:
+    graph = onnx.load_model(path).graph
+    return GraphFile(
+        file=str(path.relative_to(out)),
+        inputs=[_tensor(value) for value in graph.input],
+        outputs=[_tensor(value) for value in graph.output],
+    )
+
+
+def _tensor(value: Any) -> Tensor:
+    kind = value.type.tensor_type
+    shape: list[int | str] = [side.dim_param or side.dim_value for side in kind.shape.dim]
+    return Tensor(name=value.name, type=onnx.TensorProto.DataType.Name(kind.elem_type).lower(), shape=shape)

@@ -1,0 +1,110 @@
+"""A run in a process that holds nothing but training: `python -m edgetune.train.onnx.run ORDER`.
+
+The command line's libraries take more memory than a small model's training. Once the plan is made the command hands
+over to this module by exec: the same process, its signals and its exit status, without what it had imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":  # OpenSSL would take 3.5 MB to hash a few hundred bytes; Python has SHA-2 of its own
+    sys.modules.setdefault("_hashlib", None)  # type: ignore[arg-type]
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgetune.errors import EdgetuneError
+from edgetune.schema import Plan, Profile
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do: begin the run of a plan, or go on with the one in `out` where there is none."""
+
+    out: str
+    plan: Plan | None = None
+    profile: Profile | None = None
+    config: dict[str, Any] = {}
+    graphs: str | None = None
+    root: str | None = None  # of the file system that the board is read from
+    power_w: float | None = None
+    save_every_s: float
+    quiet: bool
+    started: float  # on the monotonic clock
+    debug: bool = False
+
+
+def hand_over(order: Order) -> None:
+    """Become the process of this run, where this process is the command's own; otherwise come back.
+
+    An interpreter that somebody else runs (a test, a notebook) is not ours to replace.
+    """
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    by_name = spec is not None and spec.name == "edgetune.__main__"
+    if not by_name and Path(getattr(main, "__file__", None) or "").name != "edgetune":
+        return
+    text = msgspec.json.encode(order).decode()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *_flags(), "-m", "edgetune.train.onnx.run", text])
+
+
+def _flags() -> list[str]:
+    """The interpreter's own options, which an exec would lose."""
+    return ["-I"] if sys.flags.isolated else []
+
+
+def run(order: Order) -> int:
+    """Do what the order says; the exit status."""
+    from edgetune.device.system import System
+    from edgetune.train.fit import exit_code, fit, resume
+    from edgetune.train.summary import print_result
+
+    out = Path(order.out)
+    common: dict[str, Any] = {
+        "power_w": order.power_w,
+        "save_every_s": order.save_every_s,
+        "quiet": order.quiet,
+        "started": order.started,
+        "system": None if order.root is None else System(order.root),
+    }
+    if order.plan is None:
+        result = resume(out, **common)
+    else:
+        graphs = None if order.graphs is None else Path(order.graphs)
+        result = fit(order.plan, out, profile=order.profile, config=order.config, graphs=graphs, **common)
+    if not order.quiet:
+        print_result(result, out)
+    return exit_code(result)
+
+
+def main(text: str) -> int:
+    """As `edgetune.cli.program.main`: an error is one sentence and its exit status."""
+    order = msgspec.json.decode(text, type=Order)
+    try:
+        return run(order)
+    except EdgetuneError as error:
+        if order.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if order.debug:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(
+            f"error: a defect in edgetune ({reason}); run it again with --debug and report the output.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
