@@ -8,9 +8,11 @@ A part of a block on B images of N tokens takes, with C the width,
     attention   B N² C
     weights     C²: read for a forward pass, added to for a gradient, however few the tokens
 
-times five prices that the probes of a trainer's part give by least squares of the relative error, none below zero. What
-this leaves unexplained at the probes (caches, shapes that a kernel likes less) is a factor, interpolated in octaves of
-width, tokens and rows, and fading to 1 where nothing like it was probed.
+times five prices, by least squares over the probes of a trainer, none below zero. A probe's parts are differences of
+three timings, so the prices of a part are those that, with the parts before it, come nearest to the whole timing in
+proportion: noise in a small difference then weighs no more than it should. What this leaves unexplained at the probes
+(caches, shapes that a kernel likes less) is a factor for the forward pass and one for the backward pass, interpolated
+in octaves of width, tokens and rows, and fading to 1 where nothing like it was probed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ PARTS: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
 # Where only a matrix product was timed: the share of its rate that a block reaches (field measurements: 0.53 to 0.73).
 _BLOCK_SHARE_OF_GEMM = 0.6
 _RIDGE = 1e-6  # so that fewer probes than prices still give some
+_MOST_FACTOR = 1.5  # that a probe may lie from what its prices say; beyond it is noise
 _UNPROBED = 0.25  # weight of the factor 1 among those of the probes: that of a probe two octaves away
 _PRODUCT_FLOPS = 24  # of all products with weights, by B N C²
 _ATTENTION_FLOPS = {"forward": 4, "pass_gradient": 8, "weight_gradient": 0}  # by B N² C
@@ -47,6 +50,11 @@ class Prices(NamedTuple):
         terms = _terms(width, tokens, images)
         fixed = self.calls * terms[0] + self.weights * terms[4]
         return fixed + share * sum(price * term for price, term in zip(self[1:4], terms[1:4], strict=True))
+
+
+class _Timed(NamedTuple):
+    shape: tuple[int, int, int]  # width, tokens, images
+    seconds: tuple[float, ...]  # of each part
 
 
 class _Probe(NamedTuple):
@@ -70,23 +78,29 @@ class Rates:
         self._prices: dict[tuple[Part, str], Prices] = {}
         self._probes: dict[tuple[Part, str], list[_Probe]] = {}
         for way in ("eager", "lean", "lean-bf16"):
-            for part in PARTS:
-                costs = [cost for cost in compute.block_costs if (cost.part, cost.lever) == (part, way)]
-                costs = [cost for cost in costs if cost.seconds > 0]
-                if costs:
-                    self._learn(part, way, costs)
+            self._learn(way, _timed(compute.block_costs, way))
         self._known: dict[tuple[object, ...], float | None] = {}
 
-    def _learn(self, part: Part, way: str, costs: Sequence[BlockCost]) -> None:
-        rows = [[term / cost.seconds for term in _terms(cost.width, cost.tokens, cost.batch_size)] for cost in costs]
-        prices = self._prices[part, way] = Prices(*_least_squares(rows))
-        self._probes[part, way] = [
-            _Probe(
-                _octaves(cost.width, cost.tokens, cost.batch_size),
-                cost.seconds / max(1e-12, prices.seconds(cost.width, cost.tokens, cost.batch_size)),
-            )
-            for cost in costs
-        ]
+    def _learn(self, way: str, timed: Sequence[_Timed]) -> None:
+        """Prices of the parts one after the other, then what they leave of each probe."""
+        if not timed:
+            return
+        so_far = [0.0] * len(timed)  # reckoned, of the parts priced already
+        for place, part in enumerate(PARTS):
+            wholes = [sum(probe.seconds[: place + 1]) for probe in timed]
+            rows = [[term / whole for term in _terms(*probe.shape)] for probe, whole in zip(timed, wholes, strict=True)]
+            targets = [1 - done / whole for done, whole in zip(so_far, wholes, strict=True)]
+            self._prices[part, way] = prices = Prices(*_least_squares(rows, targets))
+            so_far = [done + prices.seconds(*probe.shape) for done, probe in zip(so_far, timed, strict=True)]
+        for parts in (PARTS[:1], PARTS[1:]):
+            found = []
+            for probe in timed:
+                took = sum(probe.seconds[PARTS.index(part)] for part in parts)
+                reckoned = sum(self._prices[part, way].seconds(*probe.shape) for part in parts)
+                factor = took / reckoned if reckoned > 0 else 1.0
+                found.append(_Probe(_octaves(*probe.shape), min(_MOST_FACTOR, max(1 / _MOST_FACTOR, factor))))
+            for part in parts:
+                self._probes[part, way] = found
 
     @property
     def known(self) -> bool:
@@ -137,8 +151,18 @@ class Rates:
             distance = sum((here - there) ** 2 for here, there in zip(at, probe.at, strict=True))
             weight = 1 / (1e-6 + distance) ** 2
             total += weight
-            log += weight * math.log(max(1e-3, probe.factor))
+            log += weight * math.log(probe.factor)
         return math.exp(log / total)
+
+
+def _timed(costs: Sequence[BlockCost], way: str) -> list[_Timed]:
+    """The shapes of which every part was timed."""
+    shapes: dict[tuple[int, int, int], dict[str, float]] = {}
+    for cost in costs:
+        if cost.lever == way and cost.seconds > 0:
+            shapes.setdefault((cost.width, cost.tokens, cost.batch_size), {})[cost.part] = cost.seconds
+    whole = [(shape, parts) for shape, parts in shapes.items() if len(parts) == len(PARTS)]
+    return [_Timed(shape, tuple(parts[part] for part in PARTS)) for shape, parts in whole]
 
 
 def _terms(width: int, tokens: float, images: float) -> tuple[float, ...]:
@@ -150,22 +174,23 @@ def _octaves(width: int, tokens: float, images: float) -> tuple[float, float, fl
     return math.log2(width), math.log2(tokens), math.log2(max(1.0, images * tokens))
 
 
-def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Coefficients x ≥ 0 for which rows · x is nearly 1 each; the most negative is left out until none is."""
+def _least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float]:
+    """Coefficients x ≥ 0 for which rows · x is nearly the targets; the most negative is left out until none is."""
     count = len(rows[0])
     scales = [math.sqrt(sum(row[column] ** 2 for row in rows)) or 1.0 for column in range(count)]
     unit = [[value / scale for value, scale in zip(row, scales, strict=True)] for row in rows]
     used = list(range(count))
-    while True:
+    while used:
         matrix = [[sum(row[i] * row[j] for row in unit) + (_RIDGE if i == j else 0.0) for j in used] for i in used]
-        found = _solve(matrix, [sum(row[i] for row in unit) for i in used])
+        right = [sum(row[i] * target for row, target in zip(unit, targets, strict=True)) for i in used]
+        found = _solve(matrix, right)
         worst = min(range(len(used)), key=lambda place: found[place])
-        if found[worst] >= 0 or len(used) == 1:
+        if found[worst] >= 0:
             break
         del used[worst]
     solution = [0.0] * count
-    for column, value in zip(used, found, strict=True):
-        solution[column] = max(0.0, value) / scales[column]
+    for column, value in zip(used, found if used else [], strict=True):
+        solution[column] = value / scales[column]
     return solution
 
 
