@@ -22,7 +22,7 @@ from edgetune.model.spec import ViTSpec
 from edgetune.plan.methods import METHOD_NAMES, find_method
 from edgetune.schema import Record
 
-_TRIMMED = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+TRIMMED = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 class Peer(NamedTuple):
@@ -41,7 +41,7 @@ class Peer(NamedTuple):
 def _peer(
     name: str, note: str, module: str, plan_method: str, *packages: str, baseline: bool = False, trimmed: bool = False
 ) -> Peer:
-    entry = Entry(name=name, method=name, environment=_TRIMMED if trimmed else {}, note=note)
+    entry = Entry(name=name, method=name, environment=TRIMMED if trimmed else {}, note=note)
     return Peer(entry, f"edgetune.bench.{module}", plan_method, packages, baseline)
 
 
@@ -96,7 +96,7 @@ GROUPS = {
 }
 GROUPS["all"] = (*GROUPS["peers"], *GROUPS["ours"])
 # What a child must not inherit, or "default malloc" would be somebody's choice.
-MALLOC_VARIABLES = (*_TRIMMED, "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+MALLOC_VARIABLES = (*TRIMMED, "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 DEFAULT_METHODS = ("eager-full", "eager-full-trimmed", "full", "alast", "edgetune")
 # What every method of a benchmark has in common, or the benchmark itself decides.
 _SHARED_FLAGS = frozenset(

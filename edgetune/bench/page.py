@@ -9,6 +9,7 @@ from edgetune.bench.summary import SHARES, rows_sources
 from edgetune.units import format_size
 
 _MIB = 1 << 20
+REACH_NOTE = "Training time and joules until the accuracy was 95, 99 and 100 % of full fine-tuning's last one."
 MODELLED = "*"  # stands beside every figure that a model gave
 _HEADS = ("method", "acc.", "MiB", "rel.", "s/ep", "rel.", "later", "rel.", "GFLOP")
 _COST_HEADS = ("method", "J/ep", "net J", "ms/im.", "GEMM", "pred.", "°C")
@@ -17,14 +18,14 @@ _SPREAD_HEADS = ("method", "runs", "MiB", "s/epoch", "later", "acc.", "bare")
 
 def markdown(bench: Bench) -> str:
     """The whole benchmark as Markdown; its tables fit 80 columns with names up to 18 letters."""
-    lines = [f"# {title(bench)}", "", *_table(_HEADS, cells(bench)), "", *legend(bench), ""]
-    lines += [*_table(_COST_HEADS, cost_cells(bench)), "", *cost_legend(bench), ""]
+    lines = [f"# {title(bench)}", "", *markdown_table(_HEADS, cells(bench)), "", *legend(bench), ""]
+    lines += [*markdown_table(_COST_HEADS, cost_cells(bench)), "", *cost_legend(bench), ""]
     for heads, rows in reach_tables(bench):
-        lines += [*_table(heads, rows), ""]
+        lines += [*markdown_table(heads, rows), ""]
     lines += [*reach_legend(bench), ""] if reach_legend(bench) else []
-    lines += [f"Lowest to highest of {bench.repetitions}:", "", *_table(_SPREAD_HEADS, spread_cells(bench)), ""]
+    lines += [f"Lowest to highest of {bench.repetitions}:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
     lines += [f"- `{row.entry.name}`: {_how(row)}" for row in bench.methods]
-    lines += ["", *_machine_lines(bench)]
+    lines += ["", *machine_lines(bench)]
     if bench.warnings:
         lines += ["", *(f"- Warning: {warning}" for warning in bench.warnings)]
     return "\n".join(lines) + "\n"
@@ -118,20 +119,23 @@ def cost_cells(bench: Bench) -> list[list[str]]:
 
 def cost_legend(bench: Bench) -> list[str]:
     """What the columns of joules and shares mean, and where joules come from."""
-    known = [row for row in bench.methods if row.epoch_j is not None]
-    if not known:
-        joules = "No joules: no sensor answered and no --power was given."
-    else:
-        idle = f"; idle {bench.idle_w.median:.3g} W before the runs" if bench.idle_w else ""
-        joules = f"Joules: {rows_sources(known)}{idle}."
     rate = f" of {bench.gemm_flops.median / 1e9:.3g} GFLOP/s" if bench.gemm_flops else ""
     return [
         "J/ep: joules of an epoch, all; net: above idle. ms/im.: an epoch's time by its",
         "images. GEMM: training FLOPs a second over the machine's rate of fp32 matrix",
         f"products just before{rate}. pred.: MiB above the bare process, as",
         f"planned. °C: hottest zone. {MODELLED}: modelled, not measured.",
-        joules,
+        joules_text(bench),
     ]
+
+
+def joules_text(bench: Bench) -> str:
+    """Where the joules come from, or why there are none."""
+    known = [row for row in bench.methods if row.epoch_j is not None]
+    if not known:
+        return "No joules: no sensor answered and no --power was given."
+    idle = f"; idle {bench.idle_w.median:.3g} W before the runs" if bench.idle_w else ""
+    return f"Joules: {rows_sources(known)}{idle}."
 
 
 def reach_tables(bench: Bench) -> list[tuple[tuple[str, ...], list[list[str]]]]:
@@ -188,7 +192,7 @@ def spread_cells(bench: Bench) -> list[list[str]]:
     ]
 
 
-def _table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+def markdown_table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     """A Markdown table, padded so that it reads well as text too."""
     widths = [max(len(row[place]) for row in [list(heads), *rows]) for place in range(len(heads))]
 
@@ -206,7 +210,8 @@ def _how(row: MethodRow) -> str:
     return f"{note}`{row.command}`" if row.command else f"{note}not run"
 
 
-def _machine_lines(bench: Bench) -> list[str]:
+def machine_lines(bench: Bench) -> list[str]:
+    """Where the runs took place, and with which versions."""
     lines = []
     for machine in bench.machines:
         versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())

@@ -19,6 +19,7 @@ import msgspec
 
 from edgetune import schema
 from edgetune.bench.entries import PEERS, find_entries, is_peer, read_recipes
+from edgetune.bench.html import bench_page
 from edgetune.bench.machine import Bystanders, describe_machine, measure_idle, temperatures
 from edgetune.bench.page import markdown
 from edgetune.bench.process import Measured, measure_gemm, run_fit, run_peer, tidy
@@ -32,7 +33,9 @@ from edgetune.files import storage_errors, write_atomically
 from edgetune.model.registry import find_spec
 from edgetune.units import format_size
 
-_OWN = frozenset({"data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md"})
+_OWN = frozenset(
+    {"data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md", "bench.html"}
+)
 _NO_CAP = "1000TB"  # the eager loop's plan is read for its recipe only
 
 
@@ -195,7 +198,7 @@ def bench(
     root: Path | None = None,
     **settings: Any,
 ) -> Bench:
-    """Compare methods side by side, and leave `bench.json`, `bench.md`, `runs.jsonl` and the runs' folders at `out`.
+    """Compare methods side by side, and leave `bench.json`, `.md` and `.html`, `runs.jsonl` and the runs' folders.
 
     Args:
         out: a folder; one that holds the same benchmark, cut off or with fewer methods or repetitions, is gone on with.
@@ -228,6 +231,7 @@ def bench(
         made = summarise(job.settings, entries, runs, repetitions)
         schema.save(made, out / "bench.json")
         write_atomically(out / "bench.md", markdown(made).encode())
+        write_atomically(out / "bench.html", bench_page(made).encode())
         return made
 
     runs = Series(job, entries, out, say, root).run(repetitions, keep)

@@ -9,6 +9,7 @@ import typer
 
 from edgetune.cli import flags
 from edgetune.cli.output import print_json
+from edgetune.errors import InputError
 
 
 def evaluate(
@@ -61,9 +62,15 @@ def export(
 
 
 def bench(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The benchmark's folder; a cut-off one is gone on with.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The benchmark's folder; a cut-off one is gone on with.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two bench.json files instead.")
+    ] = None,
     workload: Annotated[
-        str | None, typer.Option(metavar="NAME", help="w1, w2, w3 or w4; or --data and --model.")
+        str | None,
+        typer.Option(metavar="NAME", help="w1 to w4; or --data and --model. field5: the field's table of costs."),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Image folder, as for fit.")] = None,
     model: flags.Model = None,
@@ -90,6 +97,35 @@ def bench(
     root: flags.Root = None,
 ) -> None:
     """Compare methods side by side, each run in a process of its own."""
+    if compare is not None:
+        from edgetune.bench.compare import Comparison
+        from edgetune.files import write_atomically
+
+        compared = Comparison(*compare)
+        typer.echo(compared.markdown())
+        if out is not None:
+            write_atomically(out / "compare.md", compared.markdown().encode())
+            write_atomically(out / "compare.html", compared.html().encode())
+            typer.echo(f"written: {out / 'compare.md'}, {out / 'compare.html'}")
+        return
+    if out is None:
+        raise InputError("--out is missing: name the benchmark's folder, for example --out runs/bench.")
+    if workload == "field5":
+        from edgetune.bench.field5 import field5_markdown, run_field5
+
+        settled: dict[str, object] = {
+            "--data": data,
+            "--model": model,
+            "--weights": weights,
+            "--methods": methods,
+            "--recipe": recipe,
+        }
+        settled |= {"--image-size": image_size, "--batch-size": batch_size, "--epochs": epochs, "--threads": threads}
+        given = [flag for flag, value in settled.items() if value is not None]
+        if given:
+            raise InputError(f"--workload field5 has settled that already: leave out {', '.join(given)}.")
+        typer.echo(field5_markdown(run_field5(out, typer.echo)))
+        return
     from edgetune.bench import bench as run_bench
     from edgetune.units import parse_power
 
@@ -117,4 +153,4 @@ def bench(
     from edgetune.bench.page import print_bench
 
     print_bench(found)
-    typer.echo(f"written: {out / 'bench.json'}, {out / 'bench.md'}")
+    typer.echo(f"written: {', '.join(str(out / name) for name in ('bench.json', 'bench.html', 'bench.md'))}")

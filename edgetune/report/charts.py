@@ -1,13 +1,14 @@
 """What a page's charts show, as data: the drawing is uPlot's, in the browser (`assets/charts.js`).
 
 A chart is described fully in Python (values already in the unit its axis names), so that the script stays free of
-meaning and every page can use the same two forms: lines over steps or epochs, and heat maps of blocks over steps.
+meaning and every page can use the same four forms: lines over steps, epochs or seconds, heat maps of blocks over steps,
+points in a plane, and bars.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -41,7 +42,7 @@ class Chart(msgspec.Struct, kw_only=True):
     caption: str
     x_label: str
     unit: str
-    x: list[int]
+    x: Sequence[float]
     lines: list[Line]
     marks: list[Mark] = []
     event_steps: list[int] = []
@@ -64,7 +65,60 @@ class Heat(msgspec.Struct, kw_only=True):
     kind: Literal["heat"] = "heat"
 
 
-def figure(chart: Chart | Heat) -> Html:
+class Point(msgspec.Struct, kw_only=True):
+    """A point in a plane, known by its number; `low` and `high` are the ends of its spread."""
+
+    number: int
+    label: str
+    x: float
+    y: float
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    color: str
+    modelled: bool = False  # drawn hollow
+
+
+class Scatter(msgspec.Struct, kw_only=True):
+    """Points in a plane. `front` are the places of those that no other one beats, from left to right."""
+
+    id: str
+    title: str
+    caption: str
+    x_label: str
+    unit: str  # of y, as its axis names it
+    points: list[Point]
+    front: list[int]
+    kind: Literal["scatter"] = "scatter"
+
+
+class Bar(msgspec.Struct, kw_only=True):
+    """A bar; `low` and `high` are the ends of its spread."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    color: str
+    modelled: bool = False  # drawn hollow
+
+
+class Bars(msgspec.Struct, kw_only=True):
+    """Bars side by side, the first on top."""
+
+    id: str
+    title: str
+    caption: str
+    unit: str
+    bars: list[Bar]
+    kind: Literal["bars"] = "bars"
+
+
+AnyChart: TypeAlias = Chart | Heat | Scatter | Bars
+
+
+def figure(chart: AnyChart) -> Html:
     """The place where the script draws a chart. Without a script the caption still says what would be there."""
     scale = None
     if isinstance(chart, Heat):
@@ -75,7 +129,9 @@ def figure(chart: Chart | Heat) -> Html:
         "figure",
         element("figcaption", element("b", chart.title), " ", element("span", chart.caption, class_="about")),
         element("div", class_="plot", data_chart=chart.id, role="img", aria_label=f"{chart.title}. {chart.caption}"),
-        element("div", element("output", class_="readout"), scale, class_="under") if scale else None,
+        element("div", element("output", class_="readout"), scale, class_="under")
+        if isinstance(chart, (Heat, Scatter))
+        else None,
         class_=chart.kind,
     )
 

@@ -6,6 +6,7 @@ The chart library, the styles and the data are in the page itself; its content s
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -14,7 +15,7 @@ import msgspec
 from edgetune import __version__
 from edgetune.files import write_atomically
 from edgetune.report.blocks import blocks_over_time
-from edgetune.report.charts import Chart, Heat, figure
+from edgetune.report.charts import AnyChart, Chart, figure
 from edgetune.report.costs import predicted_against_measured, where_memory_went, where_time_went
 from edgetune.report.curves import curves
 from edgetune.report.details import commands, events_and_warnings, machine, why
@@ -88,7 +89,7 @@ def write_plan_page(plan: Plan, path: Path) -> None:
     write_atomically(path, written.encode("utf-8"))
 
 
-def page(*, title: str, content: Html, charts: list[Chart | Heat], footer: str) -> str:
+def page(*, title: str, content: Html, charts: Sequence[AnyChart], footer: str) -> str:
     """A whole page around `content`, with the library, the styles and the charts' data inside."""
     template = Template((_ASSETS / "page.html").read_text(encoding="utf-8"))
     licence = (_UPLOT / "LICENSE").read_text(encoding="utf-8")

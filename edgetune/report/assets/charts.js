@@ -1,4 +1,4 @@
-// Draws what the page's JSON describes, with uPlot. It knows two forms, "lines" and "heat", and nothing of their meaning.
+// Draws what the page's JSON describes, with uPlot. It knows four forms and nothing of their meaning.
 (function () {
   "use strict";
 
@@ -10,6 +10,7 @@
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   const heightFor = (width) => (width < narrow ? 200 : 230);
+  const heightOf = (chart, width) => (chart.kind === "bars" ? 52 + 27 * chart.bars.length : heightFor(width) + (chart.kind === "scatter" ? 70 : 0));
   const fontFor = () => '12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 
   function number(value) {
@@ -206,20 +207,143 @@
     }, [middles, middles.map(() => chart.rows.length / 2)], place);
   }
 
+  const scaled = (size) => size * devicePixelRatio;
+  const wide = (low, high) => uPlot.rangeNum(0, low === null ? 1 : Math.max(high, 1e-9), 0.1, true);
+
+  function stroke(ctx, from, to) {
+    ctx.beginPath();
+    ctx.moveTo(...from);
+    ctx.lineTo(...to);
+    ctx.stroke();
+  }
+
+  // Markers with their spread, the front through the best of them, and a number beside each where it is free.
+  function marks(u, chart) {
+    const { ctx } = u, taken = [];
+    const at = (point) => [u.valToPos(point.x, "x", true), u.valToPos(point.y, "y", true)];
+    const overlaps = (box) => taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3]);
+    ctx.save();
+    ctx.lineWidth = scaled(1.2);
+    ctx.strokeStyle = color("muted");
+    ctx.setLineDash([scaled(5), scaled(4)]);
+    chart.front.slice(1).forEach((place, index) => stroke(ctx, at(chart.points[chart.front[index]]), at(chart.points[place])));
+    ctx.setLineDash([]);
+    for (const point of chart.points) {
+      const [x, y] = at(point), r = scaled(4.5);
+      ctx.strokeStyle = ctx.fillStyle = color(point.color);
+      ctx.globalAlpha = 0.55;
+      stroke(ctx, [u.valToPos(point.x_low, "x", true), y], [u.valToPos(point.x_high, "x", true), y]);
+      stroke(ctx, [x, u.valToPos(point.y_low, "y", true)], [x, u.valToPos(point.y_high, "y", true)]);
+      ctx.globalAlpha = 1;
+      ctx.beginPath();
+      ctx.arc(x, y, r, 0, 2 * Math.PI);
+      if (point.modelled) { ctx.fillStyle = color("paper"); ctx.fill(); ctx.stroke(); } else ctx.fill();
+      taken.push([x - r, y - r, x + r, y + r]);
+    }
+    ctx.font = "600 " + scaled(11.5) + "px system-ui, sans-serif";
+    ctx.textAlign = "center";
+    ctx.textBaseline = "middle";
+    for (const point of chart.points) {
+      const [x, y] = at(point), half = ctx.measureText(point.number).width / 2, tall = scaled(6);
+      const near = [[1, 0], [0, -1], [-1, 0], [0, 1], [1, -1], [-1, -1], [1, 1], [-1, 1]];
+      const spots = [1, 2, 3].flatMap((far) => near.map(([dx, dy]) => [x + dx * (scaled(3 + 6 * far) + half), y + dy * scaled(5 + 8 * far)]));
+      const box = ([cx, cy]) => [cx - half, cy - tall, cx + half, cy + tall];
+      const spot = spots.find((each) => !overlaps(box(each))) || spots[0];
+      taken.push(box(spot));
+      ctx.fillStyle = color("ink");
+      ctx.fillText(point.number, ...spot);
+    }
+    ctx.restore();
+  }
+
+  function scatter(chart, place, width) {
+    const points = chart.points, order = [...points].sort((a, b) => a.x - b.x);
+    const readout = place.parentElement.querySelector(".readout");
+    const [xAxis, yAxis] = axes(chart);
+    const nearest = (u) => {
+      const { left, top } = u.cursor;
+      const away = points.map((point) => Math.hypot(u.valToPos(point.x, "x") - left, u.valToPos(point.y, "y") - top));
+      const best = away.indexOf(Math.min(...away));
+      const point = points[best];
+      readout.textContent = left < 0 || away[best] > 40 ? "" : point.number + " " + point.label + ": " + number(point.x) + " " + chart.x_label + ", " + number(point.y) + " " + chart.unit + (point.modelled ? " (modelled)" : "");
+    };
+    return new uPlot({
+      width, height: heightOf(chart, width),
+      padding: [14, 20, 0, 0],
+      legend: { show: false },
+      scales: {
+        x: { time: false, range: () => wide(0, Math.max(...points.map((point) => point.x_high))) },
+        y: { range: () => wide(0, Math.max(...points.map((point) => point.y_high))) },
+      },
+      axes: [{ ...xAxis, incrs: undefined, grid: { stroke: () => color("rule"), width: 1 } }, yAxis],
+      series: [{}, { stroke: "transparent", points: { show: false } }],
+      cursor: { points: { show: false }, drag: { x: false, y: false } },
+      hooks: { draw: [(u) => marks(u, chart)], setCursor: [nearest] },
+    }, [order.map((point) => point.x), order.map((point) => point.y)], place);
+  }
+
+  function whiskers(u, chart) {
+    const { ctx } = u;
+    ctx.save();
+    ctx.lineWidth = scaled(1.2);
+    ctx.font = scaled(12) + "px system-ui, sans-serif";
+    ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
+    chart.bars.forEach((bar, index) => {
+      const y = u.valToPos(index, "x", true), [low, high] = [bar.low, bar.high].map((value) => u.valToPos(value, "y", true));
+      ctx.strokeStyle = ctx.fillStyle = color("ink");
+      if (high > low) stroke(ctx, [low, y], [high, y]);
+      ctx.fillText(number(bar.value) + (bar.modelled ? "*" : ""), Math.max(high, u.valToPos(bar.value, "y", true)) + scaled(5), y);
+    });
+    ctx.restore();
+  }
+
+  function bars(chart, place, width) {
+    const places = chart.bars.map((_, index) => index);
+    const [, common] = axes(chart);
+    const longest = Math.max(...chart.bars.map((bar) => bar.label.length));
+    const kinds = [...new Set(chart.bars.map((bar) => bar.color + (bar.modelled ? " modelled" : "")))];
+    const one = (kind) => {
+      const [name, modelled] = kind.split(" ");
+      return {
+        stroke: () => color(name), fill: () => (modelled ? color(name) + "22" : color(name)), width: modelled ? 1.2 : 0, dash: modelled ? [4, 3] : undefined,
+        paths: uPlot.paths.bars({ size: [0.62, 40] }), points: { show: false },
+      };
+    };
+    const values = (kind) => chart.bars.map((bar) => (bar.color + (bar.modelled ? " modelled" : "") === kind ? bar.value : null));
+    return new uPlot({
+      width, height: heightOf(chart, width),
+      padding: [6, 52, 0, 0],
+      legend: { show: false },
+      scales: {
+        x: { time: false, ori: 1, dir: -1, range: () => [-0.6, chart.bars.length - 0.4] },
+        y: { ori: 0, range: () => [0, 1.02 * Math.max(1e-9, ...chart.bars.map((bar) => Math.max(bar.value, bar.high)))] },
+      },
+      axes: [
+        { ...common, label: undefined, side: 3, size: 14 + Math.min(150, 6.6 * longest), grid: { show: false }, ticks: { show: false }, splits: () => places, values: () => chart.bars.map((bar) => bar.label) },
+        { ...common, scale: "y", side: 2, size: 26, space: 60, label: chart.unit || undefined, labelSize: 18 },
+      ],
+      series: [{}, ...kinds.map(one)],
+      cursor: { show: false },
+      hooks: { draw: [(u) => whiskers(u, chart)] },
+    }, [places, ...kinds.map(values)], place);
+  }
+
+  const forms = { lines, heat, scatter, bars };
+
   function drawAll() {
     drawn.forEach(({ plot }) => plot.destroy());
     drawn = charts.map((chart) => {
       const place = document.querySelector('[data-chart="' + chart.id + '"]');
       place.replaceChildren();
-      const plot = (chart.kind === "heat" ? heat : lines)(chart, place, place.clientWidth);
-      return { plot, place };
+      return { plot: forms[chart.kind](chart, place, place.clientWidth), place, chart };
     });
   }
 
   drawAll();
   document.documentElement.dataset.charts = String(drawn.length);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  addEventListener("resize", () => drawn.forEach(({ plot, place }) => {
-    if (plot.width !== place.clientWidth) plot.setSize({ width: place.clientWidth, height: heightFor(place.clientWidth) });
+  addEventListener("resize", () => drawn.forEach(({ plot, place, chart }) => {
+    if (plot.width !== place.clientWidth) plot.setSize({ width: place.clientWidth, height: heightOf(chart, place.clientWidth) });
   }));
 })();
