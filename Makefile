@@ -18,9 +18,23 @@ HASH := $(shell cat pyproject.toml edgetune/__about__.py | cksum | cut -d' ' -f1
 INSTALLED := $(VENV)/.installed-torch-$(HASH)
 INSTALLED_DEV := $(VENV)/.installed-dev-$(HASH)
 
-.PHONY: help demo test lint format build clean
+# What an image is built on, by JetPack. 6 and 7 bring CUDA and a torch for it. The Pythons of 4 and 5 are too old: theirs
+# is a plain Python image, and torch comes from the index for the CPU. (Bullseye: JetPack 4's Docker lets no newer C library
+# start threads.) Any other: BASE_IMAGE=...
+JETPACK ?= 6
+ENGINE ?= onnx
+JETPACK_4 := python:3.11-slim-bullseye
+JETPACK_5 := python:3.11-slim-bullseye
+JETPACK_6 := dustynv/l4t-pytorch:r36.4.0
+JETPACK_7 := nvcr.io/nvidia/pytorch:25.08-py3
+BASE_IMAGE ?= $(JETPACK_$(JETPACK))
+WITH_TORCH := --build-arg 'EXTRAS=[torch]' --build-arg 'PIP_OPTIONS=--constraint /source/requirements/cpu-aarch64.txt'
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' edgetune/__about__.py)
+BUILDX := docker buildx build --platform linux/arm64 --build-arg VERSION=$(VERSION) --load
+
+.PHONY: help demo test lint format build image-jetson image-pi test-arm64 test-images test-dist clean
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 # An environment that was left half-made is made again: `venv` mends what is there, `--clear` what it can't mend.
 define install
@@ -55,6 +69,22 @@ format: $(INSTALLED_DEV) ## let ruff format and mend
 
 build: $(INSTALLED_DEV) ## an sdist and a wheel in dist/
 	$(BIN)/uv build --python $(BIN)/python
+
+image-jetson: ## an image for JetPack 4, 5, 6 or 7 (JETPACK=6), with docker buildx on any machine
+	@test -n "$(BASE_IMAGE)" || { echo "JETPACK=$(JETPACK) is not 4, 5, 6 or 7; for another base give BASE_IMAGE=..." >&2; exit 2; }
+	$(BUILDX) --build-arg BASE_IMAGE=$(BASE_IMAGE) $(if $(filter 4 5,$(JETPACK)),$(WITH_TORCH)) -f Dockerfile.jetson -t edgetune:jetpack$(JETPACK) .
+
+image-pi: ## an image for a Raspberry Pi: onnxruntime and no torch, or ENGINE=torch
+	$(BUILDX) --build-arg ENGINE=$(ENGINE) -f Dockerfile.pi -t edgetune:pi-$(ENGINE) .
+
+test-dist: build ## wheel and sdist in clean environments of this machine
+	@UV=$(BIN)/uv bash scripts/test_dist.sh
+
+test-arm64: build ## the wheel in an arm64 Debian on an emulated Raspberry Pi 4; as root, under ten minutes
+	@UV=$(BIN)/uv bash scripts/test_arm64.sh
+
+test-images: build ## build the container files for arm64 without Docker and use what came out; as root
+	@UV=$(BIN)/uv bash scripts/test_images.sh
 
 clean: ## remove the environment, caches and demo runs
 	rm -rf $(VENV) $(DEMO) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

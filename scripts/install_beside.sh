@@ -33,4 +33,5 @@ while IFS='=' read -r name _ pinned; do
     [ "$now" = "$pinned" ] || { echo "$name was $pinned in the base image and is $now now." >&2; exit 1; }
     echo "kept from the base image: $name $pinned"
 done <"$pins"
-grep -qi '^torch==' "$pins" || echo "The base image has no torch: profile and plan work, training does not." >&2
+"$target/bin/python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' ||
+    echo "The base image has no torch: profile and plan work, training does not." >&2

@@ -38,6 +38,26 @@ def profile(
         typer.echo(f"written: {out}")
 
 
+def selftest(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report here.")] = None,
+    json: flags.Json = False,
+) -> None:
+    """Try edgetune on this machine: a report to send us. Nothing is sent by itself."""
+    from edgetune import schema
+    from edgetune.selftest import run_selftest
+
+    found = run_selftest(lambda what: typer.echo(f"{what} …", err=True))
+    if out is not None:
+        schema.save(found, out)
+    if json:
+        print_json(found)
+    else:
+        from edgetune.selftest.page import print_selftest
+
+        print_selftest(found, out)
+    raise typer.Exit(1 if found.failed else 0)
+
+
 def models() -> None:
     """List the models edgetune knows by name."""
     from edgetune.model.registry import find_spec, list_models

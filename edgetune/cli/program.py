@@ -29,6 +29,7 @@ for command in (
     results.bench,
 ):
     app.command()(command)
+app.command()(board.selftest)
 app.command()(board.models)
 app.command(name="sample-data")(board.sample_data)
 app.add_typer(board.devices_app, name="devices")

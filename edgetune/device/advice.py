@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from edgetune.device.board import parse_cpuinfo
 from edgetune.device.catalogue import BoardEntry
+from edgetune.device.container import container_advice
 from edgetune.device.system import System
 from edgetune.schema import Board, Memory, Modes
 from edgetune.units import format_size
@@ -32,6 +33,7 @@ def advice(
     return [
         *_software(system, board),
         *_supply_and_heat(throttle),
+        *container_advice(system, board, entry, memory, modes),
         *_limits(system, entry, memory),
         *_speed(board, entry, modes),
     ]

@@ -23,7 +23,8 @@ from edgetune.device.system import System
 from edgetune.errors import InputError
 from edgetune.schema import Board
 
-_DEVICE_TREE = ("/sys/firmware/devicetree/base", "/proc/device-tree")  # the latter may be an absolute link
+# The second may be an absolute link; the third is where a container can have it (see `edgetune.device.container`).
+DEVICE_TREES = ("/sys/firmware/devicetree/base", "/proc/device-tree", "/run/device-tree")
 _PART = re.compile(r"\bp(\d{4})-(\d{4})")
 _RELEASE = re.compile(r"^# R(\d{1,3}) \(release\), REVISION: (\d+(?:\.\d+)*)", re.MULTILINE)
 _PACKAGE = re.compile(r"(\d{1,3}\.\d+(?:\.\d+)*)-")
@@ -234,7 +235,7 @@ def board_revision(name: str) -> str | None:
 
 
 def _device_tree(system: System, name: str) -> bytes:
-    for base in _DEVICE_TREE:
+    for base in DEVICE_TREES:
         raw = read_raw(system, f"{base}/{name}")
         if raw is not None:
             return raw

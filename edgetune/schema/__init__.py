@@ -43,6 +43,10 @@ from edgetune.schema.result import Result as Result
 from edgetune.schema.result import StoppedBy as StoppedBy
 from edgetune.schema.result import TimeResult as TimeResult
 from edgetune.schema.result import Work as Work
+from edgetune.schema.selftest import Check as Check
+from edgetune.schema.selftest import FitTry as FitTry
+from edgetune.schema.selftest import Selftest as Selftest
+from edgetune.schema.selftest import SensorSample as SensorSample
 from edgetune.schema.use import Answer as Answer
 from edgetune.schema.use import Evaluation as Evaluation
 from edgetune.schema.use import ExportReport as ExportReport

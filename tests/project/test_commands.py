@@ -19,7 +19,7 @@ import typer
 from edgetune.cli import app
 from edgetune.plan.levers import Levers
 from edgetune.schema import FeatureCachePlan, Plan
-from tests.project.facts import ROOT
+from tests.project.facts import ROOT, requirements
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -130,7 +130,7 @@ def test_scripts_stop_at_the_first_error(path: Path) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_bare_make_lists_every_target() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    listed = set(re.findall(r"^ +make ([a-z-]+)", done.stdout, re.MULTILINE))
+    listed = set(re.findall(r"^ +make ([a-z0-9-]+)", done.stdout, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
     assert listed == set(phony[1].split())
@@ -142,23 +142,84 @@ def test_ci_runs_make_test_and_names_no_registry() -> None:
     assert "http" not in text
 
 
-def test_the_jetson_image_is_built_as_promised() -> None:
-    text = (ROOT / "Dockerfile.jetson").read_text()
+CONTAINER_FILES = ("Dockerfile.jetson", "Dockerfile.pi")
+
+
+@pytest.mark.parametrize("name", CONTAINER_FILES)
+def test_the_images_are_built_as_promised(name: str) -> None:
+    text = (ROOT / name).read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines[0].startswith("ARG BASE_IMAGE=")
-    assert "FROM ${BASE_IMAGE}" in lines
+    assert len([line for line in lines if line.startswith("FROM ")]) >= 2
     users = [line for line in lines if line.startswith("USER ")]
     assert users
     assert users[-1] not in ("USER root", "USER 0")
+    assert "--groups video" in text
     assert "<<" not in text  # older builders do not know heredocs
     assert 'ENTRYPOINT ["edgetune"]' in lines
+    assert [line for line in lines if line.startswith("HEALTHCHECK ")]
+    assert "org.opencontainers.image.title" in text
+    needed = set(re.findall(r"/source/([a-z][\w./-]+)", text))
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert needed
+    assert needed <= allowed, "the build context leaves out what the build reads"
 
 
-def test_hadolint_finds_nothing() -> None:
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("jetpack", ["4", "5", "6", "7"])
+def test_each_jetpack_has_its_base(jetpack: str) -> None:
+    done = subprocess.run(
+        ["make", "-n", "image-jetson", f"JETPACK={jetpack}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    base = re.search(r"--build-arg BASE_IMAGE=(\S+)", done.stdout)
+    assert base
+    if jetpack in ("4", "5"):
+        assert base[1].startswith("python:3.1")
+        assert "EXTRAS=[torch]" in done.stdout
+        assert "requirements/cpu-aarch64.txt" in done.stdout
+    else:
+        assert "pytorch" in base[1]
+        assert "EXTRAS" not in done.stdout, "a base with a torch of its own keeps it"
+    if jetpack == "6":
+        assert f"ARG BASE_IMAGE={base[1]}" in (ROOT / "Dockerfile.jetson").read_text()
+
+
+def test_an_unknown_jetpack_is_refused() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run(["make", "image-jetson", "JETPACK=9"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "JETPACK=9" in done.stderr
+
+
+def test_the_arm64_lane_tries_the_oldest_torch_and_tests_that_exist() -> None:
+    floor = next(line for line in requirements("torch") if line.startswith("torch>="))
+    text = (ROOT / "scripts" / "arm64_root.sh").read_text()
+    assert f"torch=={floor.removeprefix('torch>=').split(';')[0].strip()} " in text
+    lane = re.search(r"^tests=\((.+)\)$", (ROOT / "scripts" / "test_arm64.sh").read_text(), re.MULTILINE)
+    assert lane
+    assert not [path for path in lane[1].split() if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("name", ["test_arm64.sh", "test_images.sh"])
+def test_a_lane_that_cannot_run_says_why_and_is_no_failure_of_tests(name: str, tmp_path: Path) -> None:
+    # a PATH without mmdebstrap; the shell and what it needs to get there are the machine's
+    for tool in ("bash", "dirname", "id", "uname", "mkdir", "flock", "grep", "sed", "cat"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "/bin/false")
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "UV": "/bin/true"}
+    command = [str(tmp_path / "bash"), str(ROOT / "scripts" / name)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 77, done.stderr
+    assert "not run: " in done.stderr
+    assert "mmdebstrap" in done.stderr or "need root" in done.stderr
+
+
+@pytest.mark.parametrize("name", CONTAINER_FILES)
+def test_hadolint_finds_nothing(name: str) -> None:
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
     if not hadolint.exists():
         pytest.skip("hadolint is not installed: make test installs it on x86_64")
-    done = subprocess.run([hadolint, "Dockerfile.jetson"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([hadolint, name], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -54,6 +54,8 @@ def test_the_sdist_holds_what_its_tests_need(built: Path) -> None:
     assert {"pyproject.toml", "Makefile", "LICENSE", "NOTICE", "README.md", "Dockerfile.jetson"} <= names
     assert [name for name in names if name.startswith("tests/project/")]
     assert [name for name in names if name.startswith("devices/")]
+    assert [name for name in names if name.startswith("scripts/arm64")]
+    assert not [name for name in names if ":" in name], "uv refuses an sdist with such names"
 
 
 def test_an_unpacked_wheel_finds_its_boards(wheel: Path, tmp_path: Path) -> None:

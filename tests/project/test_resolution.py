@@ -53,6 +53,13 @@ def test_both_engines_resolve_on_a_pi_without_cuda(python: str) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
+def test_the_engine_without_torch_brings_none(python: str) -> None:
+    pins = resolve("pyproject.toml", "--extra", "onnx", python=python)
+    assert {"onnx", "onnxruntime", "pillow"} <= pins.keys()
+    assert not [name for name in pins if CUDA.match(name) or name.startswith("torch")]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
 def test_the_core_is_small(python: str) -> None:
     pins = resolve("pyproject.toml", python=python)
     assert not {"torch", "torchvision", "onnx", "onnxruntime", "pillow", "huggingface-hub"} & pins.keys()

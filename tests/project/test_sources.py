@@ -28,6 +28,7 @@ FLOORS = (
     {"infer"},
     {"export"},
     {"bench"},
+    {"selftest"},
     {"cli"},
     {"__init__", "__main__"},
 )

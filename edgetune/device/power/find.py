@@ -13,6 +13,7 @@ import re
 import time
 
 from edgetune import schema
+from edgetune.device.board import DEVICE_TREES
 from edgetune.device.catalogue import BoardEntry
 from edgetune.device.power.base import EnergyCounter, Facts, PowerSource, Reading, sum_known
 from edgetune.device.power.battery import find_batteries
@@ -154,7 +155,8 @@ def _unread(pmic: Pmic) -> str:
 
 def _find_model(system: System, board: schema.Board, entry: BoardEntry) -> LinearModel | None:
     """The published model for this board, named as a guess where it was fitted to another revision."""
-    text = system.text("/proc/device-tree/model") or system.text("/sys/firmware/devicetree/base/model") or board.name
+    trees = (system.text(f"{base}/model") for base in DEVICE_TREES)
+    text = next((text for text in trees if text), board.name)
     revision = _REVISION.search(text)
     found = entry.power_model(revision[1] if revision else None, word_bits(system, board))
     if found is None:
