@@ -15,8 +15,9 @@ from edgetune.device.modes import read_modes
 from edgetune.device.system import System
 from edgetune.schema import Compute, Profile
 
-# Nine plans in ten or more lie closer than this to what was measured, with a profile that holds.
-USUAL_TIME_FACTOR = 1.25
+# The twelve plans of the design series of benchmarks/predict_time.py lay no further off, with a profile that holds; of
+# the thirteen held-out ones, one did.
+USUAL_TIME_FACTOR = 1.7
 _GEMM_ONLY, _OTHER_MODE, _OTHER_LIBRARY, _OTHER_DEVICE, _MORE_THREADS = 2.0, 2.0, 1.3, 10.0, 1.25
 # Of the bare process: libraries differ in size from release to release, and from build to build.
 _GUESSED_PROCESS, _OTHER_PROCESS = 0.15, 0.10

@@ -21,10 +21,10 @@ from edgetune.plan.work import tail_share, work_per_image
 from edgetune.schema import Compute, Power, Predicted
 
 MODEL = "edgetune.plan.cost/2"
-# Copies of a weight in fp32 that an update costs, by the optimizer.
-_UPDATE_COPIES = {"adamw": 2.5, "adam": 2.5, "sgd": 1.8, "sgd-plain": 1.0}
+# Copies of a weight in fp32 that an update costs, by the optimizer; with its gradient's fresh pages.
+_UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
 # The same of AdamW with less state, in numbers quantised and read back.
-_UPDATE_VALUES = {"int8": 8.5, "factored": 6.0}
+_UPDATE_VALUES = {"int8": 12.0, "factored": 9.0}
 # Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
 _PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
 # Frozen weights made ready: in copies of as many floats.

@@ -124,13 +124,17 @@ class LeanEngine(TorchBase):
         """Read the weights that train, if they aren't there yet: memory that filling a cache can do without."""
         if self._awake:
             return
-        for group in self._groups.values():
-            for name, values in group.weights.items():
-                if name in self._store.names:  # adapters are not
-                    self._store.read(name, values)
-        self._awake = True  # not before: memory may run out while they are read, and the next step begins again
-        if self._adapters is not None:
-            self._adapters.draw(self._trained_weights(), self.plan.seed)
+        self._awake = True  # first: drawing adapters asks for the weights
+        try:
+            for group in self._groups.values():
+                for name, values in group.weights.items():
+                    if name in self._store.names:  # adapters are not
+                        self._store.read(name, values)
+            if self._adapters is not None:
+                self._adapters.draw(self._trained_weights(), self.plan.seed)
+        except BaseException:
+            self._awake = False  # memory may have run out half-way
+            raise
 
     def _embeddings(self) -> Mapping[str, Tensor]:
         if self.plan.embeddings_trainable:
