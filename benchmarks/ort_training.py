@@ -10,7 +10,7 @@ torch. The plan is `edgetune plan`'s for the bundled digits; weights are the bun
 none. torch's side is `torch.optim.AdamW` over all trained parameters in one group, since onnxruntime-training's update
 has no groups; what edgetune's own rule (no decay of biases and norms) would have given is recorded beside it.
 
-A run adds one line to `results/ort_training.jsonl`; `table` prints them as Markdown.
+A run adds one line to `results/ort_training.jsonl`; `table` prints the last of each case as Markdown.
 """
 
 from __future__ import annotations
@@ -167,10 +167,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def table() -> None:
-    """Markdown: all lines."""
+    """Markdown: the last line of each case."""
+    last = {(line["model"], line["image_size"], line["method"]): line for line in lines(NAME)}
     print("| model | trained | first → last loss | largest difference to torch | with decay in groups | peak |")
     print("|---|---|---|---:|---:|---:|")
-    for line in lines(NAME):
+    for line in last.values():
         print(
             f"| {line['model']}, {line['image_size']} px, batch {line['batch_size']} | {line['method']}"
             f" ({line['trained']} tensors) | {line['losses'][0]:.3f} → {line['losses'][-1]:.3f}"

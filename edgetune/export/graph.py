@@ -10,18 +10,17 @@ ONNX operators: https://onnx.ai/onnx/operators/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgetune.model.onnx_graph import IR_VERSION, OPSET, Graph
 from edgetune.model.spec import ViTSpec
 
 INPUT, OUTPUT = "images", "logits"
-LABELS, LOSS = "labels", "loss"
 Floats = NDArray[np.float32]
 
 
@@ -37,7 +36,7 @@ def build_graph(
         training: keep every parameter as timm has it, nothing transposed or merged beforehand, so that its gradient
             is the parameter's own; and let norms give mean and 1 / deviation too, which their gradient reads.
     """
-    graph = Graph(training=training)
+    graph = _ModelGraph(training)
     x = _embed(graph, spec, weights)
     for index in range(spec.depth):
         x = _block(graph, spec, weights, f"blocks.{index}.", x)
@@ -56,30 +55,15 @@ def build_graph(
     return model
 
 
-def add_loss(model: onnx.ModelProto, label_smoothing: float) -> None:
-    """Put cross-entropy behind a graph of `build_graph`: `labels (batch) → loss`, the mean, as its first output.
+class _ModelGraph(Graph):
+    """A graph that knows whether gradients towards its constants will be asked for; see `build_graph`."""
 
-    With smoothing ε it is (1 - ε) · cross-entropy - ε · mean of the log-probabilities, as `torch.nn.functional` has it.
-    """
-    hard = LOSS if not label_smoothing else "loss.hard"
-    nodes = [helper.make_node("SoftmaxCrossEntropyLoss", [OUTPUT, LABELS], [hard], "loss.hard", reduction="mean")]
-    if label_smoothing:
-        shares = {"loss.hard_share": 1 - label_smoothing, "loss.even_share": -label_smoothing}
-        for name, share in shares.items():
-            model.graph.initializer.append(numpy_helper.from_array(np.array(share, np.float32), name))
-        nodes += [
-            helper.make_node("LogSoftmax", [OUTPUT], ["loss.logs"], "loss.logs", axis=-1),
-            helper.make_node("ReduceMean", ["loss.logs"], ["loss.mean_log"], "loss.mean_log", keepdims=0),
-            helper.make_node("Mul", [hard, "loss.hard_share"], ["loss.hard_part"], "loss.hard_part"),
-            helper.make_node("Mul", ["loss.mean_log", "loss.even_share"], ["loss.even_part"], "loss.even_part"),
-            helper.make_node("Add", ["loss.hard_part", "loss.even_part"], [LOSS], LOSS),
-        ]
-    model.graph.node.extend(nodes)
-    model.graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["batch"]))
-    model.graph.output.insert(0, helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, []))
+    def __init__(self, training: bool) -> None:
+        super().__init__()
+        self.training = training
 
 
-def _embed(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
+def _embed(graph: _ModelGraph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
     """Images to tokens (batch, N, C)."""
     kernel = [graph.constant(name, weights[name]) for name in ("patch_embed.proj.weight", "patch_embed.proj.bias")]
     sides = [spec.patch_size, spec.patch_size]
@@ -106,7 +90,7 @@ def _embed(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats]) -> str:
     return _with_prefix(graph, spec, [graph.constant("prefix_tokens", prefix)], x)
 
 
-def _with_prefix(graph: Graph, spec: ViTSpec, tokens: Sequence[str], x: str) -> str:
+def _with_prefix(graph: _ModelGraph, spec: ViTSpec, tokens: list[str], x: str) -> str:
     """Patch tokens (batch, P, C) behind the prefix tokens, each (1, n, C)."""
     prefix = graph.add("Concat", tokens, "prefix_tokens.joined", axis=1) if len(tokens) > 1 else tokens[0]
     batch = graph.add("Shape", [INPUT], "batch", start=0, end=1)
@@ -114,7 +98,7 @@ def _with_prefix(graph: Graph, spec: ViTSpec, tokens: Sequence[str], x: str) -> 
     return str(graph.add("Concat", [graph.add("Expand", [prefix, shape], "prefix"), x], "tokens", axis=1))
 
 
-def _block(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str) -> str:
+def _block(graph: _ModelGraph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str) -> str:
     """One transformer block."""
     head_width = spec.width // spec.heads
     scale = graph.constant("attention_scale", np.array(1 / math.sqrt(head_width), np.float32))
@@ -145,7 +129,7 @@ def _block(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, 
     return _residual(graph, spec, weights, at + "ls2", x, y)
 
 
-def _classify(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], x: str) -> None:
+def _classify(graph: _ModelGraph, spec: ViTSpec, weights: Mapping[str, Floats], x: str) -> None:
     """Tokens to logits."""
     if spec.pool == "avg":
         ends = [graph.shape(spec.prefix), graph.shape(spec.tokens), graph.shape(1)]
@@ -170,14 +154,16 @@ def _classify(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], x: str
         graph.add("Mul", [graph.add("Add", answers, "logits.sum"), half], OUTPUT)
 
 
-def _norm(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, name: str | None = None) -> str:
+def _norm(
+    graph: _ModelGraph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, name: str | None = None
+) -> str:
     inputs = [x, *(graph.constant(f"{at}.{kind}", weights[f"{at}.{kind}"]) for kind in ("weight", "bias"))]
     outputs = 3 if graph.training else 1
     found = graph.add("LayerNormalization", inputs, name or at, outputs, axis=-1, epsilon=spec.norm_eps)
     return str(found[0] if graph.training else found)
 
 
-def _linear(graph: Graph, weights: Mapping[str, Floats], at: str, x: str) -> str:
+def _linear(graph: _ModelGraph, weights: Mapping[str, Floats], at: str, x: str) -> str:
     """`x Wᵀ + b`, as the MatMul and Add that quantisation looks for."""
     if graph.training:
         matrix = graph.constant(f"{at}.weight", weights[f"{at}.weight"])
@@ -188,7 +174,7 @@ def _linear(graph: Graph, weights: Mapping[str, Floats], at: str, x: str) -> str
     return str(graph.add("Add", [y, graph.constant(f"{at}.bias", weights[f"{at}.bias"])], at))
 
 
-def _residual(graph: Graph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, y: str) -> str:
+def _residual(graph: _ModelGraph, spec: ViTSpec, weights: Mapping[str, Floats], at: str, x: str, y: str) -> str:
     if spec.layer_scale:
         y = graph.add("Mul", [y, graph.constant(f"{at}.gamma", weights[f"{at}.gamma"])], at)
     return str(graph.add("Add", [x, y], f"{at}.sum"))

@@ -31,7 +31,8 @@ from edgetune.__about__ import __version__
 from edgetune.data.preprocess import IN_WORDS
 from edgetune.errors import InputError
 from edgetune.export.check import Comparison, Images, compare, real_images
-from edgetune.export.graph import INPUT, LABELS, LOSS, OUTPUT, add_loss, build_graph
+from edgetune.export.graph import INPUT, OUTPUT, build_graph
+from edgetune.export.loss import LABELS, LOSS, add_loss
 from edgetune.export.ort_runtime import Runtime
 from edgetune.files import atomic_folder
 from edgetune.model.checkpoint import Checkpoint

@@ -22,14 +22,9 @@ from edgetune.model.onnx_version import OPSET as OPSET
 
 
 class Graph:
-    """Nodes and constants in the making. Every call appends one operator and returns the name of its output.
+    """Nodes and constants in the making. Every call appends one operator and returns the name of its output."""
 
-    Args:
-        training: whether somebody else will derive gradients towards the constants.
-    """
-
-    def __init__(self, *, training: bool = False) -> None:
-        self.training = training
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 

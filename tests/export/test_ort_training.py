@@ -21,7 +21,8 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from edgetune.export import ort_training  # noqa: E402 — needs onnx
-from edgetune.export.graph import add_loss, build_graph  # noqa: E402
+from edgetune.export.graph import build_graph  # noqa: E402
+from edgetune.export.loss import add_loss  # noqa: E402
 
 CASES = [
     ("vit_tiny_patch16_224", 48),
