@@ -32,15 +32,18 @@ _INDEX_BYTES = 8
 
 # Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
-STEP_BYTES = 24 << 20
-# The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md).
+STEP_BYTES = 20 << 20
+# The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md). A run
+# that trains no block needs little of that code.
 LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.05
+_HEAD_STEP_BYTES = 4 << 20
 # On top where products are in bf16: oneDNN's code and what its kernels hold. The second where only frozen blocks are.
-_BF16_BYTES, _FROZEN_BF16_BYTES = 28 << 20, 10 << 20
+_BF16_BYTES, _FROZEN_BF16_BYTES = 20 << 20, 4 << 20
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
-# glibc keeps tensors of up to 32 MiB in a heap; sizes that change from step to step can fragment it by as much again.
-FAST_HEAP_BYTES = 96 << 20
+# glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
+# blocks are run again under autograd, what comes and goes for one block settles around what the next ones need.
+_HEAP_SHARE, FAST_HEAP_BYTES, _RECOMPUTE_SHARE = 0.6, 96 << 20, 3.0
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
 # An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.
@@ -60,7 +63,11 @@ class Moment(NamedTuple):
         """What the allocator can't reuse of what comes and goes."""
         moving = self.activations + self.workspace
         slack = int(SLACK_SHARE[job.allocator] * moving)
-        return slack if job.allocator == "lean" else max(slack, min(moving, FAST_HEAP_BYTES))
+        if job.allocator == "lean":
+            return slack
+        if job.saved_activations == "recompute":
+            return int(_RECOMPUTE_SHARE * moving)
+        return max(slack, min(int(_HEAP_SHARE * moving), FAST_HEAP_BYTES))
 
     def total(self, job: Job) -> int:
         """Sum over the terms, slack included."""
@@ -88,6 +95,8 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     step_bytes, share, moments_of = LEAN_STEP_BYTES, LEAN_SLACK_SHARE, lean_bill.moments
     if job.engine == "onnx":
         step_bytes, share, moments_of = onnx_bill.STEP_BYTES, onnx_bill.SLACK_SHARE, onnx_bill.moments
+    elif not job.k:
+        step_bytes = _HEAD_STEP_BYTES
     slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + share
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
     peak = max(
@@ -109,7 +118,7 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 
 
 def _bf16_bytes(job: Job) -> int:
-    if job.levers.precision == "bf16":
+    if job.k and job.levers.precision == "bf16":
         return _BF16_BYTES
     return _FROZEN_BF16_BYTES if job.lowest and job.levers.frozen_precision == "bf16" else 0
 
