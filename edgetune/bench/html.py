@@ -9,6 +9,7 @@ from edgetune.bench.charts import COLOR_OF, charts_of, family, numbered
 from edgetune.bench.page import MODELLED, REACH_NOTE, joules_text, machine_lines, reach_tables, title
 from edgetune.bench.records import Bench, MethodRow, Spread
 from edgetune.bench.summary import rows_sources
+from edgetune.bench.verdict import HEADS, losses, verdict_cells
 from edgetune.report.charts import AnyChart, Chart, figure
 from edgetune.report.markup import Child, Html, badge, element, join, note, percent, section, table
 from edgetune.report.page import page
@@ -23,6 +24,7 @@ def bench_page(bench: Bench) -> str:
         _header(bench),
         _charts(bench, charts),
         _figures(bench),
+        _verdict(bench),
         _reach(bench),
         _conditions(bench),
         _commands(bench),
@@ -165,6 +167,21 @@ def _ratio(ratio: float | None) -> str:
 
 def _mib(size_bytes: float) -> str:
     return f"{size_bytes / _MIB:.3g} MiB" if size_bytes < 1000 * _MIB else f"{size_bytes / _MIB:.0f} MiB"
+
+
+def _verdict(bench: Bench) -> Html | None:
+    rows = verdict_cells(bench)
+    if not rows:
+        return None
+    return section(
+        "What edgetune wins and loses",
+        table(list(HEADS), rows),
+        note(
+            "Edgetune's medians divided by the other's: below 1 it needs less. Points of accuracy: above 0 it is right"
+            f" more often. {MODELLED}: modelled. {(losses(bench) or '').replace('`', '')}"
+        ),
+        id="verdict",
+    )
 
 
 def _reach(bench: Bench) -> Html | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from edgetune.bench.records import Bench, MethodRow, Reach, Spread
 from edgetune.bench.summary import SHARES, rows_sources
+from edgetune.bench.verdict import HEADS, losses, verdict_cells
 from edgetune.units import format_size
 
 _MIB = 1 << 20
@@ -23,11 +24,27 @@ def markdown(bench: Bench) -> str:
     for heads, rows in reach_tables(bench):
         lines += [*markdown_table(heads, rows), ""]
     lines += [*reach_legend(bench), ""] if reach_legend(bench) else []
+    if verdict_cells(bench):
+        lines += [*markdown_table(HEADS, verdict_cells(bench)), "", losses(bench) or "", ""]
     lines += [f"Lowest to highest of {bench.repetitions}:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
     lines += [f"- `{row.entry.name}`: {_how(row)}" for row in bench.methods]
     lines += ["", *machine_lines(bench)]
     if bench.warnings:
         lines += ["", *(f"- Warning: {warning}" for warning in bench.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def documented(bench: Bench) -> str:
+    """The tables and what they say, for a document: without commands, with the machine."""
+    lines = [f"**{title(bench)}**", "", *markdown_table(_HEADS, cells(bench)), ""]
+    lines += [*markdown_table(_COST_HEADS, cost_cells(bench)), ""]
+    for heads, rows in reach_tables(bench):
+        lines += [*markdown_table(heads, rows), ""]
+    if verdict_cells(bench):
+        lines += [*markdown_table(HEADS, verdict_cells(bench)), "", losses(bench) or "", ""]
+    lines += ["Lowest to highest:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
+    lines += [" ".join([*legend(bench), *cost_legend(bench), *reach_legend(bench)]), "", *machine_lines(bench)]
+    lines += [f"- Warning: {warning}" for warning in bench.warnings]
     return "\n".join(lines) + "\n"
 
 
@@ -40,6 +57,7 @@ def print_bench(bench: Bench) -> None:
     console.print(title(bench), markup=False, soft_wrap=True)
     tables: list[tuple[tuple[str, ...], list[list[str]]]]
     tables = [(_HEADS, cells(bench)), (_COST_HEADS, cost_cells(bench))]
+    tables += [(HEADS, verdict_cells(bench))] if verdict_cells(bench) else []
     tables += [*reach_tables(bench), (_SPREAD_HEADS, spread_cells(bench))]
     for heads, rows in tables:
         table = Table(box=None, padding=(0, 2, 0, 0))

@@ -131,6 +131,8 @@ def where_memory_went(run: Run) -> Html:
                 stacked([("Measured peak", float(measured))], whole, "Measured peak", "plain"),
             )
         )
+    if run.result is not None and measured is not None and run.result.memory.baseline_bytes is not None:
+        bars += _above_the_bare_process(parts[1:], measured - run.result.memory.baseline_bytes)
     if cap is not None and shown_cap is not None:
         bars.append(
             _bar(
@@ -162,9 +164,29 @@ def where_memory_went(run: Run) -> Html:
         "Where the memory goes",
         element("div", *bars, class_="bars"),
         table(["part of the bill", "predicted", "share"], rows),
-        note("The parts are the plan's, for its worst step; only their sum can be measured.", origin, off),
+        note(
+            "The parts are the plan's, for its worst step; only their sum can be measured. The lower pair of bars"
+            " leaves the bare process out and has a scale of its own.",
+            origin,
+            off,
+        ),
         id="memory-bill",
     )
+
+
+def _above_the_bare_process(parts: Sequence[tuple[str, float]], measured: int) -> list[Html]:
+    """The same without the bare process, beside which the rest may be too thin to see."""
+    predicted = sum(value for _, value in parts)
+    whole = max(predicted, float(measured))
+    blank = ("", 0.0)  # keeps every part the colour it has in the whole bill
+    return [
+        _bar("of it, above", format_size(round(predicted)), stacked([blank, *parts], whole, "Predicted above it")),
+        _bar(
+            "measured",
+            format_size(measured),
+            stacked([("Measured above the bare process", float(measured))], whole, "Measured above it", "plain"),
+        ),
+    ]
 
 
 def _bar(name: str, figure: str, bar: Html) -> Html:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from edgetune.report.charts import Chart, Line, Mark, Values, known, rounded
 from edgetune.report.metrics import Bin, Tally, finite
@@ -84,6 +85,8 @@ def _by_step(bins: list[Bin], pick: Callable[[Tally], float | None]) -> dict[int
 
 def _accuracy(run: Run) -> Chart | None:
     rows = [row for row in run.metrics.epochs if finite(row.get("val_accuracy")) is not None]
+    if run.metrics.accuracies:
+        return _accuracy_by_step(run, rows)
     if not rows:
         return None
     values = [rounded(100 * float(row["val_accuracy"])) for row in rows]
@@ -95,6 +98,22 @@ def _accuracy(run: Run) -> Chart | None:
         unit="%",
         x=[int(row["epoch"]) + 1 for row in rows],
         lines=[Line(label="accuracy", values=values, color="c3")],
+        most=100.0,
+    )
+
+
+def _accuracy_by_step(run: Run, epochs: list[dict[str, Any]]) -> Chart:
+    """Where accuracies were recorded between the epochs' ends as well (`--evaluate-steps`)."""
+    ends = {int(row["step"]): float(row["val_accuracy"]) for row in epochs if finite(row.get("step")) is not None}
+    known = dict(sorted((run.metrics.accuracies | ends).items()))
+    return Chart(
+        id="accuracy",
+        title="Validation accuracy",
+        caption=f"Share of {run.plan.data.val_images:,} validation images right, recorded every few steps.",
+        x_label="step",
+        unit="%",
+        x=list(known),
+        lines=[Line(label="accuracy", values=[rounded(100 * value) for value in known.values()], color="c3")],
         most=100.0,
     )
 

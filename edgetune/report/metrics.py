@@ -95,6 +95,7 @@ class Metrics:
     fine: list[Bin] = field(default_factory=list)
     coarse: list[Bin] = field(default_factory=list)
     epochs: list[_Row] = field(default_factory=list)  # one row per epoch, in order
+    accuracies: dict[int, float] = field(default_factory=dict)  # recorded between epochs' ends, by step
     events: list[Event] = field(default_factory=list)
     events_left_out: int = 0
     unreadable_lines: int = 0
@@ -135,6 +136,10 @@ def read_metrics(path: Path, blocks: int) -> Metrics:
             seen.append(step)
         elif row.get("kind") == "epoch" and finite(row.get("epoch")) is not None:
             epochs[int(row["epoch"])] = row  # an epoch run again after a resume replaces the first record
+        elif row.get("kind") == "accuracy" and step is not None:
+            accuracy = finite(row.get("val_accuracy"))
+            if accuracy is not None:
+                metrics.accuracies[step] = accuracy
         elif row.get("kind") == "event":
             if len(metrics.events) < _MOST_EVENTS:
                 metrics.events.append(Event(step, str(row.get("event", "event")), str(row.get("message", ""))))

@@ -210,7 +210,7 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
             _interruptible() as interrupted,
             Display(plan, sitting.quiet) as display,
         ):
-            if source is not None:
+            if source is not None and sitting.power_w is None:  # a user's constant knows no idle
                 energy.idle_w = _profiled_idle_w(folder, source) or energy.idle(_IDLE_S)
             meters = Meters(
                 memory,

@@ -16,6 +16,7 @@ from edgetune.bench.compare import Comparison
 from edgetune.bench.html import bench_page
 from edgetune.bench.records import Bench, CurvePoint, Entry, Run
 from edgetune.bench.summary import summarise
+from edgetune.bench.verdict import losses, verdict_cells
 from edgetune.cli import app
 from edgetune.errors import InputError
 from tests.bench.facts import HERE, SETTINGS, make_run
@@ -89,6 +90,13 @@ def test_the_page_says_what_is_won_and_what_is_lost() -> None:
     page = bench_page(make_bench())
     assert "0.12 of the memory and 0.30 of the time of full fine-tuning" in page
     assert "1.0 points below" in page
+    made = make_bench()
+    rows = {cells[0]: cells[1:] for cells in verdict_cells(made)}
+    assert rows["eager-full"] == ["0.10", "0.30", "0.30", "0.30", "-1.0"]
+    assert rows["head"] == ["0.67", "0.75", "0.75", "0.75", "+29.0"]
+    assert losses(made) == (
+        "`edgetune` loses in accuracy to `eager-full`, `eager-full-trimmed`, `timm-checkpoint`, `full`."
+    )
     assert "http" not in page.split("<script")[0].replace("http-equiv", "")
 
 

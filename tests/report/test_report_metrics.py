@@ -37,6 +37,15 @@ def test_short_runs_keep_every_step(tmp_path: Path) -> None:
     assert metrics.last_step == 50
 
 
+def test_accuracies_between_the_ends_of_epochs_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    steps(path, 4)
+    with open(path, "a", encoding="utf-8") as lines:
+        for step, accuracy in ((2, 0.25), (4, 0.5), (6, None)):
+            lines.write(json.dumps({"kind": "accuracy", "step": step, "val_accuracy": accuracy}) + "\n")
+    assert read_metrics(path, 2).accuracies == {2: 0.25, 4: 0.5}
+
+
 def test_long_runs_are_binned_without_losing_extremes(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     steps(path, 10_000)

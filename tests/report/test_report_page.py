@@ -336,3 +336,23 @@ def test_every_command_shown_is_one_that_the_command_line_knows(make_run: MakeRu
         program, name, *arguments = shlex.split(html.unescape(line))
         assert program == "edgetune"
         commands[name].make_context(name, arguments)  # raises on an unknown option or a missing argument
+
+
+def test_accuracies_recorded_every_few_steps_are_drawn_over_steps(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    with (run / "metrics.jsonl").open("a") as lines:
+        for step in (20, 40):
+            lines.write(json.dumps({"kind": "accuracy", "step": step, "val_accuracy": step / 100}) + "\n")
+    page = write_report(run).read_text()
+    charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])
+    (accuracy,) = [chart for chart in charts if chart["id"] == "accuracy"]
+    assert accuracy["x_label"] == "step"
+    assert accuracy["x"][:2] == [20, 40]
+    assert accuracy["lines"][0]["values"][:2] == [20.0, 40.0]
+    assert len(accuracy["x"]) == 2 + 3  # and the ends of the epochs
+
+
+def test_what_lies_above_the_bare_process_has_bars_of_its_own(make_run: Callable[..., Path]) -> None:
+    page = write_report(make_run()).read_text()
+    assert "Measured above it" in page
+    assert "367 MiB" in page  # 571 measured less 204 of the bare process
