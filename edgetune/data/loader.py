@@ -189,8 +189,13 @@ class Loader:
             indices = [index for index in job.indices if index not in bad]
             if indices:
                 labels = [self.samples[index].label for index in indices]
-                images = normalise(pixels, self._mean, self._std)
-                yield Batch(images, np.array(labels, np.int64), np.array(indices, np.int64), number)
+                # nothing here refers to it afterwards: a caller that lets go of a batch holds one at a time
+                yield Batch(
+                    normalise(pixels, self._mean, self._std),
+                    np.array(labels, np.int64),
+                    np.array(indices, np.int64),
+                    number,
+                )
 
     def _job(self, epoch: int | None, indices: list[int]) -> Job:
         indices = [index for index in indices if index not in self._bad]

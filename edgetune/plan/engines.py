@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edgetune.errors import InputError
-from edgetune.plan.levers import Levers, set_levers
+from edgetune.plan.levers import Levers, name_of, set_levers
 from edgetune.plan.methods import Method, find_method, with_levers
 from edgetune.schema import Engine
 
@@ -27,6 +27,9 @@ _OFFERED: dict[str, tuple[Any, ...]] = {
     "optimizer_state": ("fp32",),
     "saved_precision": ("fp32",),
 }
+
+
+_HINT = "leave it out, or use --engine torch"
 
 
 def candidates(engine: str, device: str) -> tuple[Engine, ...]:
@@ -74,6 +77,9 @@ def method_under(engine: Engine, name: str, given: Sequence[str], depth: int) ->
         InputError: there is no such method, or a lever can't be set so.
     """
     method = find_method(name, depth)
+    others = [text for text in given if engine == "onnx" and name_of(text) == "trainer" and "lean" not in text]
+    if others:  # said here, before what else the other trainer lacks
+        raise InputError(f"--engine onnx has no {others[0]} (it has lean); {_HINT}.")
     if engine == "torch":
         return with_levers(method, given, depth)
     has = {lever: offered[0] for lever, offered in _OFFERED.items() if getattr(method.levers, lever) not in offered}
@@ -82,7 +88,7 @@ def method_under(engine: Engine, name: str, given: Sequence[str], depth: int) ->
     return with_levers(method, given, depth, engine)
 
 
-def refuse_levers(levers: Levers, hint: str = "leave it out, or use --engine torch") -> None:
+def refuse_levers(levers: Levers, hint: str = _HINT) -> None:
     """Make sure that the ONNX engine has what the levers ask for.
 
     Raises:

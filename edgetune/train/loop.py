@@ -223,6 +223,7 @@ class Loop:
                     return "memory"
                 if squeeze is None:
                     self._loosen()
+                del batch  # before the next one is made
         return None
 
     def _batches(self) -> Iterator[Batch | None]:

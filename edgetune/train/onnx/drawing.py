@@ -18,7 +18,7 @@ class Drawing:
 
     def __init__(self) -> None:
         self.graph = Graph()
-        self.ops = OnnxOps(self.graph)
+        self.ops = OnnxOps(self.graph, "block.")  # so that its names and those given here never meet
         self._inputs: dict[str, tuple[int, list[Any]]] = {}
         self._results: dict[str, tuple[str, int, list[Any]]] = {}
 

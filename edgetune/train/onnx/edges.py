@@ -146,7 +146,7 @@ def _read(drawing: Drawing, spec: ViTSpec, x: Value | None = None) -> tuple[Valu
         x = drawing.rows("x", spec.width) if x is None else x
         apart = add("Reshape", [x.name, _sides(drawing, spec, x)], "apart")
         ends = [shape(spec.prefix), shape(2**31 - 1), shape(1)]
-        patches = add("Slice", [apart, *ends], "patches") if spec.prefix else apart
+        patches = add("Slice", [apart, *ends], "patches_read") if spec.prefix else apart
         pooled = Value(add("ReduceMean", [patches], "pooled", axes=[1], keepdims=0), (spec.width,), 1)
     else:
         pooled = drawing.rows("x", spec.width, spec.readers) if x is None else x

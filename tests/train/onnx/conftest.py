@@ -71,3 +71,20 @@ def worst(ours: dict[str, Any], theirs: dict[str, Any], before: dict[str, Any]) 
         errors[name] = float(np.linalg.norm(ours[name] - theirs[name]) / (size if size > 1e-6 * total else total))
     name = max(errors, key=lambda name: errors[name])
     return errors[name], name
+
+
+@pytest.fixture
+def photos_folder(tmp_path: Path) -> Path:
+    """Sixteen images to train on and eight to validate with, of two classes that differ in colour."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, number in (("train", 8), ("val", 4)):
+        for label, colour in enumerate(("red", "blue")):
+            folder = tmp_path / "photos" / part / colour
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = rng.integers(0, 128, (64, 64, 3), np.uint8)
+                pixels[..., 2 * label] += 120
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "photos"

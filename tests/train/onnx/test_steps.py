@@ -55,7 +55,7 @@ def test_dropped_tokens(model: str, trained: int, pair) -> None:
     assert_same_step(pair(model, "edgetune", *levers, alast=BAND), 2)
 
 
-@pytest.mark.parametrize("mode", ["constrained", "random"])
+@pytest.mark.parametrize("mode", ["constrained", "random", "reference"])
 def test_blocks_that_rest(mode, pair) -> None:
     plan = AlastPlan(mode=mode, alpha=1e-3, reduction="mean", draw="softmax" if mode != "random" else "uniform")
     levers = (PLAIN, "trained_blocks=3", "k=1", "token_max=0.7")

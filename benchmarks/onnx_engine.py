@@ -1,0 +1,298 @@
+"""The engine without torch against the lean trainer: the same losses, and what a run costs with each.
+
+    python benchmarks/onnx_engine.py equal --model tiny --method last-4 --steps 20  # both engines, step by step
+    python benchmarks/onnx_engine.py run --engine onnx --model tiny --method half  # one run of `edgetune fit`
+    python benchmarks/onnx_engine.py capped --limit-mb 256 --model w1 --data W1 --weights FILE  # in a control group
+    python benchmarks/onnx_engine.py table
+
+`--python` names the interpreter of an environment for `run` and `capped`, one without torch for instance. Models have
+random weights but for nano, whose own come with the package; images are the bundled digits. One JSON line a run goes to
+benchmarks/results/onnx_engine.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from machine import append, lines
+
+MODELS = {
+    "nano": ("vit_nano_patch8_64", 64, 32),
+    "tiny": ("vit_tiny_patch16_224", 224, 8),
+    "deit-s": ("deit_small_patch16_224", 224, 4),
+    "w1": ("vit_small_patch14_dinov2", 98, 32),
+}
+LEAN = ["trainer=lean", "precision=fp32", "saved_precision=fp32", "optimizer_state=fp32", "frozen_precision=fp32"]
+UNCACHED = ["feature_cache=off", "frozen_weights=fp32", "part_tokens=400"]
+HALF = ["trained_blocks=4", "token_min=0.5", "token_max=0.5", "feature_cache=off", "frozen_weights=disk"]
+METHODS: dict[str, tuple[str, list[str]]] = {
+    "full": ("full", []),
+    "last-4": ("last-4", []),
+    "lora": ("lora", []),
+    "alast": ("edgetune", ["trained_blocks=4", "k=2", "token_min=0.4", "token_max=0.8", *UNCACHED]),
+    "half": ("edgetune", [*HALF, "saved_activations=recompute"]),
+    "half-kept": ("edgetune", HALF),
+    "recipe": ("edgetune", []),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("equal", "run", "capped", "table"))
+    parser.add_argument("--engine", default="onnx", choices=("onnx", "torch"))
+    parser.add_argument("--model", default="tiny", choices=MODELS)
+    parser.add_argument("--method", default="last-4", choices=METHODS)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, help="default: the model's usual one")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--limit-mb", type=int, default=256)
+    options = parser.parse_args()
+    if options.batch_size:
+        MODELS[options.model] = (*MODELS[options.model][:2], options.batch_size)
+    if options.what == "table":
+        table()
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        {"equal": equal, "run": run, "capped": run}[options.what](options, Path(scratch))
+
+
+def equal(options: argparse.Namespace, scratch: Path) -> None:
+    """The same batches through both engines, from the same weights, by the same plan."""
+    import numpy as np
+
+    from edgetune.data.loader import Batch
+    from edgetune.train import torch_start
+    from edgetune.train.folder import RunFolder
+    from edgetune.train.onnx import start as onnx_start
+
+    (method, levers), (name, side, batch) = METHODS[options.method], MODELS[options.model]
+    plans = {
+        engine: _plan(options, scratch, engine, method, [*levers, *(LEAN if engine == "torch" else [])])
+        for engine in ("onnx", "torch")
+    }
+    engines: dict[str, Any] = {}
+    for engine, starter in (("torch", torch_start), ("onnx", onnx_start)):
+        starter.warm_up(plans[engine])
+        folder = RunFolder(scratch / engine)
+        engines[engine] = starter.start_engine(plans[engine], folder, None, None, resume=False)[0]
+    rng = np.random.default_rng(options.seed)
+    centres = rng.standard_normal((10, 3, 1, 1), np.float32)  # so that there is something to learn
+    found: dict[str, list[float]] = {"onnx": [], "torch": []}
+    same = 0
+    for _ in range(options.steps):
+        labels = rng.integers(0, 10, batch)
+        images = rng.standard_normal((batch, 3, side, side), np.float32) + centres[labels]
+        reports = {
+            engine: made.train_step(Batch(images, labels), 2e-4, plans["torch"].micro_batch_size)
+            for engine, made in engines.items()
+        }
+        for engine, report in reports.items():
+            found[engine].append(report.loss)
+        same += (reports["onnx"].trained, reports["onnx"].kept) == (reports["torch"].trained, reports["torch"].kept)
+    away = [abs(ours - theirs) for ours, theirs in zip(found["onnx"], found["torch"], strict=True)]
+    relative = [gap / max(1e-9, theirs) for gap, theirs in zip(away, found["torch"], strict=True)]
+    record = {
+        "what": "equal",
+        "model": name,
+        "method": options.method,
+        "batch_size": batch,
+        "steps": options.steps,
+        "largest_difference": max(away),
+        "largest_difference_20": max(away[:20]),
+        "mean_relative_difference": statistics.fmean(relative),
+        "steps_with_the_same_draw_and_tokens": same,
+        "losses": {engine: [round(value, 6) for value in values] for engine, values in found.items()},
+    }
+    append("onnx_engine", record)
+    print(json.dumps({key: value for key, value in record.items() if key != "losses"}))
+
+
+def _plan(options: argparse.Namespace, scratch: Path, engine: str, method: str, levers: list[str]) -> Any:
+    from edgetune.plan import make_plan
+
+    name, side, batch = MODELS[options.model]
+    return make_plan(
+        _data(scratch, 160, 16),
+        model=name,
+        weights=options.weights or _weights(name, side),
+        image_size=side,
+        batch_size=batch,
+        method=method,
+        engine=engine,
+        levers=levers,
+        threads=1,  # for the numbers alone
+        epochs=1,
+        seed=options.seed,
+    )
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    """One run of `edgetune fit` in a process of its own, in a control group where a limit is asked for."""
+    (method, levers), (name, side, batch) = METHODS[options.method], MODELS[options.model]
+    data = options.data or _data(scratch, 160, 16)
+    weights = options.weights or _weights(name, side)
+    if options.engine == "torch":
+        levers = [*levers, *LEAN]
+    out = scratch / "run"
+    command = [options.python, "-m", "edgetune", "fit", str(data), "--model", name, "--engine", options.engine]
+    command += ["--out", str(out), "--image-size", str(side), "--batch-size", str(batch), "--threads", "2", "--quiet"]
+    command += ["--epochs", str(options.epochs), "--no-flip", "--method", method, "--seed", str(options.seed)]
+    command += ["--weights", str(weights)] if weights else []
+    for lever in levers:
+        command += ["--lever", lever]
+    capped = options.what == "capped"
+    limit = options.limit_mb << 20 if capped else None
+    started, first_s = time.perf_counter(), None
+    with _group(limit) as enter:
+        process = subprocess.Popen([*enter, *command], cwd=scratch)
+        while process.poll() is None:
+            if first_s is None and (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size:
+                first_s = time.perf_counter() - started
+            time.sleep(0.01)
+    record: dict[str, Any] = {
+        "what": options.what,
+        "engine": options.engine,
+        "model": name,
+        "method": options.method,
+        "levers": levers,
+        "batch_size": batch,
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "status": process.returncode,
+        "first_step_s": first_s,
+        "limit_bytes": limit,
+        "torch_installed": _has_torch(options.python),
+        "installed_bytes": _installed_bytes(options.python),
+    }
+    if (out / "result.json").exists():
+        result = json.loads((out / "result.json").read_text())
+        steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        seconds = [batch / step["images_per_s"] for step in steps if step.get("kind") == "step"]
+        record |= {
+            "step_s": statistics.median(seconds[2:] or seconds),
+            "fastest_step_s": min(seconds),
+            **result["memory"],
+            "accuracy": result["accuracy"]["last"],
+            "stopped_by": result["stopped_by"],
+            "epochs_s": result["time"]["epochs_s"],
+        }
+    append("onnx_engine", record)
+    print(json.dumps(record))
+
+
+class _group:  # noqa: N801 - used as a function
+    """A control group (version 1) with a limit on memory; gives the words that put a command into it."""
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self._limit = limit_bytes
+        self._path = Path("/sys/fs/cgroup/memory") / f"edgetune-{os.getpid()}"
+
+    def __enter__(self) -> list[str]:
+        if self._limit is None:
+            return []
+        self._path.mkdir()
+        (self._path / "memory.limit_in_bytes").write_text(str(self._limit))
+        return ["sh", "-c", f'echo $$ > {self._path}/cgroup.procs && exec "$@"', "sh"]
+
+    def __exit__(self, *exception: object) -> None:
+        if self._limit is not None:
+            peak = (self._path / "memory.max_usage_in_bytes").read_text().strip()
+            print(f"control group: at most {int(peak) / 2**20:.1f} MiB, page cache included", file=sys.stderr)
+            self._path.rmdir()
+
+
+def _weights(name: str, side: int) -> Path | None:
+    """Random weights of a model, made once; None for the model that has its own."""
+    if name == MODELS["nano"][0]:
+        return None
+    path = Path(tempfile.gettempdir()) / f"edgetune-random-{name}.safetensors"
+    if not path.exists():
+        import torch
+
+        from edgetune.model.registry import find_spec
+        from edgetune.model.vit import VisionTransformer, initialise
+        from edgetune.model.weights import save_weights
+
+        torch.manual_seed(1)
+        model = VisionTransformer(find_spec(name).at(side, 10))
+        initialise(model)
+        save_weights(path, model, {})
+    return path
+
+
+def _data(scratch: Path, train: int, val: int) -> Path:
+    """The first bundled digits of each class, as an image folder."""
+    from edgetune.data.samples import unpack
+
+    folder = scratch / "data"
+    if not folder.exists():
+        unpack("digits", scratch / "all")
+        for part, count in (("train", train), ("val", val)):
+            for label in (scratch / "all" / part).iterdir():
+                (folder / part / label.name).mkdir(parents=True)
+                for image in sorted(label.iterdir())[: max(1, count // 10)]:
+                    shutil.copy(image, folder / part / label.name)
+    return folder
+
+
+def _has_torch(python: str) -> bool:
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def _installed_bytes(python: str) -> int:
+    """Bytes on disk of the environment's packages, pip and setuptools left out."""
+    code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    folder = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    return sum(
+        path.lstat().st_blocks * 512
+        for path in folder.rglob("*")
+        if path.is_file() and not path.relative_to(folder).parts[0].startswith(("pip", "setuptools"))
+    )
+
+
+def table() -> None:
+    """What is in the file, as Markdown."""
+    print("| model | method | steps | largest difference, 20 steps | mean relative difference | same draw and tokens |")
+    print("|---|---|---:|---:|---:|---:|")
+    for line in _latest("equal", ("model", "method", "steps")):
+        same = f"{line['steps_with_the_same_draw_and_tokens']} of {line['steps']}"
+        print(
+            f"| {line['model']} | {line['method']} | {line['steps']} | {line['largest_difference_20']:.1e} |"
+            f" {line['mean_relative_difference']:.1e} | {same} |"
+        )
+    print("\n| engine | model | method | process peak, MB | bare, MB | step, s (fastest) | start to first step, s |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    for line in (*_latest("run", ("engine", "model", "method")), *_latest("capped", ("engine", "model", "seed"))):
+        if "step_s" in line:
+            engine = line["engine"] if line["torch_installed"] else f"{line['engine']}, no torch"
+            print(
+                f"| {engine} | {line['model']} | {line['method']} |"
+                f" {line['measured_peak_bytes'] / 1e6:.1f} | {line['baseline_bytes'] / 1e6:.1f} |"
+                f" {line['step_s']:.3f} ({line['fastest_step_s']:.3f}) | {line['first_step_s']:.1f} |"
+            )
+
+
+def _latest(what: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The last line of each kind."""
+    found = {tuple(line[key] for key in keys): line for line in lines("onnx_engine") if line["what"] == what}
+    yield from found.values()
+
+
+if __name__ == "__main__":
+    main()
