@@ -134,7 +134,18 @@ def options_of(case: Case, data: Path, weights: Path, profile: Path, threads: in
     """The arguments that `plan` and `fit` share."""
     values = (case.model, case.method, str(case.image_size), str(case.batch_size), str(threads))
     options = [str(data), *(word for pair in zip(WORDS, values, strict=True) for word in pair)]
-    options += ["--epochs", str(EPOCHS), "--workers", "0", "--weights", str(weights), "--profile", str(profile)]
+    options += [
+        "--epochs",
+        str(EPOCHS),
+        "--workers",
+        "0",
+        "--engine",
+        "torch",
+        "--weights",
+        str(weights),
+        "--profile",
+        str(profile),
+    ]
     return options + [word for lever in case.levers for word in ("--lever", lever)]
 
 

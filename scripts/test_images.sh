@@ -41,7 +41,7 @@ wheels() {
     local tag platforms=()
     for tag in manylinux_2_{28,27,26,24,17}_aarch64 manylinux2014_aarch64; do platforms+=(--platform "$tag"); done
     "$checkout/.venv/bin/python" -m pip --version >/dev/null 2>&1 && host=$checkout/.venv/bin/python || host=python3
-    "$host" -m pip download --quiet --no-deps --only-binary :all: "${platforms[@]}" --python-version "$SUITE_PYTHON" \
+    "$host" -m pip download --quiet --quiet --no-deps --only-binary :all: "${platforms[@]}" --python-version "$SUITE_PYTHON" \
         --implementation cp --abi cp311 --abi abi3 --abi none --requirement "$folder/pins.txt" --dest "$folder" ||
         cannot "arm64 wheels could not be had"
     touch "$folder/.whole"

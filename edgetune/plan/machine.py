@@ -52,7 +52,8 @@ class Machine(NamedTuple):
         """What planning for an engine needs to know; a profile's bare process is torch's."""
         if engine == "torch":
             return self
-        return self._replace(runtime_bytes=ONNX_RUNTIME_BYTES, runtime_measured=False)
+        margin = self.margin_bytes * ONNX_RUNTIME_BYTES // max(self.runtime_bytes, 1)  # the same share of it
+        return self._replace(runtime_bytes=ONNX_RUNTIME_BYTES, runtime_measured=False, margin_bytes=margin)
 
 
 def read_machine(

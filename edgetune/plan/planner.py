@@ -112,39 +112,42 @@ def make_plan(
     found, refusal = None, None
     for name in candidates(engine, device):
         try:
-            chosen_method = method_under(name, method, levers, spec.depth)
+            its_method = method_under(name, method, levers, spec.depth)
         except InputError:
-            if engine != "auto" or refusal is None:
+            if engine != "auto" or (found is None and refusal is None):
                 raise
             break  # what was asked for by hand is torch's alone
-        chosen_method, disk_note = fit_to_disk(
-            chosen_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes
-        )
-        machine = machine.under(name)
+        its_method, note = fit_to_disk(its_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes)
+        its_machine = machine.under(name)
         problem = Problem(
-            method=chosen_method,
+            method=its_method,
             spec=spec,
             batch_size=batch,
-            workers=default_workers(machine, cap_bytes, device, spec, batch) if workers is None else workers,
+            workers=default_workers(its_machine, cap_bytes, device, spec, batch) if workers is None else workers,
             epochs=epochs or DEFAULT_EPOCHS,
             train_images=len(folder.train),
             val_images=len(folder.val),
-            runtime_bytes=machine.runtime_bytes,
-            rates=machine.rates,
-            watts=machine.watts,
+            runtime_bytes=its_machine.runtime_bytes,
+            rates=its_machine.rates,
+            watts=its_machine.watts,
             file_bytes=mean_file_bytes(folder.train),
-            margin_bytes=machine.margin_bytes,
+            margin_bytes=its_machine.margin_bytes,
             engine=name,
         )
-        found = search(problem, limits)
-        if found is not None:
-            break
-        nearest = nearest_feasible(problem, limits)
-        refusal = InfeasibleError(infeasible_sentence(problem, limits, nearest), nearest)
+        choice = search(problem, limits)
+        if choice is None:
+            nearest = nearest_feasible(problem, limits)
+            refusal = InfeasibleError(infeasible_sentence(problem, limits, nearest), nearest)
+            continue
+        if found is None or choice.learning > found[0].learning:
+            found = (choice, problem, its_machine, note)
+        if choice.setting == next(problem.settings()):
+            break  # the caps take nothing away: no other engine could learn more
     if found is None:
         assert refusal is not None  # one engine at least was tried
         raise refusal
-    choice = found
+    choice, problem, machine, disk_note = found
+    chosen_method = problem.method
     decisions = Decisions(
         problem=problem,
         limits=limits,

@@ -16,6 +16,7 @@ QUICK_S, FULL_S = 9.0, 75.0  # for the probes themselves
 _GRACE_S = 45.0  # for importing torch from a slow card, and for the probe under way when the time is up
 _DYING_S = 5.0  # for a killed child to go; one that hangs in a driver can't, and is left behind
 _MOST_BYTES = 4 << 20  # of what a child prints
+OUT_OF_TIME = "the probes did not end within"  # how the sentence begins that says so
 _GPU_MEMORY = ("cuda_total_bytes", "cuda_free_bytes")
 _LAST_LINES = 400  # characters of the child's complaint that fit a sentence
 
@@ -121,7 +122,7 @@ def _failure(status: int | None, err: bytes, timeout_s: float) -> str | None:
     if status == 0:
         return None
     if status is None:
-        return f"the probes did not end within {timeout_s:.0f} s; what they had measured by then is kept"
+        return f"{OUT_OF_TIME} {timeout_s:.0f} s; what they had measured by then is kept"
     if status == -signal.SIGILL:
         return (
             "the installed torch uses instructions this processor does not have (illegal instruction);"

@@ -18,6 +18,7 @@ from edgetune.device.memory import usable_bytes
 from edgetune.device.power import PowerSource, close_power, find_power
 from edgetune.device.system import System
 from edgetune.profile import profile_device
+from edgetune.profile.run import OUT_OF_TIME
 from edgetune.schema import Check, FitTry, Profile, Selftest, SensorSample
 from edgetune.selftest.fits import ENGINES, missing_part, try_fit, write_data
 from edgetune.selftest.private import Private
@@ -120,8 +121,10 @@ def _checks_of_board(profile: Profile, sensor: SensorSample | None) -> list[Chec
         detail = f"{sensor.source}: {sensor.readings} readings in {sensor.seconds} s, {sensor.failed} of them empty"
         detail += f", mean {format_power(sensor.mean_w)}" if sensor.mean_w is not None else ""
         found.append(Check(name="power sensor", passed=sensor.failed < sensor.readings, detail=detail))
-    # Without an engine there is nothing to time, and that is a way to install edgetune.
-    timed = None if all(missing_part(engine) for engine in ENGINES) else compute.probe_error is None
+    timed: bool | None = compute.probe_error is None
+    # Without an engine there is nothing to time, and that is a way to install edgetune; a slow board is no broken one.
+    if all(missing_part(engine) for engine in ENGINES) or (compute.probe_error or "").startswith(OUT_OF_TIME):
+        timed = None
     speed = f"{compute.engine} {compute.engine_version}, {compute.device}, {compute.threads} threads"
     found.append(Check(name="probes", passed=timed, detail=compute.probe_error or speed))
     return found

@@ -34,6 +34,13 @@ def test_digits(tmp_path):
     assert right > 0.8 * 360, "the labels are those of the images: a nearest mean finds most"
 
 
+def test_a_few_of_each_class_will_do(tmp_path):
+    folder = scan(unpack("digits", tmp_path / "few", per_class=5, classes=2))
+    assert folder.classes == ["0", "1"]
+    assert set(Counter(sample.label for sample in folder.train).values()) == {5}
+    assert set(Counter(sample.label for sample in folder.val).values()) == {5}
+
+
 def test_digits_are_small_and_carry_their_licence():
     bundled = resource_folder("bundled")
     assert (bundled / "digits.zip").stat().st_size < 1_000_000
@@ -60,7 +67,7 @@ def test_unknown_name_and_file_in_the_way(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(self, folder):
+    def full(self, folder, members):
         (Path(folder) / "half").write_text("written")
         raise OSError(28, "No space left on device")
 

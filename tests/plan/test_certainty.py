@@ -102,7 +102,7 @@ def test_the_wider_bound_is_what_a_cap_holds(photos: Path) -> None:
         least = caught.value.nearest.memory_bytes
         assert least is not None
         nearest.append(least)
-        plan = make_plan(photos, model=MODEL, profile=profile, memory_bytes=least)
+        plan = make_plan(photos, model=MODEL, profile=profile, memory_bytes=least, engine="torch")
         assert plan.predicted.peak_memory_most_bytes == least
     margin = int(0.10 * plan.predicted.memory.runtime)
     assert nearest[1] - nearest[0] == margin > 0

@@ -90,7 +90,7 @@ def test_more_memory_never_buys_less_learning() -> None:
 
     spec = find_spec(MODEL)
     problem = Problem(find_method("edgetune", spec.depth), spec, 32, 0, 10, 100, 20, 0, None, None)
-    found = [search(problem, Limits(memory_bytes=cap * MIB)) for cap in range(20, 200, 6)]
+    found = [search(problem, Limits(memory_bytes=cap * MIB)) for cap in range(8, 200, 6)]
     learning = [0.0 if choice is None else choice.learning for choice in found]
     assert learning == sorted(learning)
     assert learning[0] == 0.0

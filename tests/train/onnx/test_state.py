@@ -63,7 +63,7 @@ def test_a_state_of_another_optimizer_is_refused(pair, tmp_path):
 
 
 def test_memory_that_runs_out_is_said_and_nothing_is_updated_twice(pair, monkeypatch):
-    from edgetune.train.engine import OutOfMemoryError
+    from edgetune.train.scarcity import OutOfMemoryError
 
     made, calls = pair("plain", "last-2", "optimizer=sgd-plain"), []
     batch = make_batch(made.onnx.spec, 5)
