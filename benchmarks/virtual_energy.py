@@ -31,7 +31,7 @@ from tests.virtual_board import virtual_board
 
 NAME = "virtual_energy"
 METHODS = ("eager-full", "full", "edgetune")
-IMAGES, SIZE, EPOCHS = 1000, 64, 2
+IMAGES, SIZE, EPOCHS = 1000, 32, 2
 
 
 def measure(
@@ -48,6 +48,7 @@ def measure(
             data=scratch / "data",
             model="vit_nano_patch8_64",
             image_size=size,
+            threads=1,
             epochs=epochs,
             evaluate_steps=0,
             root=board.root,

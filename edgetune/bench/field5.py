@@ -27,6 +27,8 @@ from edgetune.files import storage_errors, write_atomically
 from edgetune.schema import Record
 
 MB = 1 << 20  # so the published MB must be: what autograd saves is a sum that needs no measuring
+_OTHERS_SHARE = 0.05  # of all cores' time: from here on other processes show in what is timed
+_ROUNDED_MB = 1.0  # to which the published figures are given
 _MEMORY_NOISE, _TIME_NOISE = 0.1, 0.15  # a ratio of two times that carry 10 % each
 
 
@@ -217,6 +219,12 @@ def field5_markdown(made: Field5) -> str:
         f"`!`: more than {_MEMORY_NOISE:.0%} off in memory, {_TIME_NOISE:.0%} off in the factor of time. Milliseconds"
         " are the process's own CPU time, and of other machines.",
     ]
+    shares = [row.others_share for row in made.rows if row.others_share is not None]
+    if shares and max(shares) > _OTHERS_SHARE:
+        lines.append(
+            f"Other processes used {min(shares):.0%} to {max(shares):.0%} of all cores meanwhile: read times as upper"
+            " bounds."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -228,8 +236,8 @@ def _line(published: Published, found: dict[str, FieldRow], full: Published) -> 
     our_time = _factor(ours.image_s, row.image_s) if ours else None
     peak_mb = None if row.peak_bytes is None else row.peak_bytes / MB
     cells = [
-        _pair(published.saved_mb, row.saved_bytes / MB, _MEMORY_NOISE),
-        _pair(published.peak_mb, peak_mb, _MEMORY_NOISE),
+        _pair(published.saved_mb, row.saved_bytes / MB, _MEMORY_NOISE, _ROUNDED_MB),
+        _pair(published.peak_mb, peak_mb, _MEMORY_NOISE, _ROUNDED_MB),
         _pair(peak_factor, our_peak, _MEMORY_NOISE),
         _pair(published.image_ms, 1000 * row.image_s, None),
         _pair(time_factor, our_time, _TIME_NOISE),
@@ -241,9 +249,15 @@ def _factor(full: float | None, row: float | None) -> float | None:
     return full / row if full and row else None
 
 
-def _pair(published: float | None, here: float | None, noise: float | None) -> str:
+def _pair(published: float | None, here: float | None, noise: float | None, least: float = 0.0) -> str:
     def text(value: float | None) -> str:
         return "—" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
-    off = published and here is not None and noise is not None and abs(here / published - 1) > noise
+    off = (
+        published
+        and here is not None
+        and noise is not None
+        and abs(here / published - 1) > noise
+        and abs(here - published) > least
+    )
     return f"{text(published)} → {text(here)}{' !' if off else ''}"
