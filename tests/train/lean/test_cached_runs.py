@@ -212,7 +212,7 @@ import torch
 from edgetune import schema
 from edgetune.data.features import FeatureWriter
 from edgetune.train import fit as room
-from edgetune.train.lean import features
+from edgetune.train import features
 from edgetune.train.lean.engine import LeanEngine
 torch.set_num_threads(1)
 plan, out, where, number = sys.argv[1:]
