@@ -44,8 +44,8 @@ need() {
     done
     uv=${UV:-$checkout/.venv/bin/uv}
     [ -x "$uv" ] || uv=$(command -v uv) || missing+=("uv (pip install uv)")
-    [ ! -x "$uv" ] || uv=$(realpath "$uv")
     ((${#missing[@]} == 0)) || cannot "missing here: ${missing[*]} (see docs/containers.md)"
+    uv=$(realpath "$uv")
     if [ "$(uname -m)" != aarch64 ]; then
         command -v qemu-aarch64-static >/dev/null ||
             cannot "missing here: qemu-aarch64-static (apt-get install qemu-user-static binfmt-support)"
