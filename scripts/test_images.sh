@@ -83,7 +83,7 @@ jetson_base() {
     debian "$cache/python-$SUITE.tar" --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
         --include=python3-minimal,python3,python3-pip,python3-venv,libc-bin,coreutils,dash,bash,grep,sed,libgomp1,libstdc++6 \
         --include=base-files,base-passwd,passwd,ca-certificates \
-        --customize-hook='cd "$1/usr/share/base-passwd" && for name in passwd group; do cp $name.master "$1/etc/$name"; done'
+        --extract-hook='cd "$1/usr/share/base-passwd" && for name in passwd group; do cp $name.master "$1/etc/$name"; done'
     import_base "$name-nvidia" "$cache/python-$SUITE.tar" "$site" /usr/local/lib/python3.11/dist-packages
 }
 
