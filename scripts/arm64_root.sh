@@ -45,6 +45,7 @@ need() {
     uv=${UV:-$checkout/.venv/bin/uv}
     [ -x "$uv" ] || uv=$(command -v uv) || missing+=("uv (pip install uv)")
     ((${#missing[@]} == 0)) || cannot "missing here: ${missing[*]} (see docs/containers.md)"
+    uv=$(realpath "$uv")
     if [ "$(uname -m)" != aarch64 ]; then
         command -v qemu-aarch64-static >/dev/null ||
             cannot "missing here: qemu-aarch64-static (apt-get install qemu-user-static binfmt-support)"

@@ -13,7 +13,7 @@ limit_s=${ARM64_LIMIT_S:-450} # for the tests, so that the whole lane ends withi
 # One process: starting Python and torch again is what emulation makes dear. Left out are tests that hold a time which
 # emulation can't keep, and one that alone takes 40 s.
 tests=(tests/selftest tests/device tests/plan/test_plan.py tests/plan/test_levers.py)
-slow="not under_50_ms and not under_a_second and not imports_neither"
+slow="not under_50_ms and not under_a_second and not imports_neither and not one_percent"
 (($# == 0)) || tests=("$@")
 
 need test-arm64

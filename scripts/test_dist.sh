@@ -7,7 +7,7 @@
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-uv=${UV:-$(command -v uv)}
+uv=$(realpath "${UV:-$(command -v uv)}")
 extra=${EXTRA:-torch}
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$checkout/edgetune/__about__.py")
 work=$(mktemp -d)
