@@ -37,6 +37,7 @@ from edgetune.device.power.rapl import Zone
 from edgetune.device.power.tegrastats import parse_tegrastats
 from edgetune.device.system import System
 from edgetune.errors import InputError
+from edgetune.resources import resource_folder
 from edgetune.schema import now
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,7 @@ def walk_zone(raw: bytes) -> object:
 
 def targets() -> list[Target]:
     """Every parser of the room."""
-    toml = [path.read_bytes() for path in sorted((ROOT / "devices").glob("*.toml"))]
+    toml = [path.read_bytes() for path in sorted(resource_folder("devices").glob("*.toml"))]
     numbers = corpus("*_input", "energy_uj", "memory.limit_in_bytes", "temp", "cur_freq")
     pmic, lines = corpus("vcgencmd-pmic_read_adc.txt"), corpus("tegrastats.txt")
     found = [

@@ -12,16 +12,23 @@ from edgetune.data.sizes import feature_bytes
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.job import Job, entering, job_for
 from edgetune.plan.methods import Method
-from edgetune.schema import FeatureCachePlan
+from edgetune.schema import Engine, FeatureCachePlan
 from edgetune.units import format_size
 
 
 def fit_to_disk(
-    method: Method, spec: ViTSpec, train_images: int, val_images: int, evaluations: int, room_bytes: int
+    method: Method,
+    spec: ViTSpec,
+    train_images: int,
+    val_images: int,
+    evaluations: int,
+    room_bytes: int,
+    engine: Engine = "torch",
 ) -> tuple[Method, list[str]]:
     """The method, without its feature cache where that has no room; and a sentence that says so.
 
-    Without a cache the frozen blocks are passed at every step, so they are kept in memory instead of on disk.
+    Without a cache the frozen blocks are passed at every step, so they are kept in memory instead of on disk: in bf16
+    where the engine has it.
     """
     if method.levers.feature_cache == "off":
         return method, []
@@ -34,9 +41,9 @@ def fit_to_disk(
     if needed_bytes <= room_bytes:
         return method, []
     weights = method.levers.frozen_weights
-    levers = msgspec.structs.replace(
-        method.levers, feature_cache="off", frozen_weights="bf16" if weights == "disk" else weights
-    )
+    if weights == "disk":
+        weights = "fp32" if engine == "onnx" else "bf16"
+    levers = msgspec.structs.replace(method.levers, feature_cache="off", frozen_weights=weights)
     return method._replace(levers=levers), [
         f"cached features would take {format_size(needed_bytes)} of disk and may take {format_size(room_bytes)}, so the"
         " frozen blocks run at every step: slower; --disk raises the cap."

@@ -117,7 +117,9 @@ def make_plan(
             if engine != "auto" or (found is None and refusal is None):
                 raise
             break  # what was asked for by hand is torch's alone
-        its_method, note = fit_to_disk(its_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes)
+        its_method, note = fit_to_disk(
+            its_method, spec, len(folder.train), len(folder.val), evaluations, room_bytes, name
+        )
         its_machine = machine.under(name)
         problem = Problem(
             method=its_method,

@@ -34,7 +34,8 @@ from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
 from edgetune.train.display import Display
 from edgetune.train.folder import RunFolder
-from edgetune.train.loop import Loop, Meters
+from edgetune.train.loop import Loop
+from edgetune.train.meters import Meters
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.units import format_energy, format_size
 

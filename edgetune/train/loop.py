@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from edgetune import schema
 from edgetune.data.loader import Batch
-from edgetune.device.energy import EnergyMeter, Window
-from edgetune.device.pressure import Pressure
+from edgetune.device.energy import Window
 from edgetune.device.throttle import delta, throttled
 from edgetune.errors import InputError
-from edgetune.measure.memory import PeakMeter
 from edgetune.schema import Calibrated, Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory
 from edgetune.train.budget import Budget, Spent
@@ -24,6 +21,7 @@ from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import Metrics, RunFolder
 from edgetune.train.governor import Governor
 from edgetune.train.knobs import ladder, most_tokens
+from edgetune.train.meters import Meters, Timed, total
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
@@ -31,17 +29,6 @@ from edgetune.train.schedule import learning_rate
 
 _LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
 _CALIBRATED_AFTER = 8  # steps of a run, which the plan is then held against
-
-
-class Meters(msgspec.Struct):
-    """What watches the run."""
-
-    memory: PeakMeter
-    energy: EnergyMeter
-    started: float  # when the process started, on the clock
-    clock: Callable[[], float] = time.monotonic
-    pressure: Callable[[], Pressure] | None = None
-    throttle: Callable[[], Mapping[str, int | None]] = dict
 
 
 class Loop:
@@ -130,8 +117,8 @@ class Loop:
     def joules(self) -> tuple[float | None, float | None]:
         """Gross and net energy spent on the run, over all sittings; None where it can't be known."""
         return (
-            _sum(self.progress.spent_j, self._sitting.joules),
-            _sum(self.progress.spent_net_j, self._sitting.net_joules),
+            total(self.progress.spent_j, self._sitting.joules),
+            total(self.progress.spent_net_j, self._sitting.net_joules),
         )
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -289,7 +276,7 @@ class Loop:
         return Spent(self.seconds(), self._estimated_joules(), self.progress.save_s / saves)
 
     def _estimated_joules(self) -> float | None:
-        return _sum(self.progress.spent_estimated_j, self._sitting.estimated_joules)
+        return total(self.progress.spent_estimated_j, self._sitting.estimated_joules)
 
     def _calibrate(self) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
@@ -495,26 +482,5 @@ class Loop:
         self.metrics.write("event", self.progress.step, event=event, message=message)
         self.display.say(message)
 
-    def _timed(self, field: str) -> _Timed:
-        return _Timed(self, field)
-
-
-def _sum(before: float | None, now: float | None) -> float | None:
-    """A sum that is unknown where one of its parts is."""
-    return None if before is None or now is None else before + now
-
-
-class _Timed:
-    """Add the wall time of a block to one of the progress's counters."""
-
-    def __init__(self, loop: Loop, field: str) -> None:
-        self._loop, self._field = loop, field
-        self._seconds = 0.0
-
-    def __enter__(self) -> Callable[[], float]:
-        self._start = self._loop.meters.clock()
-        return lambda: self._seconds
-
-    def __exit__(self, *exception: object) -> None:
-        self._seconds = self._loop.meters.clock() - self._start
-        setattr(self._loop.progress, self._field, getattr(self._loop.progress, self._field) + self._seconds)
+    def _timed(self, field: str) -> Timed:
+        return Timed(self.meters.clock, self.progress, field)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,13 @@ def test_the_commands_of_a_guide_run_in_its_order(
             continue
         if "onnx" in words and "--engine" in words and missing_part("onnx") is not None:
             break  # this edgetune can't train without torch yet, and what follows needs the run
-        ended = edgetune(*words)
+        if words[0] == "fit" and "zero" in path.stem:  # its cap is less than this process, which holds torch
+            done = subprocess.run(
+                [sys.executable, "-m", "edgetune", *words], capture_output=True, text=True, check=False
+            )
+            ended = Ended(done.returncode, done.stdout, done.stderr)
+        else:
+            ended = edgetune(*words)
         assert ended.code == 0, f"{line}: {ended.err}"
         ran.append(words[0])
     wanted = {"sample-data", "profile"}

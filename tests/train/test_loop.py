@@ -20,7 +20,8 @@ from edgetune.schema import Plan
 from edgetune.train.display import Display
 from edgetune.train.engine import Evaluation, StepReport
 from edgetune.train.folder import RunFolder
-from edgetune.train.loop import Loop, Meters
+from edgetune.train.loop import Loop
+from edgetune.train.meters import Meters
 from edgetune.train.scarcity import OutOfMemoryError
 
 
