@@ -3,6 +3,7 @@
 #
 #     make test-arm64                                  # builds dist/ and calls this; as root
 #     bash scripts/test_arm64.sh tests/device -k memory   # other tests, dist/ as it is
+#     LOSSES=1 make test-arm64                         # and ten steps of the ONNX engine, held against this machine's
 #
 # Exit status: 0 passed, 77 this machine can't run it (the reason is printed), anything else a failure.
 set -euo pipefail
@@ -87,9 +88,44 @@ run_tests() {
     return "$status"
 }
 
+# Ten steps without torch, here and there: the losses must agree within 1e-4.
+same_losses() {
+    local words=(--model vit_nano_patch8_64 --engine onnx --method last-2 --epochs 1 --batch-size 8 --seed 0 --threads 2)
+    local python=$checkout/.venv/bin/python
+    rm -rf "$root/opt/checkout/losses"
+    mkdir "$root/opt/checkout/losses"
+    (cd "$root/opt/checkout/losses" && PYTHONPATH=$checkout "$python" - <<'END'
+from pathlib import Path
+
+from edgetune.data.samples import unpack
+
+unpack("digits", Path("digits"), per_class=8)
+END
+    )
+    (cd "$root/opt/checkout/losses" && PYTHONPATH=$checkout "$python" -m edgetune fit digits "${words[@]}" --quiet --out here)
+    inside /opt/wheel:/opt/site python3 -m edgetune fit losses/digits "${words[@]}" --quiet --out losses/there
+    "$python" - "$root/opt/checkout/losses" <<'END'
+import json
+import sys
+from pathlib import Path
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+here, there = (losses(Path(sys.argv[1]) / name) for name in ("here", "there"))
+apart = max(abs(left - right) for left, right in zip(here, there, strict=True))
+print(f"arm64: {len(here)} steps, losses at most {apart:.1e} apart")
+sys.exit(len(here) < 10 or apart > 1e-4)
+END
+}
+
 step "an arm64 root with ${OLDEST[*]}" make_root
 step "wheel and sdist installed" install_here
 step "the sdist answers" answers sdist
 step "the wheel answers" answers wheel
 step "tests on an emulated $cpu" run_tests
+if [ -n "${LOSSES:-}" ]; then step "the same losses without torch, here and there" same_losses; fi
 printf 'arm64: passed in %d s\n' "$((SECONDS - began))"
