@@ -267,7 +267,7 @@ def _installed_bytes(python: str) -> int:
 
 
 def table() -> None:
-    """What is in the file, as Markdown."""
+    """What is in the file, as Markdown; of costs the medians over the runs of a kind's newest commit."""
     print("| model | method | steps | largest difference, 20 steps | mean relative difference | same draw and tokens |")
     print("|---|---|---:|---:|---:|---:|")
     for line in _latest("equal", ("model", "method", "steps")):
@@ -276,16 +276,24 @@ def table() -> None:
             f"| {line['model']} | {line['method']} | {line['steps']} | {line['largest_difference_20']:.1e} |"
             f" {line['mean_relative_difference']:.1e} | {same} |"
         )
-    print("\n| engine | model | method | process peak, MB | bare, MB | step, s (fastest) | start to first step, s |")
-    print("|---|---|---|---:|---:|---:|---:|")
-    for line in (*_latest("run", ("engine", "model", "method")), *_latest("capped", ("engine", "model", "seed"))):
-        if "step_s" in line:
-            engine = line["engine"] if line["torch_installed"] else f"{line['engine']}, no torch"
-            print(
-                f"| {engine} | {line['model']} | {line['method']} |"
-                f" {line['measured_peak_bytes'] / 1e6:.1f} | {line['baseline_bytes'] / 1e6:.1f} |"
-                f" {line['step_s']:.3f} ({line['fastest_step_s']:.3f}) | {line['first_step_s']:.1f} |"
-            )
+    print(
+        "\n| engine | model | method | runs | process peak, MB | bare, MB | step, s (low to high) | to first step, s |"
+    )
+    print("|---|---|---|---:|---:|---:|---:|---:|")
+    runs = [line for line in lines("onnx_engine") if line["what"] in ("run", "capped") and "step_s" in line]
+    kinds = dict.fromkeys((line["engine"], line["model"], line["method"], line["torch_installed"]) for line in runs)
+    for kind in kinds:
+        ours = [x for x in runs if (x["engine"], x["model"], x["method"], x["torch_installed"]) == kind]
+        ours = [line for line in ours if line["machine"]["commit"][:7] == ours[-1]["machine"]["commit"][:7]]
+        peak, bare, step, first = (
+            statistics.median(line[key] for line in ours)
+            for key in ("measured_peak_bytes", "baseline_bytes", "step_s", "first_step_s")
+        )
+        steps = sorted(line["step_s"] for line in ours)
+        print(
+            f"| {kind[0]}{'' if kind[3] else ', no torch'} | {kind[1]} | {kind[2]} | {len(ours)} | {peak / 1e6:.1f} |"
+            f" {bare / 1e6:.1f} | {step:.3f} ({steps[0]:.3f} to {steps[-1]:.3f}) | {first:.1f} |"
+        )
 
 
 def _latest(what: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
