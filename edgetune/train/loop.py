@@ -230,6 +230,7 @@ class Loop:
             if batch is None:
                 return
             yield batch
+            del batch  # before the next one is made
 
     def _prepare(self, window: Window) -> StoppedBy | None:
         """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +412,30 @@ def test_what_was_logged_after_the_last_state_is_forgotten(tmp_path: Path) -> No
     records = [json.loads(line) for line in metrics.path.read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
     assert records[1]["loss"] is None
+
+
+def test_one_batch_is_alive_at_a_time(stage: Any) -> None:
+    """A batch of a ViT-Ti is five megabytes, which a small process would notice."""
+    made = stage()
+    loop = made.loop()
+    alive: list[weakref.ref[Any]] = []
+    step, epoch = made.engine.train_step, loop.train.epoch
+
+    def watched_step(batch: Batch, *rest: Any) -> StepReport:
+        alive.append(weakref.ref(batch.images))
+        report: StepReport = step(batch, *rest)
+        return report
+
+    def watched_epoch(*where: int) -> Iterator[Batch]:
+        source = epoch(*where)
+        while True:
+            assert not any(batch() is not None for batch in alive)  # asked for the next, nobody holds one
+            batch = next(source, None)
+            if batch is None:
+                return
+            yield batch
+            del batch
+
+    made.engine.train_step, loop.train.epoch = watched_step, watched_epoch
+    loop.run()
+    assert len(alive) > 2
