@@ -1,13 +1,14 @@
 """Predicted beside measured peak memory: random plans, each run by `edgetune fit` in a fresh process.
 
     python benchmarks/predict_memory.py run --series design --count 60
-    python benchmarks/predict_memory.py run --series held-out --count 200
-    python benchmarks/predict_memory.py table --series held-out
+    python benchmarks/predict_memory.py run --series held-out-2 --count 200
+    python benchmarks/predict_memory.py table --series held-out-2
 
 A plan is drawn from its series' name and its number: one of four models from nano to ViT-B, one of four image sizes,
 a method of either trainer, any of its levers, a batch of 1 to 64, and a memory cap between one and three times the
-smallest feasible room above the bare process, or none. The bill was calibrated on the series `design` alone; `held-out`
-played no part in it. Batches whose four steps would take more than `MOST_FLOPS` are halved until they do not.
+smallest feasible room above the bare process, or none. The bill was calibrated on the series `design`, and mended where
+38 plans of `held-out` showed it wrong; `held-out-2` played no part in it. Batches whose four steps would take more than
+`MOST_FLOPS` are halved until they do not.
 
 A case makes its own images (random colours) and random weights, so nothing is downloaded; it trains for four steps in
 two epochs, which covers filling a cache, update, evaluation and saving. The bare process is measured once per run of
@@ -15,7 +16,8 @@ this script, by `edgetune profile`. One line per plan goes to `results/predict_m
 not repeated.
 
 Errors are predicted less measured: of the peak above the baseline, relative to the larger of it and 32 MiB; and of the
-whole process.
+whole process. The upper bound is the plan's `peak_memory_most_bytes`. Memory is all that is measured, so two of these
+may run beside each other, on different numbers (`--first`).
 """
 
 from __future__ import annotations
@@ -181,6 +183,7 @@ def measure(case: Case, scratch: Path, kept: Kept, threads: int) -> dict[str, An
         "baseline_bytes": memory["baseline_bytes"],
         "predicted_above_baseline_bytes": predicted,
         "measured_above_baseline_bytes": measured,
+        "most_above_baseline_bytes": plan["predicted"]["peak_memory_most_bytes"] - bill["runtime"],
         "error": (predicted - measured) / max(measured, FLOOR_BYTES),
         "process_error": (whole - peak) / peak,
         "stopped_by": result["stopped_by"],
@@ -211,12 +214,12 @@ class Kept:
         return path
 
 
-def run(series: str, count: int, threads: int) -> None:
+def run(series: str, first: int, count: int, threads: int) -> None:
     """Run the plans of a series that have no line yet."""
     done = {line["number"] for line in lines(NAME) if line["series"] == series}
     with tempfile.TemporaryDirectory() as folder:
         kept = Kept(Path(folder), threads)
-        for number in (number for number in range(count) if number not in done):
+        for number in (number for number in range(first, count) if number not in done):
             case = draw(series, number)
             with tempfile.TemporaryDirectory() as scratch:
                 record = measure(case, Path(scratch), kept, threads)
@@ -258,8 +261,13 @@ def summary(group: list[dict[str, Any]]) -> list[str]:
     errors = sorted(abs(line["error"]) for line in group)
     high = errors[min(len(errors) - 1, int(0.95 * len(errors)))]
     whole = statistics.median(abs(line["process_error"]) for line in group)
-    bounds = sum(line["error"] >= 0 for line in group) / len(group)
+    bounds = sum(_bounded(line) for line in group) / len(group)
     return [f"{statistics.median(errors):.1%}", f"{high:.1%}", f"{whole:.1%}", f"{bounds:.0%}"]
+
+
+def _bounded(line: dict[str, Any]) -> bool:
+    most: int = line.get("most_above_baseline_bytes", line["predicted_above_baseline_bytes"])
+    return bool(line["measured_above_baseline_bytes"] <= most)
 
 
 def main() -> None:
@@ -267,14 +275,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--series", choices=("design", "held-out"), default="design")
+    running.add_argument("--series", choices=("design", "held-out", "held-out-2"), default="design")
+    running.add_argument("--first", type=int, default=0)
     running.add_argument("--count", type=int, default=60)
     running.add_argument("--threads", type=int, default=2)
     showing = commands.add_parser("table")
-    showing.add_argument("--series", default="held-out")
+    showing.add_argument("--series", default="held-out-2")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.series, arguments.count, arguments.threads)
+        run(arguments.series, arguments.first, arguments.count, arguments.threads)
     else:
         table(arguments.series)
 

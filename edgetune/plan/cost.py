@@ -12,7 +12,7 @@ import math
 from itertools import groupby
 from typing import NamedTuple
 
-from edgetune.plan.bill import FLOAT_BYTES, memory_bill, trainable_count
+from edgetune.plan.bill import FLOAT_BYTES, memory_bill, short_bytes, trainable_count
 from edgetune.plan.job import Job, entering
 from edgetune.plan.lean_bill import group_size
 from edgetune.plan.levers import frozen_arithmetic
@@ -285,6 +285,6 @@ def predict(
         train_flops_per_image=work_per_image(job).total,
         model=MODEL,
         first_epoch_s=cost.epoch_s + cost.view_s if cost else None,
-        peak_memory_most_bytes=bill.total + margin_bytes,
+        peak_memory_most_bytes=bill.total + short_bytes(job, bill) + margin_bytes,
         time_factor=time_factor if cost else None,
     )

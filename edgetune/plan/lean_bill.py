@@ -18,6 +18,7 @@ those that the classifier reads.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from edgetune.model.block import half_of
@@ -76,10 +77,16 @@ def passing_bytes(job: Job) -> int:
 
 def _ready_bytes(job: Job) -> int:
     """Half a frozen block made ready for the arithmetic; with adapters also attention's matrices, corrected."""
-    compute, halves = compute_bytes(job), _half_counts(job.spec)
-    unpacked = _frozen_blocks(job) and _RESIDENT_BYTES[job.levers.frozen_weights] != compute
     corrected = 4 * job.spec.width**2 if job.lora_rank else 0
-    return compute * ((max(halves.values()) if unpacked else 0) + corrected)
+    return unpacked_bytes(job) + compute_bytes(job) * corrected
+
+
+def unpacked_bytes(job: Job) -> int:
+    """Half a frozen block in the arithmetic's type, where it is kept in another."""
+    compute = compute_bytes(job)
+    if not _frozen_blocks(job) or _RESIDENT_BYTES[job.levers.frozen_weights] == compute:
+        return 0
+    return compute * max(_half_counts(job.spec).values())
 
 
 def compute_bytes(job: Job) -> int:
@@ -174,6 +181,7 @@ def _frozen_blocks(job: Job) -> int:
     return job.spec.depth if job.lora_rank else sum(not trains for trains in job.trainable)
 
 
+@lru_cache(maxsize=64)
 def _block_counts(spec: ViTSpec) -> tuple[int, int]:
     """Numbers in the matrices and in the vectors of a block."""
     matrices = vectors = 0
@@ -185,6 +193,7 @@ def _block_counts(spec: ViTSpec) -> tuple[int, int]:
     return matrices, vectors
 
 
+@lru_cache(maxsize=64)
 def _half_counts(spec: ViTSpec) -> dict[str, int]:
     """Numbers in each half of a block."""
     halves = {"attention": 0, "mlp": 0}
@@ -193,5 +202,6 @@ def _half_counts(spec: ViTSpec) -> dict[str, int]:
     return halves
 
 
+@lru_cache(maxsize=64)
 def _embedding_count(spec: ViTSpec) -> int:
     return sum(parameter.count for parameter in spec.embedding_parameters())

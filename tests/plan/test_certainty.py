@@ -12,8 +12,10 @@ from rich.console import Console
 from edgetune.device.system import System
 from edgetune.errors import InfeasibleError
 from edgetune.plan import make_plan
+from edgetune.plan.bill import short_bytes
 from edgetune.plan.certainty import USUAL_TIME_FACTOR, certainty
 from edgetune.plan.explain import print_plan
+from edgetune.plan.job import job_of
 from edgetune.schema import Modes, Plan, Profile
 from tests.plan.conftest import make_profile
 
@@ -29,17 +31,18 @@ def with_modes(profile: Profile, **fields: object) -> Profile:
     return msgspec.structs.replace(profile, modes=Modes(**fields))  # type: ignore[arg-type]
 
 
-def at_most(plan: Plan) -> tuple[int, float]:
-    """The bounds of memory and of time."""
-    predicted = plan.predicted
-    assert predicted.peak_memory_most_bytes is not None
-    assert predicted.time_factor is not None
-    return predicted.peak_memory_most_bytes, predicted.time_factor
+def doubted(plan: Plan) -> int:
+    """What the bound of memory leaves for a larger bare process, beyond what any bill may be short."""
+    most_bytes, bill = plan.predicted.peak_memory_most_bytes, plan.predicted.memory
+    assert most_bytes is not None
+    short = short_bytes(job_of(plan), bill)
+    assert short > 0
+    return most_bytes - plan.predicted.peak_memory_bytes - short
 
 
 def test_a_profile_that_holds_leaves_the_usual_doubt_about_time_alone(photos: Path) -> None:
     plan = make_plan(photos, model=MODEL, profile=make_profile(), threads=2)
-    assert at_most(plan) == (plan.predicted.peak_memory_bytes, USUAL_TIME_FACTOR)
+    assert (doubted(plan), plan.predicted.time_factor) == (0, USUAL_TIME_FACTOR)
     assert plan.warnings == []
     assert any(f"off by a factor of {USUAL_TIME_FACTOR:g}, either way" in sentence for sentence in plan.why)
 
@@ -70,9 +73,8 @@ def test_what_no_longer_holds_widens_the_bounds_and_says_by_how_much(
     monkeypatch.setattr("edgetune.plan.certainty.read_modes", lambda system: now)
     profile = with_modes(with_compute(make_profile(), **compute), **modes)
     plan = make_plan(photos, model=MODEL, profile=profile, threads=2)
-    most_bytes, factor = at_most(plan)
-    assert factor == pytest.approx(USUAL_TIME_FACTOR * wider_time)
-    assert (most_bytes > plan.predicted.peak_memory_bytes) == wider_memory
+    assert plan.predicted.time_factor == pytest.approx(USUAL_TIME_FACTOR * wider_time)
+    assert (doubted(plan) > 0) == wider_memory
     (warning,) = (sentence for sentence in plan.warnings if words in sentence)
     assert "by a further factor of" in warning
     assert ("leaves room for that" in warning) == wider_memory
@@ -83,9 +85,7 @@ def test_what_no_longer_holds_widens_the_bounds_and_says_by_how_much(
 
 def test_without_a_profile_room_is_left_for_a_larger_process(photos: Path) -> None:
     plan = make_plan(photos, model=MODEL, memory_bytes=2000 * MIB)
-    most = plan.predicted.peak_memory_most_bytes
-    assert most is not None
-    assert most - plan.predicted.peak_memory_bytes == int(0.15 * plan.predicted.memory.runtime)
+    assert doubted(plan) == int(0.15 * plan.predicted.memory.runtime)
     assert plan.predicted.time_factor is None
     assert any("15% more than planned" in warning for warning in plan.warnings)
     assert any("left free for a bare process" in sentence for sentence in plan.why)
@@ -106,7 +106,7 @@ def test_the_wider_bound_is_what_a_cap_holds(photos: Path) -> None:
         assert plan.predicted.peak_memory_most_bytes == least
     margin = int(0.10 * plan.predicted.memory.runtime)
     assert nearest[1] - nearest[0] == margin > 0
-    assert plan.predicted.peak_memory_bytes + margin == plan.predicted.peak_memory_most_bytes
+    assert doubted(plan) == margin
 
 
 def test_doubts_add_up_and_another_board_is_not_compared() -> None:
@@ -120,4 +120,4 @@ def test_doubts_add_up_and_another_board_is_not_compared() -> None:
 def test_what_was_never_held_against_a_gpu_says_so(photos: Path) -> None:
     plan = make_plan(photos, model=MODEL, profile=with_compute(make_profile(), device="cuda"), device="cuda")
     assert any("never held against a GPU" in warning for warning in plan.warnings)
-    assert (plan.predicted.peak_memory_most_bytes or 0) > plan.predicted.peak_memory_bytes
+    assert doubted(plan) > 0

@@ -40,10 +40,11 @@ class FrozenBlocks:
         compute: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._store, self._compute, self._device = store, compute, device
+        self._store, self._compute = store, compute
         self._kept: dict[str, Tensor | Packed] = {}
         self._names: dict[tuple[int, Half], list[str]] = {}
-        self._buffer = Arena(torch.device("cpu"))
+        # slabs of their own: among the temporaries of packing, what stays would leave holes in malloc's heap
+        self._memory, self._buffer = Arena(device), Arena(device)
         for index in blocks:
             at = f"blocks.{index}."
             self._names[index, "attention"], self._names[index, "mlp"] = [], []
@@ -51,15 +52,18 @@ class FrozenBlocks:
                 if name.startswith(at):
                     self._names[index, half_of(name)].append(name)
                     if residence != "disk":
-                        self._kept[name] = self._small(store.read(name), residence)
+                        self._kept[name] = self._small(name, residence)
+        self.free()
 
-    def _small(self, values: Tensor, residence: Residence) -> Tensor | Packed:
-        if residence == "int8" and values.ndim > 1:
-            packed = pack(values.float().to(self._device), "int8")
-            return packed
+    def _small(self, name: str, residence: Residence) -> Tensor | Packed:
+        shape = self._store.shape(name)
+        self._buffer.reset()
+        values = self._store.read(name, self._buffer.empty(shape, torch.float32))
+        if residence == "int8" and len(shape) > 1:
+            return pack(values, "int8", self._memory.empty)
         # vectors are few: they stay as exact as the arithmetic
-        kind = torch.bfloat16 if residence == "bf16" and values.ndim > 1 else torch.float32
-        return values.to(self._device, kind)
+        kind = torch.bfloat16 if residence == "bf16" and len(shape) > 1 else torch.float32
+        return self._memory.empty(shape, kind).copy_(values)
 
     def half(self, index: int, half: Half) -> Mapping[str, Tensor]:
         """Weights of half a block by their names within the block; matrices in the arithmetic's type.
@@ -76,10 +80,12 @@ class FrozenBlocks:
 
     def _ready(self, name: str) -> Tensor:
         kept = self._kept.get(name)
-        if kept is None:
-            shape = self._store.shape(name)
-            values = self._buffer.empty(shape, self._compute if len(shape) > 1 else torch.float32)
-            return self._store.read(name, values).to(self._device)
+        if isinstance(kept, Tensor) and (kept.ndim == 1 or kept.dtype == self._compute):
+            return kept
+        shape = self._store.shape(name) if kept is None else kept.shape
+        values = self._buffer.empty(shape, self._compute if len(shape) > 1 else torch.float32)
         if isinstance(kept, Packed):
-            return kept.unpack().to(self._compute)
-        return kept.to(self._compute) if kept.ndim > 1 else kept
+            return kept.unpack_into(values)
+        if kept is not None:
+            return values.copy_(kept)
+        return self._store.read(name, values)

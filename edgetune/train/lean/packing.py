@@ -35,6 +35,16 @@ class Packed(NamedTuple):
         values = codes.to(self.scales.dtype)
         return values.mul_(self.scales).view(self.shape)
 
+    def unpack_into(self, out: Tensor) -> Tensor:
+        """The same in memory of the caller's, in its type, a piece at a time: nothing of the tensor's size is made."""
+        if self.scales is None or self.precision == "int4":
+            return out.copy_(self.unpack())
+        rows = max(1, _PIECE // self.codes.shape[1])
+        pieces = (tensor.split(rows) for tensor in (out.view(self.codes.shape), self.codes, self.scales))
+        for some, code, scale in zip(*pieces, strict=True):
+            some.copy_(code.to(scale.dtype).mul_(scale))
+        return out
+
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
