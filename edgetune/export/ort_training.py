@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from edgetune import schema
 from edgetune.__about__ import __version__
@@ -37,6 +36,7 @@ from edgetune.export.ort_runtime import Runtime
 from edgetune.files import atomic_folder
 from edgetune.model.checkpoint import Checkpoint
 from edgetune.model.onnx_graph import IR_VERSION
+from edgetune.model.reading import read_arrays
 from edgetune.model.spec import ViTSpec
 
 TRAINING, EVALUATION, UPDATE, CHECKPOINT = (
@@ -146,20 +146,15 @@ def _read_weights(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     """All parameters in float32, without torch.
 
     Raises:
-        InputError: the file does not hold them under timm's names.
+        InputError: the file does not hold them, or another number of classes.
     """
-    weights = {}
-    with safe_open(checkpoint.path, framework="numpy") as file:
-        names = set(file.keys())
-        for name, shape in ((parameter.name, parameter.shape) for parameter in checkpoint.spec.parameters()):
-            kind = file.get_slice(name).get_dtype() if name in names else None
-            if kind not in ("F16", "F32", "F64") or tuple(file.get_slice(name).get_shape()) != shape:
-                raise InputError(
-                    f"{checkpoint.path} has no {name} of shape {'×'.join(map(str, shape))} in 16- or 32-bit floats;"
-                    " give the run folder that `edgetune fit --out` made."
-                )
-            weights[name] = file.get_tensor(name).astype(np.float32)
-    return weights
+    report, arrays = read_arrays(checkpoint.spec, checkpoint.path)
+    if report.fresh_head:
+        raise InputError(
+            f"{checkpoint.path} has a classifier of {report.classes_in_file} classes, not {checkpoint.spec.classes};"
+            " give the run folder that `edgetune fit --out` made."
+        )
+    return dict(arrays)
 
 
 def _generate(runtime: Runtime, model: onnx.ModelProto, choice: _Choice, frozen: list[str], folder: Path) -> None:

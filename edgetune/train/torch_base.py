@@ -1,9 +1,9 @@
-"""What the two engines over torch have in common: the method's controller, evaluation, taking up a state, memory."""
+"""What the two engines over torch have in common: evaluation, taking up a state, memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgetune.alast import Controller
 from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
 from edgetune.schema import Plan
+from edgetune.train.controlled import ControlledEngine
 from edgetune.train.engine import Evaluation
 from edgetune.train.scarcity import memory_errors
 
 
-class TorchBase(ABC):
+class TorchBase(ControlledEngine, ABC):
     """See the module, and `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
@@ -31,27 +31,8 @@ class TorchBase(ABC):
     """
 
     def __init__(self, plan: Plan, spec: ViTSpec) -> None:
-        self.plan = plan
-        self.spec = spec
+        super().__init__(plan, spec)
         self.device = torch.device(plan.device)
-        self.controller = (
-            Controller.from_plan(
-                plan.alast,
-                plan.blocks,
-                plan.k,
-                prefix_tokens=spec.prefix,
-                class_token=spec.class_token,
-                seed=plan.seed,
-            )
-            if plan.alast
-            else None
-        )
-
-    def limit(self, k: int, most_tokens: Sequence[int]) -> None:
-        """See `Engine.limit`; without the method there is nothing to bound."""
-        if self.controller is not None:
-            self.controller.restore()
-            self.controller.tighten(k=k, keep_max_tokens=most_tokens)
 
     def _tensors(self, *arrays: NDArray[Any]) -> Iterator[Tensor]:
         return (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)

@@ -169,7 +169,7 @@ def test_nothing_is_kept_below_the_lowest_trained_block() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "sgd-plain"])
 def test_weights_gradient_and_state_are_those_the_engine_holds(name: str, residence, state, kind) -> None:
     torch = pytest.importorskip("torch")
-    from edgetune.train.lean.adapters import Adapters
+    from edgetune.train.halves import adapter_parameters
     from edgetune.train.lean.optimizer import GroupOptimizer
     from edgetune.train.lean.packing import pack
     from edgetune.train.lean.parameters import Group
@@ -182,8 +182,7 @@ def test_weights_gradient_and_state_are_those_the_engine_holds(name: str, reside
     for index, trains in enumerate(job.trainable):
         parameters = list(spec.block_parameters(index))
         if trains and name == "lora":  # beside the weights, which stay frozen
-            adapters = Adapters(spec, tuple(range(6)), LoraPlan()).parameters(index)
-            groups.append(Group("adapters", adapters))
+            groups.append(Group("adapters", adapter_parameters(spec, index, LoraPlan().rank)))
         elif trains:
             mlp = [item for item in parameters if item.name.split(".")[2] in ("mlp", "norm2", "ls2")]
             groups += [Group("mlp", mlp), Group("attention", [item for item in parameters if item not in mlp])]

@@ -28,17 +28,16 @@ from torch import Tensor
 
 from edgetune.alast import top_tokens
 from edgetune.data.loader import Batch
-from edgetune.model.block import Half, Shape, attention_backward, attention_forward, half_of, mlp_backward, mlp_forward
+from edgetune.model.block import Half, Shape, attention_backward, attention_forward, mlp_backward, mlp_forward
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
-from edgetune.model.spec import Parameter
 from edgetune.model.store import WeightsStore, copy_weights
 from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
 from edgetune.plan.lean_bill import group_size
-from edgetune.plan.work import feature_flops, step_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, StepReport
+from edgetune.train.halves import HalvesEngine, trained_groups
 from edgetune.train.lean.adapters import Adapters
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
@@ -48,7 +47,7 @@ from edgetune.train.lean.parameters import Group, strip
 from edgetune.train.lean.passing import keep_nothing, pass_block
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
-from edgetune.train.scarcity import OutOfMemoryError, memory_errors
+from edgetune.train.scarcity import memory_errors
 from edgetune.train.torch_base import TorchBase
 
 
@@ -71,7 +70,7 @@ class _Trace(NamedTuple):
         return note
 
 
-class LeanEngine(TorchBase):
+class LeanEngine(HalvesEngine, TorchBase):
     """A plain ViT in training; see `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
@@ -84,10 +83,10 @@ class LeanEngine(TorchBase):
         self._store = WeightsStore(base)
         self._ops = TorchOps(torch.bfloat16 if plan.precision == "bf16" else None)
         self._shape = Shape(self.spec.heads, self.spec.norm_eps)
-        self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
-        self._lowest = min(self._trainable, default=self.spec.depth)
         self._adapters = Adapters(self.spec, self._trainable, plan.lora) if plan.lora else None
-        self._groups = self._make_groups()
+        self._groups = {
+            name: Group(name, parameters, self.device) for name, parameters in trained_groups(self.spec, plan).items()
+        }
         self._optimizers = {
             name: GroupOptimizer(group, plan.optimizer, plan.optimizer_state, plan.recipe.weight_decay)
             for name, group in self._groups.items()
@@ -98,43 +97,14 @@ class LeanEngine(TorchBase):
         self._arena, self._passing = Arena(self.device), Arena(self.device)  # the latter: of a half that runs again
         self._gradients = Arena(self.device)  # one gradient, of whichever group is at it
         self._gradient = torch.empty(0)
-        self._awake = False  # whether the weights that train are in memory
-        self._feature_images = 0
-        self._stepped: set[str] = set()  # groups that an interrupted step has updated
 
-    def _make_groups(self) -> dict[str, Group]:
-        """What may train, in the order in which gradients reach it from below."""
-        groups: list[tuple[str, list[Parameter]]] = []
-        if self.plan.embeddings_trainable:
-            groups.append(("embeddings", list(self.spec.embedding_parameters())))
-        for index in self._trainable:
-            at = f"blocks.{index}."
-            if self._adapters is not None:
-                groups.append((at + "attention", self._adapters.parameters(index)))
-                continue
-            parameters = list(self.spec.block_parameters(index))
-            groups += [
-                (at + half, [item for item in parameters if half_of(item.name) == half])
-                for half in ("attention", "mlp")
-            ]
-        groups.append(("head", list(self.spec.head_parameters())))
-        return {name: Group(name, parameters, self.device) for name, parameters in groups}
-
-    def _wake(self) -> None:
-        """Read the weights that train, if they aren't there yet: memory that filling a cache can do without."""
-        if self._awake:
-            return
-        self._awake = True  # first: drawing adapters asks for the weights
-        try:
-            for group in self._groups.values():
-                for name, values in group.weights.items():
-                    if name in self._store.names:  # adapters are not
-                        self._store.read(name, values)
-            if self._adapters is not None:
-                self._adapters.draw(self._trained_weights(), self.plan.seed)
-        except BaseException:
-            self._awake = False  # memory may have run out half-way
-            raise
+    def _read_trained(self) -> None:
+        for group in self._groups.values():
+            for name, values in group.weights.items():
+                if name in self._store.names:  # adapters are not
+                    self._store.read(name, values)
+        if self._adapters is not None:
+            self._adapters.draw(self._trained_weights(), self.plan.seed)
 
     def _embeddings(self) -> Mapping[str, Tensor]:
         if self.plan.embeddings_trainable:
@@ -148,29 +118,8 @@ class LeanEngine(TorchBase):
 
     @torch.no_grad()
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
-        """See `Engine.train_step`. Where memory runs out on the way back, what was updated is not updated twice."""
-        before = self.controller.state_dict() if self.controller else None
-        trained = self.controller.draw() if self.controller else self._trainable
-        try:
-            with memory_errors():
-                self._wake()
-                loss, kept = self._step(batch, trained, learning_rate, micro_batch_size)
-        except OutOfMemoryError:
-            if self.controller and before:
-                self.controller.load_state_dict(before)
-            raise
-        self._stepped.clear()
-        return StepReport(
-            loss=loss,
-            trained=trained,
-            kept=kept,
-            budgets=list(self.controller.budgets) if self.controller else None,
-            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept) + self._take_feature_flops(),
-        )
-
-    def _take_feature_flops(self) -> int:
-        images, self._feature_images = self._feature_images, 0
-        return images * feature_flops(self.spec, self._lowest)
+        """See `Engine.train_step`."""
+        return super().train_step(batch, learning_rate, micro_batch_size)
 
     def _step(
         self, batch: Batch, trained: tuple[int, ...], learning_rate: float, part: int
@@ -298,10 +247,6 @@ class LeanEngine(TorchBase):
         forward(saved.take("x"), everything)
         return everything
 
-    def _asked(self, index: int) -> int | None:
-        """How many tokens are needed behind a block; None: all."""
-        return self.spec.readers if index == self.spec.depth - 1 else None
-
     def _half(self, index: int, half: Half) -> Mapping[str, Tensor]:
         """Weights of half a block by their names within the block."""
         group = self._groups.get(f"blocks.{index}.{half}")
@@ -348,10 +293,6 @@ class LeanEngine(TorchBase):
     def free_frozen(self) -> None:
         """See `Extractor.free_frozen`."""
         self.frozen.free()
-
-    def count_features(self, images: int) -> None:
-        """Note that features of so many images were computed for a cache; the next step reports the work."""
-        self._feature_images += images
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from edgetune.model.arrayfile import ArrayStore
 from edgetune.model.draws import Draws, lora_factor
-from edgetune.model.spec import Parameter, ViTSpec
+from edgetune.model.spec import ViTSpec
 from edgetune.schema import LoraPlan
+from edgetune.train.halves import ADAPTED, MergedWeights
 from edgetune.train.onnx.groups import Floats
 from edgetune.train.onnx.memory import Arena
 from edgetune.train.onnx.runtime import Runtime
-
-_LAYERS = ("attn.qkv", "attn.proj")
 
 
 class Adapters:
@@ -31,22 +30,13 @@ class Adapters:
         self._spec, self._blocks, self._rank, self._runtime = spec, blocks, plan.rank, runtime
         self._buffer = Arena()
 
-    def parameters(self, index: int) -> list[Parameter]:
-        """The factors of a block, by the names that autograd's adapters have."""
-        found, rank = [], self._rank
-        for layer in _LAYERS:
-            out, inside = self._shape(layer)
-            at = f"blocks.{index}.{layer}"
-            found += [Parameter(f"{at}.lora_a", (rank, inside)), Parameter(f"{at}.lora_b", (out, rank))]
-        return found
-
     def draw(self, factors: Mapping[str, Floats], seed: int) -> None:
         """Set all factors to where training starts: no correction."""
         draws = Draws(seed)
         for index in self._blocks:
-            for layer in _LAYERS:
+            for layer in ADAPTED:
                 at = f"blocks.{index}.{layer}"
-                factors[at + ".lora_a"][...] = lora_factor(self._rank, self._shape(layer)[1], draws)
+                factors[at + ".lora_a"][...] = lora_factor(self._rank, self._spec.width, draws)
                 factors[at + ".lora_b"].fill(0)
 
     def corrected(self, weights: Mapping[str, Floats], factors: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -61,7 +51,7 @@ class Adapters:
         """
         self._buffer.reset()
         merged = dict(weights)
-        for layer in _LAYERS:
+        for layer in ADAPTED:
             a, b = (factors[f"{layer}.lora_{letter}"] for letter in "ab")
             scaled = {letter: self._buffer.empty(values.shape) for letter, values in (("a", a), ("b", b))}
             whole = self._buffer.empty(weights[layer + ".weight"].shape)
@@ -77,11 +67,15 @@ class Adapters:
             store: the weights the run began with.
             trained: factors and whatever else trains, by name.
         """
-        return _MergedWeights(self, store, trained)
+
+        def merged(name: str, a: Floats, b: Floats) -> Floats:
+            return self.merged(store.read_array(name), a, b)
+
+        return MergedWeights(trained, self.matrices(), merged)
 
     def matrices(self) -> list[str]:
         """Names of the matrices that are corrected."""
-        return [f"blocks.{index}.{layer}.weight" for index in self._blocks for layer in _LAYERS]
+        return [f"blocks.{index}.{layer}.weight" for index in self._blocks for layer in ADAPTED]
 
     def merged(self, weight: Floats, a: Floats, b: Floats) -> Floats:
         """A matrix with its factors' product added."""
@@ -92,29 +86,3 @@ class Adapters:
     def _merge(self, weight: Floats, a: Floats, b: Floats, out: Floats, scaled: Mapping[str, Floats]) -> None:
         outputs = {f"scaled.lora_{letter}": values for letter, values in scaled.items()}
         self._runtime.run("merge", {"weight": weight, "lora_a": a, "lora_b": b}, {"merged": out, **outputs})
-
-    def _shape(self, layer: str) -> tuple[int, int]:
-        width = self._spec.width
-        return (3 * width if layer == "attn.qkv" else width), width
-
-
-class _MergedWeights(Mapping[str, Floats]):
-    def __init__(self, adapters: Adapters, store: ArrayStore, trained: Mapping[str, Floats]) -> None:
-        self._adapters, self._store, self._trained = adapters, store, trained
-        whole = [name for name in trained if not name.endswith((".lora_a", ".lora_b"))]
-        self._names = [*whole, *adapters.matrices()]
-
-    def __getitem__(self, name: str) -> Floats:
-        if name in self._trained:
-            return self._trained[name]
-        if name not in self._names:
-            raise KeyError(name)
-        layer = name.removesuffix(".weight")
-        a, b = (self._trained[f"{layer}.lora_{letter}"] for letter in "ab")
-        return self._adapters.merged(self._store.read_array(name), a, b)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

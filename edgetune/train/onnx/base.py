@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from edgetune.alast import Controller
 from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.model.arrayfile import ArrayStore, copy_arrays, write_arrays
-from edgetune.model.block import Half, half_of
+from edgetune.model.block import Half
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
-from edgetune.model.spec import Parameter
 from edgetune.plan.lean_bill import group_size
-from edgetune.plan.work import feature_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation
+from edgetune.train.halves import HalvesEngine, trained_groups
 from edgetune.train.onnx.adapters import Adapters
 from edgetune.train.onnx.answers import log_softmax
 from edgetune.train.onnx.frozen import FrozenBlocks, FrozenPart
@@ -34,7 +32,7 @@ from edgetune.train.onnx.runtime import Load, Runtime
 from edgetune.train.scarcity import memory_errors
 
 
-class OnnxBase(ABC):
+class OnnxBase(HalvesEngine, ABC):
     """See the module, and `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
@@ -44,26 +42,14 @@ class OnnxBase(ABC):
     """
 
     def __init__(self, plan: Plan, base: Path, load: Load) -> None:
-        self.plan = plan
-        self.spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
-        self.controller = (
-            Controller.from_plan(
-                plan.alast,
-                plan.blocks,
-                plan.k,
-                prefix_tokens=self.spec.prefix,
-                class_token=self.spec.class_token,
-                seed=plan.seed,
-            )
-            if plan.alast
-            else None
-        )
+        super().__init__(plan, find_spec(plan.model).at(plan.image_size, len(plan.data.classes)))
         self._runtime = Runtime(load, plan.threads)
         self._store = ArrayStore(base)
-        self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
-        self._lowest = min(self._trainable, default=self.spec.depth)
         self._adapters = Adapters(self.spec, self._trainable, plan.lora, self._runtime) if plan.lora else None
-        self._groups = self._make_groups()
+        self._groups = {
+            name: Group(name, parameters, plan.optimizer, plan.recipe.weight_decay)
+            for name, parameters in trained_groups(self.spec, plan).items()
+        }
         self._streams = Streams()
         self.frozen = FrozenPart(
             self.spec,
@@ -74,43 +60,12 @@ class OnnxBase(ABC):
             lowest=self._lowest,
             stay=plan.blocks[self._lowest - 1].keep_max_tokens if self._lowest else self.spec.patches,
         )
-        self._awake = False  # whether the weights that train are in memory
-        self._feature_images = 0
-
-    def limit(self, k: int, most_tokens: Sequence[int]) -> None:
-        """See `Engine.limit`; without the method there is nothing to bound."""
-        if self.controller is not None:
-            self.controller.restore()
-            self.controller.tighten(k=k, keep_max_tokens=most_tokens)
 
     def _resting(self) -> list[int]:
         """Blocks whose own weights never train."""
         return [block.index for block in self.plan.blocks if not block.trainable or self.plan.lora]
 
-    def _make_groups(self) -> dict[str, Group]:
-        """What may train, in the order in which gradients reach it from below."""
-        groups: list[tuple[str, list[Parameter]]] = []
-        if self.plan.embeddings_trainable:
-            groups.append(("embeddings", list(self.spec.embedding_parameters())))
-        for index in self._trainable:
-            at = f"blocks.{index}."
-            if self._adapters is not None:
-                groups.append((at + "attention", self._adapters.parameters(index)))
-                continue
-            parameters = list(self.spec.block_parameters(index))
-            groups += [
-                (at + half, [item for item in parameters if half_of(item.name) == half])
-                for half in ("attention", "mlp")
-            ]
-        groups.append(("head", list(self.spec.head_parameters())))
-        decay = self.plan.recipe.weight_decay
-        return {name: Group(name, parameters, self.plan.optimizer, decay) for name, parameters in groups}
-
-    def _wake(self) -> None:
-        """Read the weights that train, if they aren't there yet: memory that filling a cache can do without."""
-        if self._awake:
-            return
-        self._awake = True
+    def _read_trained(self) -> None:
         for group in self._groups.values():
             for name, values in group.weights.items():
                 if name in self._store.names:  # adapters are not
@@ -126,10 +81,6 @@ class OnnxBase(ABC):
             parameter.name: self._store.read_array(parameter.name, np.empty(parameter.shape, np.float32))
             for parameter in self.spec.embedding_parameters()
         }
-
-    def _asked(self, index: int) -> int | None:
-        """How many tokens are needed behind a block; None: all."""
-        return self.spec.readers if index == self.spec.depth - 1 else None
 
     def _half(self, index: int, half: Half) -> Mapping[str, Floats]:
         """Weights of half a block by their names within the block."""
@@ -157,14 +108,6 @@ class OnnxBase(ABC):
     def free_frozen(self) -> None:
         """See `Extractor.free_frozen`."""
         self.frozen.free()
-
-    def _take_feature_flops(self) -> int:
-        images, self._feature_images = self._feature_images, 0
-        return images * feature_flops(self.spec, self._lowest)
-
-    def count_features(self, images: int) -> None:
-        """Note that features of so many images were computed for a cache; the next step reports the work."""
-        self._feature_images += images
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

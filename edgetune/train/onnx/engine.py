@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 
 from edgetune.data.loader import Batch
 from edgetune.model.block import Half
-from edgetune.plan.work import step_flops
 from edgetune.schema import Plan
-from edgetune.train.engine import StepReport
 from edgetune.train.onnx.base import OnnxBase
 from edgetune.train.onnx.groups import Floats, Group, strip
 from edgetune.train.onnx.memory import Arena
 from edgetune.train.onnx.passing import Kept, count, drop_tokens, of_images, pass_block, rows
 from edgetune.train.onnx.runtime import Load
-from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 
 
 class _Trace(NamedTuple):
@@ -45,34 +42,12 @@ class OnnxEngine(OnnxBase):
         super().__init__(plan, base, load)
         self._saved, self._again, self._gradient = Arena(), Arena(), Arena()
         self._flat = np.empty(0, np.float32)  # the gradient of whichever group is at it
-        self._stepped: set[str] = set()  # groups that an interrupted step has updated
 
     def _rest(self) -> None:
         self._runtime.shrink()
         for arena in (self._saved, self._again, self._gradient):
             arena.free()
         self._flat = np.empty(0, np.float32)
-
-    def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
-        """See `Engine.train_step`. Where memory runs out on the way back, what was updated is not updated twice."""
-        self._wake()
-        before = self.controller.state_dict() if self.controller else None
-        trained = self.controller.draw() if self.controller else self._trainable
-        try:
-            with memory_errors():
-                loss, kept = self._step(batch, trained, learning_rate, micro_batch_size)
-        except OutOfMemoryError:
-            if self.controller and before:
-                self.controller.load_state_dict(before)
-            raise
-        self._stepped.clear()
-        return StepReport(
-            loss=loss,
-            trained=trained,
-            kept=kept,
-            budgets=list(self.controller.budgets) if self.controller else None,
-            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept) + self._take_feature_flops(),
-        )
 
     def _step(
         self, batch: Batch, trained: tuple[int, ...], learning_rate: float, part: int

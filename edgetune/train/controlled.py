@@ -1,0 +1,37 @@
+"""What every engine begins with: plan, model, and ALaST's controller where the plan has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgetune.alast import Controller
+from edgetune.model.spec import ViTSpec
+from edgetune.schema import Plan
+
+
+class ControlledEngine:
+    """Part of an `edgetune.train.engine.Engine`.
+
+    Args:
+        plan: the constraints.
+        spec: the model at the plan's image size and number of classes.
+    """
+
+    def __init__(self, plan: Plan, spec: ViTSpec) -> None:
+        self.plan, self.spec = plan, spec
+        self.controller: Controller | None = None
+        if plan.alast:
+            self.controller = Controller.from_plan(
+                plan.alast,
+                plan.blocks,
+                plan.k,
+                prefix_tokens=spec.prefix,
+                class_token=spec.class_token,
+                seed=plan.seed,
+            )
+
+    def limit(self, k: int, most_tokens: Sequence[int]) -> None:
+        """See `Engine.limit`; without the method there is nothing to bound."""
+        if self.controller is not None:
+            self.controller.restore()
+            self.controller.tighten(k=k, keep_max_tokens=most_tokens)
