@@ -15,6 +15,7 @@ Of the sets of K blocks that may be drawn, each moment takes the worst.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import accumulate
@@ -34,12 +35,12 @@ _INDEX_BYTES = 8
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
 STEP_BYTES = 20 << 20
 # The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md). A run
-# that trains no block needs little of that code.
+# that fills a cache first needs less of that code at once, and little where no block trains.
 LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.05
-_HEAD_STEP_BYTES = 4 << 20
+_CACHED_STEP_BYTES, _CACHED_HEAD_STEP_BYTES = 8 << 20, 4 << 20
 _UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
-# On top where products are in bf16: oneDNN's code and what its kernels hold, for trained blocks and for frozen ones.
-_BF16_BYTES, _FROZEN_BF16_BYTES = 20 << 20, 12 << 20
+# On top where products are in bf16: oneDNN's code and what its kernels hold, for trained blocks, for frozen ones, both.
+_BF16_BYTES, _FROZEN_BF16_BYTES, _BOTH_BF16_BYTES = 20 << 20, 12 << 20, 26 << 20
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
@@ -80,7 +81,7 @@ class Moment(NamedTuple):
 
 
 def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
-    """The bill at the job's highest moment."""
+    """The bill at the job's highest moment, with the most tokens that the plan allows."""
     if job.lean:
         return _lean_bill(job, runtime_bytes)
     peak = max(moments(job), key=lambda moment: moment.total(job))
@@ -95,10 +96,18 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     )
 
 
-def short_bytes(job: Job, bill: MemoryBill) -> int:
-    """What a run may take beyond its bill, so that the two bound it; docs/planner.md says in how many runs they did."""
+def expected_bill(job: Job, runtime_bytes: int) -> MemoryBill:
+    """The bill at the tokens that a step is expected to keep."""
+    pairs = zip(job.keep_max, job.keep_expected, strict=True)
+    keep = tuple(min(most, math.ceil(expected)) for most, expected in pairs)
+    return memory_bill(msgspec.structs.replace(job, keep_max=keep), runtime_bytes)
+
+
+def most_bytes(job: Job, runtime_bytes: int) -> int:
+    """An upper bound: the bill at the most tokens, and how far it may be short; see docs/planner.md."""
+    bill = memory_bill(job, runtime_bytes)
     least_bytes, share = _SHORT["lean" if job.lean else "autograd"]
-    return least_bytes + int(share * (bill.total - bill.runtime))
+    return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
 
 def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
@@ -106,8 +115,8 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     step_bytes, share, moments_of = LEAN_STEP_BYTES, LEAN_SLACK_SHARE, lean_bill.moments
     if job.engine == "onnx":
         step_bytes, share, moments_of = onnx_bill.STEP_BYTES, onnx_bill.SLACK_SHARE, onnx_bill.moments
-    elif not job.k:
-        step_bytes = _HEAD_STEP_BYTES
+    elif job.cached:
+        step_bytes = _CACHED_STEP_BYTES if job.k else _CACHED_HEAD_STEP_BYTES
     slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + share
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
     peak = max(
@@ -129,9 +138,11 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 
 
 def _bf16_bytes(job: Job) -> int:
-    trained = _BF16_BYTES if job.k and job.levers.precision == "bf16" else 0
-    frozen = _FROZEN_BF16_BYTES if job.lowest and lean_bill.compute_bytes(job) == 2 else 0
-    return trained + frozen
+    trained = bool(job.k) and job.levers.precision == "bf16"
+    frozen = bool(job.lowest) and lean_bill.compute_bytes(job) == 2
+    if trained and frozen:
+        return _BOTH_BF16_BYTES
+    return _BF16_BYTES if trained else _FROZEN_BF16_BYTES if frozen else 0
 
 
 def moments(job: Job) -> list[Moment]:
@@ -224,7 +235,11 @@ class _Gradients:
         embeddings, _, head = _counts(spec)
         self.head = FLOAT_BYTES * head
         self.block = FLOAT_BYTES * _block_count(job) if job.k else 0
-        self.all = self.head + job.k * self.block + (FLOAT_BYTES * embeddings if job.embeddings_trainable else 0)
+        # other blocks than in the step before: glibc's heap keeps the places of those that were freed
+        redrawn = min(job.k, sum(job.trainable) - job.k) if job.allocator == "fast" else 0
+        self.all = self.head + (job.k + redrawn) * self.block
+        if job.embeddings_trainable:
+            self.all += FLOAT_BYTES * embeddings
         whole = FLOAT_BYTES * spec.width * spec.hidden
         # the largest single gradient, alive beside the sum it is added to
         self.largest = 0 if not job.k else FLOAT_BYTES * 3 * spec.width * job.lora_rank if job.lora_rank else whole

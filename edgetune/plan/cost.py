@@ -12,7 +12,7 @@ import math
 from itertools import groupby
 from typing import NamedTuple
 
-from edgetune.plan.bill import FLOAT_BYTES, memory_bill, short_bytes, trainable_count
+from edgetune.plan.bill import FLOAT_BYTES, expected_bill, most_bytes, trainable_count
 from edgetune.plan.job import Job, entering
 from edgetune.plan.lean_bill import group_size
 from edgetune.plan.levers import frozen_arithmetic
@@ -271,7 +271,7 @@ def predict(
     margin_bytes: int = 0,
 ) -> Predicted:
     """The plan's prediction, and how far it may be off (`edgetune.plan.certainty`)."""
-    bill = memory_bill(job, runtime_bytes)
+    bill = expected_bill(job, runtime_bytes)
     epoch_s = cost.epoch_s + cost.filling_s(epochs) / max(1, epochs) if cost else None
     total_s = cost.total_s(epochs) if cost else None
     return Predicted(
@@ -285,6 +285,6 @@ def predict(
         train_flops_per_image=work_per_image(job).total,
         model=MODEL,
         first_epoch_s=cost.epoch_s + cost.view_s if cost else None,
-        peak_memory_most_bytes=bill.total + short_bytes(job, bill) + margin_bytes,
+        peak_memory_most_bytes=most_bytes(job, runtime_bytes) + margin_bytes,
         time_factor=time_factor if cost else None,
     )

@@ -32,6 +32,7 @@ SCALE_GROUP = 64  # saved values that share a scale; its four bytes add a sixtee
 # weights where that is more: a group reads all of them.
 _GROUP_BYTES = 3 << 20
 
+_BF16_INSIDE = 0.6  # of the inside of a half, where products are in bf16
 _RESIDENT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + FLOAT_BYTES / SCALE_GROUP, "disk": 0.0}
 _STATE_BYTES = {"fp32": 8.0, "int8": 2 + 8 / 256, "factored": 1 + 4 / 256 + 0.01}
 
@@ -113,14 +114,18 @@ def saved_bytes(job: Job, index: int) -> float:
     recompute = levers.saved_activations == "recompute"
     read = spec.readers if index == spec.depth - 1 else None
     if read is None:
-        large = tokens * (2 * width if recompute else 6 * width + hidden)
+        inputs, products = tokens * 2 * width, tokens * (4 * width + hidden)
         exact = tokens * (4 + spec.heads)
     else:
-        large = tokens * (width if recompute else 3 * width) + read * (width + (0 if recompute else 2 * width + hidden))
+        inputs, products = (tokens + read) * width, tokens * 2 * width + read * (2 * width + hidden)
         exact = tokens * 2 + read * (2 + spec.heads)
-    exact = 0 if recompute else exact
+    if recompute:
+        products = exact = 0
+    # what a product in bf16 gave is kept in bf16 where nothing smaller is asked for
+    of_products = "bf16" if (levers.precision, levers.saved_precision) == ("bf16", "fp32") else levers.saved_precision
     positions = 8 * leaving if job.drops_tokens else 0
-    return job.batch_size * (packed_bytes(large, levers.saved_precision) + FLOAT_BYTES * exact + positions)
+    large = packed_bytes(inputs, levers.saved_precision) + packed_bytes(products, of_products)
+    return job.batch_size * (large + FLOAT_BYTES * exact + positions)
 
 
 def group_size(spec: ViTSpec, part: int) -> int:
@@ -144,7 +149,9 @@ def moments(job: Job) -> list[Moment]:
     tokens = entering(spec, job.keep_max)
     first = 0 if job.embeddings_trainable else job.lowest
     row = FLOAT_BYTES * spec.width
-    inside = 6 * spec.width + 4 * spec.hidden  # numbers a token, of one half at its highest
+    inside = float(6 * spec.width + 4 * spec.hidden)  # numbers a token, of one half at its highest
+    if job.levers.precision == "bf16":
+        inside *= _BF16_INSIDE
     passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
     weights = passing_bytes(job)
     # blocks with adapters are frozen themselves: they are made ready at every step

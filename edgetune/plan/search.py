@@ -28,7 +28,7 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 from edgetune.model.spec import ViTSpec
-from edgetune.plan.bill import memory_bill, short_bytes
+from edgetune.plan.bill import most_bytes
 from edgetune.plan.cost import Cost, time_of
 from edgetune.plan.engines import economical
 from edgetune.plan.job import Job, job_for
@@ -142,9 +142,8 @@ class Problem(NamedTuple):
         )
 
     def peak_bytes(self, job: Job) -> int:
-        """The most that the process tree may take: the bill, and what nobody is sure of."""
-        bill = memory_bill(job, self.runtime_bytes)
-        return bill.total + short_bytes(job, bill) + self.margin_bytes
+        """The most that the process tree may take."""
+        return most_bytes(job, self.runtime_bytes) + self.margin_bytes
 
     def least_job(self, setting: Setting) -> Job:
         """The job of a setting that needs least memory; see `_Sizes.least`."""

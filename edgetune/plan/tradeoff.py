@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgetune.plan.bill import memory_bill
+from edgetune.plan.bill import expected_bill
 from edgetune.plan.search import Choice, Limits, Problem, Setting, choose
 from edgetune.schema import Alternative
 
@@ -71,7 +71,7 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
         saved_activations=job.levers.saved_activations,
         micro_batch_size=job.micro_batch_size,
         allocator=job.allocator,
-        peak_memory_bytes=memory_bill(job, problem.runtime_bytes).total,
+        peak_memory_bytes=expected_bill(job, problem.runtime_bytes).total,
         total_s=total_s,
         total_energy_j=joules,
         work_per_epoch=choice.price,

@@ -31,7 +31,7 @@ from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
-from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
+from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean, release_free_memory
 from edgetune.train.display import Display
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop
@@ -204,6 +204,7 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
             f"--model {plan.model} could not be read into memory ({error}): end other programs, or plan anew with a"
             " smaller --memory."
         ) from error
+    release_free_memory()  # reading weights left holes that no step fits into
     throttle_before = read_throttle(sitting.system)
     try:
         with (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgetune import schema
 from edgetune.errors import EdgetuneError, InfeasibleError, InputError
 from edgetune.plan import make_plan
-from edgetune.plan.bill import memory_bill
+from edgetune.plan.bill import expected_bill, memory_bill
 from edgetune.plan.job import job_of
 from edgetune.schema import Plan, Profile
 from edgetune.train.knobs import ladder
@@ -118,7 +118,9 @@ def check(plan: Plan) -> None:
     most = predicted.peak_memory_most_bytes
     assert most is not None
     assert caps.memory_bytes is None or predicted.peak_memory_bytes <= most <= caps.memory_bytes
-    assert memory_bill(job_of(plan), predicted.memory.runtime).total == predicted.peak_memory_bytes
+    assert expected_bill(job_of(plan), predicted.memory.runtime) == predicted.memory
+    assert predicted.memory.total == predicted.peak_memory_bytes
+    assert memory_bill(job_of(plan), predicted.memory.runtime).total < most
     assert all(getattr(predicted.memory, name) >= 0 for name in predicted.memory.__struct_fields__)
     assert 1 <= plan.micro_batch_size <= plan.batch_size <= plan.data.train_images
     assert 1 <= plan.epochs <= plan.wanted_epochs

@@ -12,7 +12,7 @@ from rich.console import Console
 from edgetune.device.system import System
 from edgetune.errors import InfeasibleError
 from edgetune.plan import make_plan
-from edgetune.plan.bill import short_bytes
+from edgetune.plan.bill import most_bytes
 from edgetune.plan.certainty import USUAL_TIME_FACTOR, certainty
 from edgetune.plan.explain import print_plan
 from edgetune.plan.job import job_of
@@ -33,11 +33,11 @@ def with_modes(profile: Profile, **fields: object) -> Profile:
 
 def doubted(plan: Plan) -> int:
     """What the bound of memory leaves for a larger bare process, beyond what any bill may be short."""
-    most_bytes, bill = plan.predicted.peak_memory_most_bytes, plan.predicted.memory
-    assert most_bytes is not None
-    short = short_bytes(job_of(plan), bill)
-    assert short > 0
-    return most_bytes - plan.predicted.peak_memory_bytes - short
+    at_most = plan.predicted.peak_memory_most_bytes
+    assert at_most is not None
+    usual = most_bytes(job_of(plan), plan.predicted.memory.runtime)
+    assert usual > plan.predicted.peak_memory_bytes
+    return at_most - usual
 
 
 def test_a_profile_that_holds_leaves_the_usual_doubt_about_time_alone(photos: Path) -> None:
