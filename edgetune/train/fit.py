@@ -31,7 +31,7 @@ from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
-from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean, release_free_memory
+from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean, keep_onednn_lean, release_free_memory
 from edgetune.train.display import Display
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop
@@ -185,6 +185,8 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         keep_malloc_lean()
     if plan.allocator == "lean" or plan.feature_cache is not None:
         keep_mkl_lean()
+    if plan.alast is not None and "bf16" in (plan.precision, plan.frozen_precision):
+        keep_onednn_lean()
     try:
         starter = import_module(_STARTERS[plan.engine])  # now: imports belong to the bare process
     except ModuleNotFoundError as error:
