@@ -41,9 +41,9 @@ def keep_mkl_lean() -> None:
 def keep_onednn_lean() -> None:
     """Have oneDNN, which multiplies in bf16, remember the code of few shapes instead of a thousand.
 
-    For plans whose steps have ever other numbers of tokens, each of which is a shape of its own: a ViT-Ti at 96 px, batch
-    39, grew by 10 MiB a step, to 106 MiB after four; so it stays at 72. Must come before torch is loaded, whose own cache
-    on top of oneDNN's reads the second variable (oneDNN's developer guide, "Primitive Cache").
+    For plans whose steps have ever other numbers of tokens, each of which is a shape of its own: a ViT-Ti at 96 px,
+    batch 39, grew by 10 MiB a step, to 106 MiB after four; so it stays at 72. Must come before torch is loaded, whose
+    own cache on top of oneDNN's reads the second variable (oneDNN's developer guide, "Primitive Cache").
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, _ONEDNN_SHAPES)
