@@ -1,6 +1,6 @@
 """Take finished benchmarks into the repository: raw lines, record and table, and the tables in `docs/results.md`.
 
-    edgetune bench --workload w2 --methods all --recipe benchmarks/recipes.json --out runs/w2
+    edgetune bench --workload w2 --methods all,lean-full --recipe benchmarks/recipes.json --out runs/w2
     python benchmarks/publish.py runs/w2
     python benchmarks/publish.py runs/field5
 
