@@ -46,7 +46,7 @@ SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
 # blocks are run again under autograd, what comes and goes for one block settles around what the next ones need.
 _HEAP_SHARE, FAST_HEAP_BYTES = 0.6, 96 << 20
-_RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 3.0, 48 << 20, 230 << 20
+_RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 3.5, 8 << 20, 210 << 20
 # How far the bill may be short, by trainer: so much, and this share of what it says above the bare process. Set so that
 # the bound held for every plan of the design series.
 _SHORT = {"lean": (8 << 20, 0.05), "autograd": (16 << 20, 0.10)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -83,3 +86,22 @@ def test_dropped_tokens_take_no_part_in_what_follows(model: VisionTransformer, b
         block.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     training_forward(model, images, lowest_trained=0, controller=controller)
     assert lengths == [17, 1 + int(0.6 * 17), 1 + int(0.6 * 11), 1 + int(0.6 * 7)]
+
+
+def test_running_a_block_again_imports_nothing() -> None:
+    """34 MB of torch's symbolic shapes, for one."""
+    code = """
+import sys, torch
+from edgetune.model.registry import find_spec
+from edgetune.model.vit import VisionTransformer, initialise
+from edgetune.train.forward import training_forward
+model = VisionTransformer(find_spec("vit_nano_patch8_64").at(32, 3))
+initialise(model)
+before = set(sys.modules)
+logits = training_forward(model, torch.zeros(1, 3, 32, 32), lowest_trained=0, embeddings_trained=True, recompute=True)
+logits.sum().backward()
+assert model.blocks[0].mlp.fc1.weight.grad is not None
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
