@@ -23,7 +23,7 @@ class Knobs(NamedTuple):
     micro_batch_size: int
     token_share: float  # of the plan's band, upper end
     k: int
-    peak_bytes: int  # predicted, the bare process included
+    peak_bytes: int  # the bill at the most tokens, the bare process included
 
     def difference(self, other: Knobs) -> str:
         """What is different from another rung, in words."""

@@ -16,7 +16,7 @@ def test_rungs_descend_from_the_plan(method: str, plan_for: Any) -> None:
     rungs = ladder(plan)
     first = rungs[0]
     assert (first.micro_batch_size, first.token_share, first.k) == (plan.micro_batch_size, 1.0, plan.k)
-    assert first.peak_bytes == plan.predicted.peak_memory_bytes
+    assert plan.predicted.peak_memory_bytes <= first.peak_bytes < (plan.predicted.peak_memory_most_bytes or 0)
     for before, after in itertools.pairwise(rungs):
         assert after.micro_batch_size <= before.micro_batch_size
         assert after.token_share <= before.token_share
