@@ -47,9 +47,10 @@ SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
 # blocks are run again under autograd, what comes and goes for one block settles around what the next ones need.
 _HEAP_SHARE, FAST_HEAP_BYTES = 0.6, 96 << 20
 _RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 3.5, 8 << 20, 210 << 20
-# How far the bill may be short, by trainer: so much, and this share of what it says above the bare process. Set so that
-# the bound held for every plan of the design series.
-_SHORT = {"lean": (8 << 20, 0.05), "autograd": (16 << 20, 0.10)}
+# How far the bill may be short, by trainer: so much, and this share of what it says above the bare process; and so much
+# more where products are in bf16. Set by the plans that were short (docs/planner.md).
+_SHORT = {"lean": (10 << 20, 0.05), "autograd": (32 << 20, 0.12)}
+_SHORT_BF16_BYTES = 12 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
 # An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.
@@ -107,6 +108,8 @@ def most_bytes(job: Job, runtime_bytes: int) -> int:
     """An upper bound: the bill at the most tokens, and how far it may be short; see docs/planner.md."""
     bill = memory_bill(job, runtime_bytes)
     least_bytes, share = _SHORT["lean" if job.lean else "autograd"]
+    if job.lean and _bf16_bytes(job):
+        least_bytes += _SHORT_BF16_BYTES
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
 
