@@ -44,7 +44,7 @@ NAME = "predict_memory"
 FLOOR_BYTES = 32 << 20
 STEPS_PER_EPOCH, EPOCHS, CLASSES = 2, 2, 4
 SERIES = ("design", "held-out", "held-out-2", "held-out-3")
-MOST_FLOPS = dict.fromkeys(SERIES, 3e12) | {"held-out-3": 1e12}
+MOST_FLOPS, MOST_FLOPS_OF = 3e12, {"held-out-3": 1e12}
 
 SIZES = {
     "vit_nano_patch8_64": (32, 64, 96, 128),
@@ -107,8 +107,8 @@ def draw(series: str, number: int) -> Case:
     model = rng.choice(list(SIZES))
     size = rng.choice(SIZES[model])
     spec = find_spec(model).at(size)
-    batch = round(2 ** rng.uniform(0, 6))
-    while batch > 1 and 3 * forward_flops(spec) * batch * STEPS_PER_EPOCH * EPOCHS > MOST_FLOPS.get(series, 3e12):
+    batch, most_flops = round(2 ** rng.uniform(0, 6)), MOST_FLOPS_OF.get(series, MOST_FLOPS)
+    while batch > 1 and 3 * forward_flops(spec) * batch * STEPS_PER_EPOCH * EPOCHS > most_flops:
         batch //= 2
     cap = rng.choice([None, rng.uniform(1, 1.5), rng.uniform(1, 3)])
     levers: list[str] = []

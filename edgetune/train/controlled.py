@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetune.alast import Controller
+from edgetune.data.loader import Batch
 from edgetune.model.spec import ViTSpec
+from edgetune.plan.work import step_flops
 from edgetune.schema import Plan
+from edgetune.train.engine import StepReport
 
 
 class ControlledEngine:
@@ -35,3 +38,15 @@ class ControlledEngine:
         if self.controller is not None:
             self.controller.restore()
             self.controller.tighten(k=k, keep_max_tokens=most_tokens)
+
+    def _report(
+        self, batch: Batch, loss: float, trained: tuple[int, ...], kept: list[float], other_flops: int = 0
+    ) -> StepReport:
+        """What a step on `batch` has to say; `other_flops` is work that was done for it elsewhere."""
+        return StepReport(
+            loss=loss,
+            trained=trained,
+            kept=kept,
+            budgets=list(self.controller.budgets) if self.controller else None,
+            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept) + other_flops,
+        )

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from edgetune.data.loader import Batch
 from edgetune.model.block import half_of
 from edgetune.model.spec import Parameter, ViTSpec
-from edgetune.plan.work import feature_flops, step_flops
+from edgetune.plan.work import feature_flops
 from edgetune.schema import Plan
 from edgetune.train.controlled import ControlledEngine
 from edgetune.train.engine import StepReport
@@ -109,13 +109,7 @@ class HalvesEngine(ControlledEngine):
                 self.controller.load_state_dict(before)
             raise
         self._stepped.clear()
-        return StepReport(
-            loss=loss,
-            trained=trained,
-            kept=kept,
-            budgets=list(self.controller.budgets) if self.controller else None,
-            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept) + self._take_feature_flops(),
-        )
+        return self._report(batch, loss, trained, kept, self._take_feature_flops())
 
     def _wake(self) -> None:
         """Read the weights that train, if they aren't there yet: memory that filling a cache can do without."""

@@ -21,7 +21,6 @@ from edgetune.model.lora import add_lora, lora_parameters
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import Block, VisionTransformer
 from edgetune.model.weights import build_model, save_weights
-from edgetune.plan.work import step_flops
 from edgetune.schema import Plan
 from edgetune.train.engine import StepReport
 from edgetune.train.forward import training_forward
@@ -88,13 +87,7 @@ class TorchEngine(TorchBase):
         if math.isfinite(loss):
             self.optimizer.step(learning_rate)
         self.optimizer.zero_grad()
-        return StepReport(
-            loss=loss,
-            trained=trained,
-            kept=kept,
-            budgets=list(self.controller.budgets) if self.controller else None,
-            flops=len(batch.labels) * step_flops(self.spec, self.plan, trained, kept),
-        )
+        return self._report(batch, loss, trained, kept)
 
     def _accumulate(self, batch: Batch, lowest: int, micro_batch_size: int) -> tuple[float, list[float]]:
         """Gradients of the batch's mean loss, and the patch tokens that left each block (mean over images)."""
