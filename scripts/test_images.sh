@@ -32,7 +32,8 @@ printf '[global]\nno-index = true\nfind-links = /wheels\ndisable-pip-version-che
 wheels() {
     local folder=$1
     shift
-    [ -e "$folder/.whole" ] && return
+    [ "$(cat "$folder/.whole" 2>/dev/null)" != "$*" ] || return 0
+    rm -rf "$folder"
     mkdir -p "$folder"
     printf '%s\n' "$@" "hatchling>=1.26" |
         "$uv" pip compile --quiet --no-config --no-header --no-annotate --python-platform "$PLATFORM" \
@@ -44,7 +45,7 @@ wheels() {
     "$host" -m pip download --quiet --quiet --no-deps --only-binary :all: "${platforms[@]}" --python-version "$SUITE_PYTHON" \
         --implementation cp --abi cp311 --abi abi3 --abi none --requirement "$folder/pins.txt" --dest "$folder" ||
         cannot "arm64 wheels could not be had"
-    touch "$folder/.whole"
+    printf '%s\n' "$*" >"$folder/.whole"
 }
 
 # import_base IMAGE ARCHIVE [FOLDER PLACE]: an image of one layer, and one more with a folder's content.
@@ -110,13 +111,26 @@ sizes() {
         "$(buildah inspect --type image --format '{{len .OCIv1.RootFS.DiffIDs}}' "$1")"
 }
 
+# The image's own onnxruntime doesn't start under emulation: an older one is put before it for the fit. On arm64 itself the
+# folder stays empty.
+older_onnxruntime() {
+    [ "$(cat "$cache/onnxruntime/.whole" 2>/dev/null)" != "${OLDEST[1]}" ] || return 0
+    rm -rf "$cache/onnxruntime"
+    mkdir -p "$cache/onnxruntime"
+    [ "$(uname -m)" = aarch64 ] || for_arm64 "$cache/onnxruntime" "${OLDEST[1]}" || cannot "arm64 wheels could not be had"
+    chmod -R a+rX "$cache/onnxruntime"
+    echo "${OLDEST[1]}" >"$cache/onnxruntime/.whole"
+}
+
 # used IMAGE FIT: the commands a user would run, as the image's user, in one container with a folder of its own.
 used() {
-    local container fit=$2
+    local container fitted=$2
     container=$(buildah from --arch arm64 --pull-never "$1" 2>/dev/null | tail -1)
     cp -r "$checkout/tests/fixtures/devices/rpi5" "$work/board"
+    older_onnxruntime
+    cp -r "$cache/onnxruntime" "$work/older"
     chmod -R a+rX "$work/board"
-    buildah run --isolation chroot -v "$work/board:/board:ro" "$container" -- bash -c "
+    buildah run --isolation chroot -v "$work/board:/board:ro" -v "$work/older:/older:ro" "$container" -- bash -c "
         set -euo pipefail
         [ \$(id -u) = 1000 ] && id -Gn | grep -qw video
         edgetune --version
@@ -124,8 +138,8 @@ used() {
         edgetune profile --quick --out profile.json
         edgetune sample-data digits digits
         edgetune plan digits --model vit_nano_patch8_64 --image-size 32 --profile profile.json --memory 900MB --out plan.json
-        $fit" || { buildah rm "$container" >/dev/null; return 1; }
-    rm -rf "$work/board"
+        $fitted" || { buildah rm "$container" >/dev/null; return 1; }
+    rm -rf "$work/board" "$work/older"
     buildah rm "$container" >/dev/null
 }
 
@@ -146,12 +160,10 @@ torch_files() {
     buildah rm "$container" >/dev/null
 }
 
-fit_torch='for part in train val; do for class in 0 1 2; do mkdir -p few/$part/$class; (cd digits/$part/$class; cp $(ls | head -n 8) ../../../few/$part/$class/); done; done
-        edgetune fit few --model vit_nano_patch8_64 --image-size 32 --batch-size 6 --epochs 1 --workers 0 --profile profile.json --out run --quiet
+fit='for part in train val; do for class in 0 1 2; do mkdir -p few/$part/$class; (cd digits/$part/$class; cp $(ls | head -n 8) ../../../few/$part/$class/); done; done
+        [ ENGINE != onnx ] || export PYTHONPATH=/older
+        edgetune fit few --model vit_nano_patch8_64 --image-size 32 --batch-size 6 --epochs 1 --workers 0 --profile profile.json --out run --quiet --engine ENGINE
         test -s run/best.safetensors && test -s run/report.html'
-fit_onnx='if python3 -c "import importlib.util as u, sys; sys.exit(u.find_spec(\"edgetune.train.onnx\") is None)" 2>/dev/null; then '${fit_torch/--quiet/--quiet --engine onnx}'
-        else echo "arm64: no fit: this edgetune has no engine for onnxruntime yet (edgetune.train.onnx)"; fi'
-fit_onnx=${fit_onnx//python3 -c//opt/edgetune/bin/python -c}
 
 step "base images" slim_base
 for image in "${images[@]}"; do
@@ -160,8 +172,7 @@ for image in "${images[@]}"; do
         engine=${image#pi-}
         step "wheels for $image" wheels "$cache/wheels-$engine" "edgetune[$engine] @ file://$wheel"
         step "$image built" build "$image" Dockerfile.pi "$cache/wheels-$engine" "BASE_IMAGE=$name-slim" "ENGINE=$engine"
-        fit=fit_$engine
-        step "$image used" used "$name-$image" "${!fit}"
+        step "$image used" used "$name-$image" "${fit//ENGINE/$engine}"
         ;;
     jetson)
         step "the stand-in for NVIDIA's image" jetson_base
@@ -170,7 +181,7 @@ for image in "${images[@]}"; do
         [ "$(torch_files "$name-nvidia")" = "$(torch_files "$name-$image")" ] || { echo "torch of the base has changed" >&2; exit 1; }
         echo "arm64: every file of the base's torch $nv_torch is as it was"
         step "$image used" used "$name-$image" "python3 -c 'import torch; assert torch.__version__ == \"$nv_torch\", torch.__version__'
-        $fit_torch"
+        ${fit//ENGINE/torch}"
         ;;
     *) echo "there is no image $image: pi-onnx, pi-torch or jetson" >&2 && exit 2 ;;
     esac

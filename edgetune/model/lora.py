@@ -37,8 +37,11 @@ class LoraLinear(nn.Linear):
         self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        correction = F.linear(F.linear(x, self.lora_a), self.lora_b)
-        return F.linear(x, self.weight, self.bias) + self.scale * correction
+        plain = F.linear(x, self.weight, self.bias)
+        down = F.linear(x, self.lora_a)
+        # scaled and added by the product itself: on their own they are two more tensors as large as the output
+        summed = torch.addmm(plain.flatten(0, -2), down.flatten(0, -2), self.lora_b.t(), alpha=self.scale)
+        return summed.view_as(plain)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

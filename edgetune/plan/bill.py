@@ -36,20 +36,22 @@ _INDEX_BYTES = 8
 STEP_BYTES = 20 << 20
 # The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md). A run
 # that fills a cache first needs less of that code at once, and little where no block trains.
-LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.05
+LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.025
 _CACHED_STEP_BYTES, _CACHED_HEAD_STEP_BYTES = 8 << 20, 4 << 20
 _UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
-# On top where products are in bf16: oneDNN's code and what its kernels hold, for trained blocks, for frozen ones, both.
-_BF16_BYTES, _FROZEN_BF16_BYTES, _BOTH_BF16_BYTES = 20 << 20, 12 << 20, 26 << 20
+# On top where products are in bf16: oneDNN's code and what its kernels hold, for trained blocks, for frozen ones, both;
+# and for those of adapters, which have shapes of their own.
+_BF16_BYTES, _FROZEN_BF16_BYTES, _BOTH_BF16_BYTES, _ADAPTER_BF16_BYTES = 26 << 20, 10 << 20, 32 << 20, 10 << 20
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
-SLACK_SHARE = {"lean": 0.03, "fast": 0.30}
-# glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
+SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
+# glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much, and to
+# more where sizes are mixed (other numbers of tokens in every step, adapters' small tensors among the large). Where
 # blocks are run again under autograd, what comes and goes for one block settles around what the next ones need.
-_HEAP_SHARE, FAST_HEAP_BYTES = 0.6, 96 << 20
+_HEAP_SHARE, FAST_HEAP_BYTES, _MIXED_HEAP_BYTES = 0.6, 36 << 20, 96 << 20
 _RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 3.5, 8 << 20, 210 << 20
 # How far the bill may be short, by trainer: so much, and this share of what it says above the bare process; and so much
 # more where products are in bf16. Set by the plans that were short (docs/planner.md).
-_SHORT = {"lean": (10 << 20, 0.05), "autograd": (32 << 20, 0.12)}
+_SHORT = {"lean": (12 << 20, 0.05), "autograd": (32 << 20, 0.12)}
 _SHORT_BF16_BYTES = 12 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
@@ -65,16 +67,18 @@ class Moment(NamedTuple):
     optimizer: int
     activations: int
     workspace: int
+    settled: bool = False  # nothing comes and goes that the allocator would hold besides
 
     def slack(self, job: Job) -> int:
         """What the allocator can't reuse of what comes and goes."""
-        moving = self.activations + self.workspace
+        moving = 0 if self.settled else self.activations + self.workspace
         slack = int(SLACK_SHARE[job.allocator] * moving)
         if job.allocator == "lean":
             return slack
-        if job.saved_activations == "recompute":
+        if job.saved_activations == "recompute" and not self.settled:
             return min(_RECOMPUTE_LEAST_BYTES + int(_RECOMPUTE_SHARE * moving), _RECOMPUTE_MOST_BYTES)
-        return max(slack, min(int(_HEAP_SHARE * moving), FAST_HEAP_BYTES))
+        most_bytes = _MIXED_HEAP_BYTES if job.lora_rank or _tokens_change(job) else FAST_HEAP_BYTES
+        return max(slack, min(int(_HEAP_SHARE * moving), most_bytes))
 
     def total(self, job: Job) -> int:
         """Sum over the terms, slack included."""
@@ -143,9 +147,10 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 def _bf16_bytes(job: Job) -> int:
     trained = bool(job.k) and job.levers.precision == "bf16"
     frozen = bool(job.lowest) and lean_bill.compute_bytes(job) == 2
+    adapters = _ADAPTER_BF16_BYTES if trained and job.lora_rank else 0
     if trained and frozen:
-        return _BOTH_BF16_BYTES
-    return _BF16_BYTES if trained else _FROZEN_BF16_BYTES if frozen else 0
+        return _BOTH_BF16_BYTES + adapters
+    return _BF16_BYTES + adapters if trained else _FROZEN_BF16_BYTES if frozen else 0
 
 
 def moments(job: Job) -> list[Moment]:
@@ -192,10 +197,21 @@ def moments(job: Job) -> list[Moment]:
         found.append(Moment(f"backward, block {index}", grads, state, activations, inside + _classify_bytes(job)))
     embed = unit[0] * 2 if job.embeddings_trainable else 0
     found.append(Moment("update", gradients.all, state, 0, embed))
+    if job.saved_activations != "recompute" and job.allocator == "fast":
+        # no gradient fits where smaller activations were in the heap: in the end each has had a place of its own
+        smaller = min(1.0, gradients.largest / (hidden * max(unit)))
+        left = int(smaller * (kept_below + sum(sorted(training[low:], reverse=True)[: job.k])))
+        grown = gradients.head + job.k * gradients.block
+        inside = int(max(unit) * (3 + 2 * hidden)) + _classify_bytes(job)
+        found.append(Moment("update, heap", grown, state, left, inside, settled=True))
     # adapters are merged into new weights for the model's own file
     merged = FLOAT_BYTES * 4 * spec.width**2 * sum(job.trainable) if job.lora_rank else 0
-    found.append(Moment("saving", 0, state, 0, merged))
+    found.append(Moment("saving", 0, state, 0, merged, settled=True))
     return found
+
+
+def _tokens_change(job: Job) -> bool:
+    return job.drops_tokens and min(job.keep_expected) < job.spec.patches
 
 
 def weight_bytes(job: Job) -> int:
