@@ -343,7 +343,7 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float
     if seconds == math.inf or cost.total_s(problem.epochs) <= seconds:
         return problem.epochs
     each_s = cost.epoch_s + cost.eval_s
-    left_s = seconds - cost.start_s - cost.val_once_s
+    left_s = seconds - cost.start_s - cost.val_once_s - cost.first_step_s
     filling_s = each_s + cost.view_s  # an epoch that also fills a view of the cache
     if left_s >= cost.views * filling_s:
         return (left_s - cost.views * cost.view_s) / each_s
