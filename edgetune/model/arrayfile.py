@@ -38,7 +38,6 @@ ARRAY_TYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-SCALE = ".scale"  # `name` in 8 bits is the product of its integers and the rows' scales, kept as `name.scale`
 CHUNK_BYTES = 1 << 20  # of a tensor that changes its type on the way
 
 _Writer = TypeVar("_Writer", bound="ArrayWriter")
@@ -159,9 +158,7 @@ class ArrayStore:
         self._read(memoryview(text), 8)
         parts = json.loads(text)
         self._starts = {name: 8 + len(text) + parts[name]["data_offsets"][0] for name in self.header.shapes}
-        self.names = tuple(
-            name for name in self.header.shapes if not (name.endswith(SCALE) and self._scaled(name[: -len(SCALE)]))
-        )
+        self.names = tuple(self.header.shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.header.shapes[name]
@@ -176,15 +173,15 @@ class ArrayStore:
         Args:
             name: of the tensor.
             out: contiguous, of the tensor's shape; it is filled, with no second copy on the way. None: a new array, in
-                float32 for floating-point numbers and weights with scales, else of the file's type.
+                float32 for floating-point numbers, else of the file's type.
 
         Returns:
             `out`, or the new array.
         """
         kind, shape = self.header.types[name], self.header.shapes[name]
-        stored, scaled = ARRAY_TYPES[kind], self._scaled(name)
+        stored = ARRAY_TYPES[kind]
         if out is None:
-            floating = scaled or kind == "BF16" or stored.kind == "f"
+            floating = kind == "BF16" or stored.kind == "f"
             out = np.empty(shape, np.float32 if floating else stored)
         if tuple(out.shape) != shape or not out.flags.c_contiguous:
             raise ValueError(f"{name} has shape {shape}, the place for it {tuple(out.shape)}, which must be contiguous")
@@ -192,28 +189,17 @@ class ArrayStore:
         if out.dtype == stored and kind != "BF16":
             self._read(flat.view(np.uint8).data, start)
             return out
-        scales, row = None, 1
-        if scaled and out.dtype.kind == "f":
-            scales, row = self.read_array(name + SCALE), math.prod(shape[1:])
-        step = row * max(1, CHUNK_BYTES // stored.itemsize // max(1, row))
+        step = CHUNK_BYTES // stored.itemsize
         buffer = np.empty(min(step, len(flat)), stored)
         for begin in range(0, len(flat), step):
             part = flat[begin : begin + step]
             chunk = buffer[: len(part)]
             self._read(chunk.view(np.uint8).data, start + begin * stored.itemsize)
-            if scales is not None:
-                rows = slice(begin // row, (begin + len(part)) // row)
-                np.multiply(chunk.reshape(-1, row), scales[rows, None], out=part.reshape(-1, row))
-            elif kind == "BF16":
+            if kind == "BF16":
                 part[:] = (chunk.astype(np.uint32) << 16).view(np.float32)
             else:
                 part[:] = chunk
         return out
-
-    def _scaled(self, name: str) -> bool:
-        """Whether a tensor is kept in 8 bits with a scale for each row."""
-        shapes = self.header.shapes
-        return self.header.types.get(name) == "I8" and shapes.get(name + SCALE) == shapes[name][:1]
 
     def _read(self, buffer: memoryview, start: int) -> None:
         """Fill `buffer` from the file."""

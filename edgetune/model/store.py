@@ -17,13 +17,9 @@ from torch import Tensor
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.reading import LoadReport, metadata_strings
 from edgetune.model.spec import ViTSpec
-from edgetune.model.tensorfile import SCALE
 from edgetune.model.tensorfile import WeightsStore as WeightsStore
 from edgetune.model.tensorfile import WeightsWriter as WeightsWriter
 from edgetune.model.weights import read_weights
-
-_TINIEST = torch.finfo(torch.float32).tiny  # scale of a row of zeros
-_CHUNK_WEIGHTS = 1 << 18  # quantised at a time
 
 
 def convert_weights(
@@ -42,8 +38,7 @@ def convert_weights(
         spec: the model.
         source: the file; None for the bundled weights or those of the hub.
         target: the new file, put there when it is whole.
-        dtype: safetensors' name of the type a tensor is kept in, by its timm name. `I8` gives integers with a scale for
-            each row (`name.scale`), and is for tensors of two or more axes.
+        dtype: safetensors' name of the floating-point type a tensor is kept in, by its timm name.
         class_names: as for `load_weights`.
         seed: of a fresh classifier.
         pretrained_tag: which weights of the hub; see `find_weights`.
@@ -56,19 +51,10 @@ def convert_weights(
         StorageError: the disk is full or the folder can't be written to; what stood at `target` before is untouched.
     """
     report, tensors = read_weights(spec, source, pretrained_tag=pretrained_tag, class_names=class_names, seed=seed)
-    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for parameter in spec.parameters():
-        entries[parameter.name] = (dtype(parameter.name), parameter.shape)
-        if entries[parameter.name][0] == "I8":
-            if len(parameter.shape) < 2:
-                raise ValueError(f"{parameter.name} has one axis, and no rows to scale to 8 bits")
-            entries[parameter.name + SCALE] = ("F32", parameter.shape[:1])
+    entries = {parameter.name: (dtype(parameter.name), parameter.shape) for parameter in spec.parameters()}
     metadata = WeightsMetadata.of(spec, list(class_names) if class_names is not None else None)
     with WeightsWriter(target, entries, metadata.strings()) as writer:
         for name, values in tensors:
-            if entries[name][0] == "I8":
-                values, scales = quantise(values)
-                writer.write(name + SCALE, scales)
             writer.write(name, values)
     return report
 
@@ -98,20 +84,3 @@ def copy_weights(
     with WeightsWriter(path, entries, metadata_strings(metadata)) as writer:
         for name in store.names:
             writer.write(name, replaced[name] if name in replaced else store.read(name, torch.empty(store.shape(name))))
-
-
-@torch.no_grad()
-def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
-    """A float32 tensor in 8 bits: the nearest of 255 steps between ± the largest of each row (first axis).
-
-    Returns:
-        Integers of the tensor's shape, and a scale for each row; their product is within half a scale of the values.
-    """
-    rows = values.reshape(len(values), -1)
-    integers = torch.empty(rows.shape, dtype=torch.int8)
-    scales = torch.empty(len(rows))
-    step = max(1, _CHUNK_WEIGHTS // max(1, rows.shape[1]))
-    for part, integer, scale in zip(rows.split(step), integers.split(step), scales.split(step), strict=True):
-        scale.copy_(part.abs().amax(1) / 127).clamp_(min=_TINIEST)
-        integer.copy_((part / scale[:, None]).round_())
-    return integers.view(values.shape), scales

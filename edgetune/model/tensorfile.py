@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from edgetune.model.arrayfile import CHUNK_BYTES, ArrayStore, ArrayWriter
-from edgetune.model.arrayfile import SCALE as SCALE
 
 TORCH_TYPES = {
     "F64": torch.float64,
@@ -60,8 +57,7 @@ class WeightsStore(ArrayStore):
 
         Args:
             name: of the tensor.
-            out: contiguous, of the tensor's shape; it is filled, its type kept, with no second copy on the way. 8-bit
-                weights become floating-point numbers by their scales, and stay the integers they are in an int8 `out`.
+            out: contiguous, of the tensor's shape; it is filled, its type kept, with no second copy on the way.
 
         Returns:
             `out`, or a new tensor of the file's type.
@@ -76,20 +72,12 @@ class WeightsStore(ArrayStore):
         if out.dtype == kind and out.device.type == "cpu":
             self._read(_bytes(flat), start)
             return out
-        scales, row = None, 1
-        if out.is_floating_point() and self._scaled(name):
-            scales, row = self.read(name + SCALE), math.prod(shape[1:])
-        buffer = torch.empty(row * max(1, CHUNK_BYTES // kind.itemsize // max(1, row)), dtype=kind)
+        buffer = torch.empty(CHUNK_BYTES // kind.itemsize, dtype=kind)
         for part in flat.split(len(buffer)) if len(flat) else ():
             chunk = buffer[: len(part)]
             self._read(_bytes(chunk), start)
             start += chunk.nbytes
-            if scales is None:
-                part.copy_(chunk)
-            else:
-                rows = len(chunk) // row
-                part.view(rows, row).copy_(chunk.view(rows, row) * scales[:rows, None])
-                scales = scales[rows:]
+            part.copy_(chunk)
         return out
 
 
