@@ -158,14 +158,14 @@ def random_tokens(batch, tokens, readers, width, seed=1):
 
 
 def assert_equal(found, expected):
-    """To 1e-5 of each tensor's norm, or of the whole gradient's where it is nothing but noise (a bias of keys is)."""
+    """To 3e-5 of each tensor's norm, or of the whole gradient's where it is nothing but noise (a bias of keys is)."""
     assert found.keys() == expected.keys()
     whole = np.sqrt(sum(np.linalg.norm(expected[name]) ** 2 for name in expected if name.startswith("grad.")))
     for name, array in expected.items():
         assert found[name].shape == array.shape, name
         own = np.linalg.norm(array)
         against = max(own, 1e-6 * whole) if name.startswith("grad.") else own
-        assert np.linalg.norm(found[name] - array) <= 1e-5 * against + 1e-6, name  # sums may cancel
+        assert np.linalg.norm(found[name] - array) <= 3e-5 * against + 1e-6, name  # sums may cancel
 
 
 NEEDS = {
