@@ -71,11 +71,13 @@ class Moment(NamedTuple):
 
     def slack(self, job: Job) -> int:
         """What the allocator can't reuse of what comes and goes."""
-        moving = 0 if self.settled else self.activations + self.workspace
+        if self.settled:
+            return 0
+        moving = self.activations + self.workspace
         slack = int(SLACK_SHARE[job.allocator] * moving)
         if job.allocator == "lean":
             return slack
-        if job.saved_activations == "recompute" and not self.settled:
+        if job.saved_activations == "recompute":
             return min(_RECOMPUTE_LEAST_BYTES + int(_RECOMPUTE_SHARE * moving), _RECOMPUTE_MOST_BYTES)
         most_bytes = _MIXED_HEAP_BYTES if job.lora_rank or _tokens_change(job) else FAST_HEAP_BYTES
         return max(slack, min(int(_HEAP_SHARE * moving), most_bytes))

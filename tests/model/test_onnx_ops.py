@@ -157,15 +157,15 @@ def random_tokens(batch, tokens, readers, width, seed=1):
     return x.astype(np.float32), dy.astype(np.float32)
 
 
-def assert_equal(found, expected):
-    """To 3e-5 of each tensor's norm, or of the whole gradient's where it is nothing but noise (a bias of keys is)."""
+def assert_equal(found, expected, share=1e-5):
+    """To `share` of each tensor's norm, or of the whole gradient's where it is nothing but noise (a bias of keys is)."""
     assert found.keys() == expected.keys()
     whole = np.sqrt(sum(np.linalg.norm(expected[name]) ** 2 for name in expected if name.startswith("grad.")))
     for name, array in expected.items():
         assert found[name].shape == array.shape, name
         own = np.linalg.norm(array)
         against = max(own, 1e-6 * whole) if name.startswith("grad.") else own
-        assert np.linalg.norm(found[name] - array) <= 3e-5 * against + 1e-6, name  # sums may cancel
+        assert np.linalg.norm(found[name] - array) <= share * against + 1e-6, name  # sums may cancel
 
 
 NEEDS = {
@@ -203,7 +203,8 @@ def test_any_shape_and_any_parameters(data):
     x, dy = random_tokens(batch, tokens, readers, heads * per_head)
     settings_ = {"needs": needs, "readers": readers}
     expected = run_torch(x, dy, weights, Shape(heads, 1e-3), **settings_)
-    assert_equal(run(start(build(weights, Shape(heads, 1e-3), **settings_)), {"x": x, "dy": dy} | weights), expected)
+    found = run(start(build(weights, Shape(heads, 1e-3), **settings_)), {"x": x, "dy": dy} | weights)
+    assert_equal(found, expected, share=3e-5)  # a norm over two numbers magnifies rounding: 1.7e-5 was found
 
 
 @pytest.mark.parametrize("readers", [None, 2])
