@@ -3,6 +3,7 @@
     python benchmarks/onnx_engine.py equal --model tiny --method last-4 --steps 20  # both engines, step by step
     python benchmarks/onnx_engine.py run --engine onnx --model tiny --method half  # one run of `edgetune fit`
     python benchmarks/onnx_engine.py capped --limit-mb 256 --model w1 --data W1 --weights FILE  # in a control group
+    python benchmarks/onnx_engine.py accuracy  # of the runs of each engine on the same images, by seed
     python benchmarks/onnx_engine.py table
 
 `--python` names the interpreter of an environment for `run` and `capped`, one without torch for instance. Models have
@@ -36,6 +37,7 @@ MODELS = {
 LEAN = ["trainer=lean", "precision=fp32", "saved_precision=fp32", "optimizer_state=fp32", "frozen_precision=fp32"]
 UNCACHED = ["feature_cache=off", "frozen_weights=fp32", "part_tokens=400"]
 HALF = ["trained_blocks=4", "token_min=0.5", "token_max=0.5", "feature_cache=off", "frozen_weights=disk"]
+HELD_OUT = 64  # images, at least, that `equal` asks both engines about after their steps
 METHODS: dict[str, tuple[str, list[str]]] = {
     "full": ("full", []),
     "last-4": ("last-4", []),
@@ -49,7 +51,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("equal", "run", "capped", "table"))
+    parser.add_argument("what", choices=("equal", "run", "capped", "accuracy", "table"))
     parser.add_argument("--engine", default="onnx", choices=("onnx", "torch"))
     parser.add_argument("--model", default="tiny", choices=MODELS)
     parser.add_argument("--method", default="last-4", choices=METHODS)
@@ -64,8 +66,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.batch_size:
         MODELS[options.model] = (*MODELS[options.model][:2], options.batch_size)
-    if options.what == "table":
-        table()
+    if options.what in ("table", "accuracy"):
+        {"table": table, "accuracy": accuracies}[options.what]()
         return
     with tempfile.TemporaryDirectory() as scratch:
         {"equal": equal, "run": run, "capped": run}[options.what](options, Path(scratch))
@@ -94,16 +96,25 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
     centres = rng.standard_normal((10, 3, 1, 1), np.float32)  # so that there is something to learn
     found: dict[str, list[float]] = {"onnx": [], "torch": []}
     same = 0
-    for _ in range(options.steps):
+
+    def drawn() -> Batch:
         labels = rng.integers(0, 10, batch)
         images = rng.standard_normal((batch, 3, side, side), np.float32) + centres[labels]
+        return Batch(images, labels, np.arange(batch))
+
+    for _ in range(options.steps):
+        taken = drawn()
         reports = {
-            engine: made.train_step(Batch(images, labels), 2e-4, plans["torch"].micro_batch_size)
-            for engine, made in engines.items()
+            engine: made.train_step(taken, 2e-4, plans["torch"].micro_batch_size) for engine, made in engines.items()
         }
         for engine, report in reports.items():
             found[engine].append(report.loss)
         same += (reports["onnx"].trained, reports["onnx"].kept) == (reports["torch"].trained, reports["torch"].kept)
+    unseen = [drawn() for _ in range(-(-HELD_OUT // batch))]
+    answers = {
+        engine: made.evaluate(unseen, plans["torch"].micro_batch_size, lambda: False)
+        for engine, made in engines.items()
+    }
     away = [abs(ours - theirs) for ours, theirs in zip(found["onnx"], found["torch"], strict=True)]
     relative = [gap / max(1e-9, theirs) for gap, theirs in zip(away, found["torch"], strict=True)]
     record = {
@@ -116,6 +127,9 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
         "largest_difference_20": max(away[:20]),
         "mean_relative_difference": statistics.fmean(relative),
         "steps_with_the_same_draw_and_tokens": same,
+        "held_out": len(unseen) * batch,
+        "accuracy": {engine: evaluation.accuracy for engine, evaluation in answers.items()},
+        "same_answers": sum(map(int.__eq__, answers["onnx"].predictions, answers["torch"].predictions)),
         "losses": {engine: [round(value, 6) for value in values] for engine, values in found.items()},
     }
     append("onnx_engine", record)
@@ -170,6 +184,7 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
         "model": name,
         "method": options.method,
         "levers": levers,
+        "data": options.data.name if options.data else None,
         "batch_size": batch,
         "epochs": options.epochs,
         "seed": options.seed,
@@ -294,6 +309,31 @@ def table() -> None:
             f"| {kind[0]}{'' if kind[3] else ', no torch'} | {kind[1]} | {kind[2]} | {len(ours)} | {peak / 1e6:.1f} |"
             f" {bare / 1e6:.1f} | {step:.3f} ({steps[0]:.3f} to {steps[-1]:.3f}) | {first:.1f} |"
         )
+
+
+def accuracies() -> None:
+    """Markdown: last epoch's accuracy by engine and seed, of the plans that both engines have run on data of a name."""
+    runs = [line for line in lines("onnx_engine") if line.get("data") and line.get("accuracy") is not None]
+    kinds = dict.fromkeys((line["model"], line["method"], line["data"], line["epochs"]) for line in runs)
+    print("| model | plan | engine | seeds | accuracy | mean | process peak, MB | control group |")
+    print("|---|---|---|---:|---|---:|---:|---:|")
+    for kind in kinds:
+        for engine in ("onnx", "torch"):
+            ours = {
+                line["seed"]: line
+                for line in runs
+                if (line["model"], line["method"], line["data"], line["epochs"], line["engine"]) == (*kind, engine)
+            }
+            if not ours:
+                continue
+            found = [ours[seed]["accuracy"] for seed in sorted(ours)]
+            limit = next(iter(ours.values()))["limit_bytes"]
+            peak = max(line["measured_peak_bytes"] for line in ours.values())
+            print(
+                f"| {kind[0]} | {kind[1]} | {engine} | {len(found)} | {', '.join(f'{value:.1%}' for value in found)} |"
+                f" {statistics.fmean(found):.1%} | {peak / 1e6:.1f} |"
+                f" {'' if limit is None else f'{limit >> 20} MiB'} |"
+            )
 
 
 def _latest(what: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ import msgspec
 from edgetune.model.spec import Parameter, ViTSpec
 from edgetune.plan import lean_bill, onnx_bill
 from edgetune.plan.job import Job, entering
+from edgetune.plan.workers import WORKER_BYTES
 from edgetune.schema import MemoryBill
 
 FLOAT_BYTES = 4
@@ -55,8 +56,6 @@ _SHORT = {"lean": (12 << 20, 0.05), "autograd": (32 << 20, 0.12)}
 _SHORT_BF16_BYTES = 12 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
-# An interpreter with numpy and Pillow, by its proportional share; see docs/planner.md.
-WORKER_BYTES = 48 << 20
 
 
 class Moment(NamedTuple):

@@ -19,6 +19,7 @@ from edgetune.model.spec import ViTSpec
 from edgetune.plan.certainty import certainty
 from edgetune.plan.cost import watts_of
 from edgetune.plan.rates import Rates
+from edgetune.plan.workers import workers_that_fit
 from edgetune.schema import Board, Engine, Memory, Power, Profile
 from edgetune.units import format_size
 
@@ -182,7 +183,5 @@ def default_workers(machine: Machine, cap_bytes: int | None, device: str, spec: 
     """None where the processor itself trains: its threads keep every core busy. A GPU is fed as memory allows."""
     if device == "cpu" or cap_bytes is None:
         return 0
-    from edgetune.data.loader import default_workers as workers_for
-
     room = cap_bytes - machine.runtime_bytes
-    return workers_for(room, _usable_cores() or 1, 3 * spec.image_size**2 * batch_size)
+    return workers_that_fit(room, _usable_cores() or 1, 3 * spec.image_size**2 * batch_size)

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from edgetune.schema import Plan
 from edgetune.units import format_duration, format_energy, format_size
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 
 class Display:
-    """Context manager; every call is cheap enough for each step."""
+    """Context manager; every call is cheap enough for each step. Without a terminal rich stays unloaded: 4 MB."""
 
     def __init__(self, plan: Plan, quiet: bool = False) -> None:
-        self._epochs = plan.epochs
-        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        if self._console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-                transient=True,
-            )
+        self._epochs, self._quiet = plan.epochs, quiet
+        self._bar = None if quiet or not sys.stderr.isatty() else _bar()
+        if self._bar:
             self._task = self._bar.add_task("", total=plan.total_steps, facts="")
 
     def __enter__(self) -> Display:
@@ -74,4 +65,22 @@ class Display:
 
     def say(self, sentence: str) -> None:
         """One line for the person watching."""
-        self._console.print(sentence, markup=False)
+        if self._bar:
+            self._bar.console.print(sentence, markup=False)
+        elif not self._quiet:
+            print(sentence, file=sys.stderr, flush=True)
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(compact=True),
+        console=Console(file=sys.stderr, highlight=False, soft_wrap=True),
+        transient=True,
+    )

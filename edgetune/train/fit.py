@@ -29,7 +29,6 @@ from edgetune.measure.memory import PeakMeter
 from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
-from edgetune.profile import profile_device
 from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean, keep_onednn_lean, release_free_memory
 from edgetune.train.display import Display
@@ -91,8 +90,7 @@ def fit(
     try:
         schema.save(plan, folder.plan)
         here = None if sitting.system.live else sitting.system.root
-        read = profile or profile_device(root=here, power_w=sitting.power_w, probes=False)
-        schema.save(read, folder.profile)
+        schema.save(profile or _read_board(here, sitting.power_w), folder.profile)
         schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
         if graphs is not None:
             from edgetune.train.onnx.exported import copy_graphs
@@ -181,6 +179,7 @@ def _sitting(
 
 
 def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> Result:
+    display = Display(plan, sitting.quiet)  # now: what it imports belongs to the bare process
     if plan.allocator == "lean":
         keep_malloc_lean()
     if plan.allocator == "lean" or plan.feature_cache is not None:
@@ -212,7 +211,7 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         with (
             EnergyMeter(source, warn=sitting.system.warn) as energy,
             _interruptible() as interrupted,
-            Display(plan, sitting.quiet) as display,
+            display,
         ):
             if source is not None and sitting.power_w is None:  # a user's constant knows no idle
                 energy.idle_w = _profiled_idle_w(folder, source) or energy.idle(_IDLE_S)
@@ -245,6 +244,12 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
         raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
     return result
+
+
+def _read_board(root: Path | None, power_w: float | None) -> Profile:
+    from edgetune.profile import profile_device
+
+    return profile_device(root=root, power_w=power_w, probes=False)
 
 
 def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.data.folder import Sample, scan
-from edgetune.data.loader import Batch, Loader, default_workers
+from edgetune.data.loader import Batch, Loader
 from edgetune.data.preprocess import read
 from edgetune.errors import InputError
 
@@ -253,24 +253,6 @@ def test_no_worker_outlives_its_parent(pets, end):
     assert errors.count("Traceback") <= (end == signal.SIGINT), errors
     if end is None:
         assert process.returncode == 0, errors
-
-
-def test_default_workers():
-    assert default_workers(None, 8, 10_000) == 0
-    assert default_workers(8 << 30, 1, 10_000) == 0
-    assert default_workers(8 << 30, 2, 10_000) == 0
-    assert default_workers(8 << 30, 4, 10_000) == 1
-    assert default_workers(8 << 30, 64, 10_000) == 4
-    assert default_workers(100 << 20, 8, 10_000) == 0, "no room"
-    assert default_workers(420 << 20, 12, 10_000) == 2
-    assert default_workers(-5, 8, 10_000) == 0
-
-
-@given(st.integers(0, 1 << 36), st.integers(1, 128), st.integers(1, 1 << 28))
-def test_default_workers_fit(memory, cores, image_bytes):
-    count = default_workers(memory, cores, image_bytes)
-    assert 0 <= count < cores
-    assert count * (image_bytes + (40 << 20)) <= memory
 
 
 def test_an_image_too_large_to_decode_is_named_and_skipped(pets):

@@ -21,7 +21,7 @@ from edgetune.train.onnx.engine import OnnxEngine
 from edgetune.train.onnx.runtime import share_arena
 
 # What training brings besides onnxruntime, by name: for the baseline, which counts all imports.
-_LIBRARIES = ("numpy.random", "PIL.Image", "psutil", "rich.live", "rich.progress", "edgetune.train.loop")
+_LIBRARIES = ("numpy.random", "PIL.Image", "psutil", "edgetune.train.loop")
 
 
 def warm_up(plan: Plan) -> None:
