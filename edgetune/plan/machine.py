@@ -31,7 +31,7 @@ COMMAND_BYTES = 13 << 20
 # Resident memory of a bare training process, where no profile measured it. The first holds CUDA's libraries.
 _RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 540 << 20, 420 << 20
 # The same with onnxruntime in the place of torch (benchmarks/onnx_engine.py).
-ONNX_RUNTIME_BYTES = 72 << 20
+ONNX_RUNTIME_BYTES = 60 << 20
 _SAME_MEMORY = 0.05  # of the total: a kernel keeps a little more or less for itself
 
 

@@ -13,7 +13,7 @@ from edgetune.plan.job import Job, entering
 from edgetune.plan.lean_bill import FLOAT_BYTES, Moment
 
 # Calibrated with benchmarks/onnx_engine.py (docs/onnx_engine.md).
-STEP_BYTES, SLACK_SHARE = 14 << 20, 0.10
+STEP_BYTES, SLACK_SHARE = 12 << 20, 0.08
 
 
 def moments(job: Job) -> list[Moment]:

@@ -1,4 +1,4 @@
-"""Keep resident memory close to what is in use: settings of glibc's allocator.
+"""Keep resident memory close to what is in use: settings of glibc's allocator, and code that only a start needed.
 
 glibc keeps freed memory for reuse and raises its own thresholds as a program frees large blocks, so that a training
 process holds more than it uses. Large blocks served by `mmap` go back to the kernel when freed, at the price of fresh
@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MMAP_FROM_BYTES = _TRIM_FROM_BYTES = 256 << 10  # smaller ones stay in a heap, which fragments
+
+_MADV_DONTNEED = 4
 
 _ONEDNN_SHAPES = "32"
 
@@ -55,3 +59,45 @@ def release_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
         pass
+
+
+def release_code(library: str, maps: Path = Path("/proc/self/smaps")) -> int:
+    """Let go of the pages of a library's code; those still needed come back, from the file, when they are next used.
+
+    What a library ran once, to start, otherwise stays resident for good, with the pages around it that the kernel maps
+    along with every page that is touched. See madvise(2), MADV_DONTNEED.
+
+    Args:
+        library: how its file's name begins.
+        maps: this process's mappings, as proc(5) describes.
+
+    Returns:
+        The bytes let go.
+    """
+    try:
+        madvise, found = ctypes.CDLL(None).madvise, list(_code(library, maps.read_text()))
+    except (OSError, AttributeError):
+        return 0
+    return sum(
+        resident
+        for start, size, resident in found
+        if madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED) == 0
+    )
+
+
+def _code(library: str, smaps: str) -> Iterator[tuple[int, int, int]]:
+    """Address, size and resident bytes of the mappings that hold a library's code just as its file has it."""
+    place: tuple[int, int] | None = None
+    resident = 0
+    for line in smaps.splitlines():
+        key, *values = line.split(maxsplit=5)
+        if not key.endswith(":"):  # the first line of a mapping: address, permissions, offset, device, inode, path
+            start, end = (int(part, 16) for part in key.split("-"))
+            executable = len(values) == 5 and values[0] == "r-xp" and Path(values[4]).name.startswith(library)
+            place = (start, end - start) if executable else None
+        elif place and key == "Rss:":
+            resident = int(values[0]) << 10
+        elif place and key == "Anonymous:":
+            if values[0] == "0":  # else somebody changed it in memory, and the file can't bring that back
+                yield (*place, resident)
+            place = None

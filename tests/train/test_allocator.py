@@ -1,8 +1,11 @@
-"""Settings of libraries that keep memory: made where the plan needs them, and never over the user's own."""
+"""Memory that libraries keep: settings are made where the plan needs them, and code goes only if the file brings it back."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +45,50 @@ def test_only_products_in_bf16_on_changing_shapes_ask_for_it(
     with pytest.raises(InterruptedError):
         fit.fit(plan, tmp_path / "run", quiet=True)
     assert bool(calls) is asked
+
+
+def test_only_code_as_the_file_has_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mapping(place: str, permissions: str, name: str, changed_kib: int) -> str:
+        return (
+            f"{place} {permissions} 00001000 fe:01 4711 {name}\n"
+            f"Rss: 64 kB\nAnonymous: {changed_kib} kB\nVmFlags: rd ex mr\n"
+        )
+
+    smaps = tmp_path / "smaps"
+    smaps.write_text(
+        mapping("7f0000000000-7f0000010000", "r-xp", "/some where/libthing.so.1", 0)
+        + mapping("7f0000010000-7f0000020000", "r-xp", "/lib/libthing.so.1", 0)
+        + mapping("7f0000020000-7f0000030000", "r-xp", "/lib/libthing.so.1", 4)  # a debugger's breakpoint
+        + mapping("7f0000030000-7f0000040000", "r--p", "/lib/libthing.so.1", 0)
+        + mapping("7f0000040000-7f0000050000", "rw-p", "/lib/libthing.so.1", 0)
+        + mapping("7f0000050000-7f0000060000", "r-xp", "/lib/libother.so", 0)
+        + "7f0000060000-7f0000070000 r-xp 00000000 00:00 0\nRss: 4 kB\nAnonymous: 0 kB\n"
+    )
+    calls: list[tuple[int, int, int]] = []
+
+    class Libc:
+        @staticmethod
+        def madvise(start: Any, size: Any, advice: int) -> int:
+            calls.append((start.value, size.value, advice))
+            return 0
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Libc)
+    assert allocator.release_code("libthing", smaps) == 2 * 64 << 10
+    assert calls == [(0x7F0000000000, 0x10000, 4), (0x7F0000010000, 0x10000, 4)]
+    assert allocator.release_code("libthing", tmp_path / "none") == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no procfs")
+def test_a_library_works_on_without_its_code() -> None:
+    code = """
+import numpy, sys
+from edgetune.train.allocator import release_code
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
+before = resident()
+freed = release_code("_multiarray_umath")
+assert freed > 1 << 20, freed
+assert resident() < before
+assert (numpy.arange(6.0).reshape(2, 3) @ numpy.ones((3, 2))).tolist() == [[3, 3], [12, 12]]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -15,9 +15,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgetune.train.allocator import release_code
+
 Arrays = Mapping[str, NDArray[Any]]
 Load = Callable[[str], bytes]
 
+LIBRARY = "onnxruntime_pybind11_state"  # the file that holds onnxruntime
 _ARENA = {"initial_chunk_size_bytes": 1 << 20, "max_dead_bytes_per_chunk": 1 << 16}
 
 
@@ -65,6 +68,7 @@ class Runtime:
             inputs = [item.name for item in session.get_inputs()]
             outputs = [item.name for item in session.get_outputs()]
             self._sessions[name] = session, session.io_binding(), inputs, outputs
+            release_code(LIBRARY)  # reading and rewriting graphs takes more of it than running them
         return self._sessions[name]
 
     def shrink(self) -> None:

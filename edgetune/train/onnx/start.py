@@ -13,12 +13,13 @@ from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.schema import Plan
+from edgetune.train.allocator import release_code
 from edgetune.train.engine import Engine, Source
 from edgetune.train.features import cached_sources
 from edgetune.train.folder import RunFolder
 from edgetune.train.onnx.cache import from_folder, graphs_of
 from edgetune.train.onnx.engine import OnnxEngine
-from edgetune.train.onnx.runtime import share_arena
+from edgetune.train.onnx.runtime import LIBRARY, share_arena
 
 # What training brings besides onnxruntime, by name: for the baseline, which counts all imports.
 _LIBRARIES = ("numpy.random", "PIL.Image", "psutil", "edgetune.train.loop")
@@ -32,6 +33,7 @@ def warm_up(plan: Plan) -> None:
     square = np.ones((256, 256), np.float32)
     with np.errstate(all="ignore"):  # an emulated processor raises flags here
         (square @ square).sum()
+    release_code(LIBRARY)  # before the baseline, as before a step: what loading it took is no part of either
 
 
 def start_engine(
