@@ -1,6 +1,6 @@
 """Does the planner's objective rank plans as accuracy does? Random plans, trained and ranked.
 
-    python benchmarks/learning.py run --workload fashion --data runs/data --count 40
+    python benchmarks/learning.py run --workload fashion --data runs/data --first 20 --count 55
     python benchmarks/learning.py table
 
 A plan draws how many trailing blocks train, how many at a time, the share of tokens, epochs and the bits of saved
@@ -76,10 +76,10 @@ def measure(workload: str, number: int, data: Path, weights: Path | None, thread
     }
 
 
-def run(workload: str, data: Path, weights: Path | None, count: int, threads: int) -> None:
+def run(workload: str, data: Path, weights: Path | None, numbers: range, threads: int) -> None:
     """Train the plans that have no line yet."""
     done = {line["number"] for line in lines(NAME) if line["workload"] == workload}
-    for number in (number for number in range(count) if number not in done):
+    for number in (number for number in numbers if number not in done):
         record = measure(workload, number, data, weights, threads)
         append(NAME, {"workload": workload, "number": number, **record})
         print(f"{number:3} {record['learning']:.3f} {record['accuracy']:.4f} {record['levers']}", flush=True)
@@ -123,12 +123,14 @@ def main() -> None:
     running.add_argument("--workload", choices=tuple(DEPTHS), required=True)
     running.add_argument("--data", type=Path, default=Path("runs/data"), help="holds the folder WORKLOAD")
     running.add_argument("--weights", type=Path)
-    running.add_argument("--count", type=int, default=50)
+    running.add_argument("--first", type=int, default=0, help="the number to begin with")
+    running.add_argument("--count", type=int, default=50, help="the number to end before")
     running.add_argument("--threads", type=int, default=2)
     commands.add_parser("table")
     options = parser.parse_args()
     if options.command == "run":
-        run(options.workload, options.data.resolve(), options.weights, options.count, options.threads)
+        numbers = range(options.first, options.count)
+        run(options.workload, options.data.resolve(), options.weights, numbers, options.threads)
     else:
         table()
 
