@@ -178,7 +178,7 @@ def events(run: Path) -> list[str]:
 
 
 def step_s(run: Path) -> float | None:
-    """Median time of a step, the first of the run left out."""
+    """Median time of a step by its images, the first step of the run left out."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return None

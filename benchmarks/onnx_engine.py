@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="default: the model's usual one")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="of `run` and `capped`")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
@@ -164,7 +165,8 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
         levers = [*levers, *LEAN]
     out = scratch / "run"
     command = [options.python, "-m", "edgetune", "fit", str(data), "--model", name, "--engine", options.engine]
-    command += ["--out", str(out), "--image-size", str(side), "--batch-size", str(batch), "--threads", "2", "--quiet"]
+    command += ["--out", str(out), "--image-size", str(side), "--batch-size", str(batch), "--quiet"]
+    command += ["--threads", str(options.threads)]
     command += ["--epochs", str(options.epochs), "--no-flip", "--method", method, "--seed", str(options.seed)]
     command += ["--weights", str(weights)] if weights else []
     for lever in levers:
@@ -187,6 +189,7 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
         "data": options.data.name if options.data else None,
         "batch_size": batch,
         "epochs": options.epochs,
+        "threads": options.threads,
         "seed": options.seed,
         "status": process.returncode,
         "first_step_s": first_s,
