@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -61,43 +61,38 @@ def release_free_memory() -> None:
         pass
 
 
-def release_code(library: str, maps: Path = Path("/proc/self/smaps")) -> int:
+def release_code(library: str) -> None:
     """Let go of the pages of a library's code; those still needed come back, from the file, when they are next used.
 
     What a library ran once, to start, otherwise stays resident for good, with the pages around it that the kernel maps
     along with every page that is touched. See madvise(2), MADV_DONTNEED.
 
     Args:
-        library: how its file's name begins.
-        maps: this process's mappings, as proc(5) describes.
-
-    Returns:
-        The bytes let go.
+        library: how the name of its file begins; it is loaded.
     """
     try:
-        madvise, found = ctypes.CDLL(None).madvise, list(_code(library, maps.read_text()))
+        madvise, found = ctypes.CDLL(None).madvise, code_of(library)
     except (OSError, AttributeError):
-        return 0
-    return sum(
-        resident
-        for start, size, resident in found
-        if madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED) == 0
-    )
+        return
+    for start, size in found:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
 
 
-def _code(library: str, smaps: str) -> Iterator[tuple[int, int, int]]:
-    """Address, size and resident bytes of the mappings that hold a library's code just as its file has it."""
+@cache
+def code_of(library: str, smaps: Path = Path("/proc/self/smaps")) -> tuple[tuple[int, int], ...]:
+    """Address and size of the mappings that hold a library's code just as its file has it (proc(5), smaps).
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found: list[tuple[int, int]] = []
     place: tuple[int, int] | None = None
-    resident = 0
-    for line in smaps.splitlines():
+    for line in smaps.read_text().splitlines():
         key, *values = line.split(maxsplit=5)
         if not key.endswith(":"):  # the first line of a mapping: address, permissions, offset, device, inode, path
             start, end = (int(part, 16) for part in key.split("-"))
             executable = len(values) == 5 and values[0] == "r-xp" and Path(values[4]).name.startswith(library)
             place = (start, end - start) if executable else None
-        elif place and key == "Rss:":
-            resident = int(values[0]) << 10
-        elif place and key == "Anonymous:":
-            if values[0] == "0":  # else somebody changed it in memory, and the file can't bring that back
-                yield (*place, resident)
-            place = None
+        elif place and key == "Anonymous:" and values[0] == "0":  # else it was changed, and the file can't bring that back
+            found.append(place)
+    return tuple(found)
