@@ -93,8 +93,6 @@ def code_of(library: str, smaps: Path = Path("/proc/self/smaps")) -> tuple[tuple
             start, end = (int(part, 16) for part in key.split("-"))
             executable = len(values) == 5 and values[0] == "r-xp" and Path(values[4]).name.startswith(library)
             place = (start, end - start) if executable else None
-        elif (
-            place and key == "Anonymous:" and values[0] == "0"
-        ):  # else it was changed, and the file can't bring that back
-            found.append(place)
+        elif place and key == "Anonymous:" and values[0] == "0":
+            found.append(place)  # else it was changed in memory, which the file can't bring back
     return tuple(found)
