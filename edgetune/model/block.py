@@ -42,7 +42,7 @@ MLP_NAMES = frozenset((*MLP, MLP_SCALE))
 _READ_NORMED = frozenset(("attn.qkv.weight", *LORA_QKV))
 _BEFORE_ATTENTION = _READ_NORMED | {"attn.qkv.bias", "norm1.weight", "norm1.bias"}
 # Tokens with which matrix products reach their rate, unless the model is wider (benchmarks/gemm_share.py).
-_PART_TOKENS = 400
+_PART_TOKENS = 800
 Half = Literal["attention", "mlp"]
 
 

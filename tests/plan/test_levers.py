@@ -172,4 +172,4 @@ def test_parts_are_even_cover_the_batch_and_stay_small(batch: int, model: tuple[
     assert 1 <= part <= batch
     parts = -(-batch // part)
     assert part * parts - batch < parts  # the last is less than one image a part smaller
-    assert part == 1 or part * spec.tokens <= max(400, spec.width) + spec.tokens / 2
+    assert part == 1 or part * spec.tokens <= max(800, spec.width) + spec.tokens / 2

@@ -15,7 +15,7 @@ from edgetune.plan.lean_bill import SCALE_GROUP
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 GROUP = SCALE_GROUP  # values that share a scale, as the bill has them
-_PIECE = 1 << 17  # values packed at a time: what that needs besides stays in cache
+_PIECE = 1 << 18  # values packed at a time: few calls, and temporaries of a MiB each
 _LARGEST = {"int8": 127, "int4": 7}
 
 
