@@ -28,30 +28,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from machine import append, lines
+from steps import EAGER, plan_of, prepare, step_of
 from torch import Tensor
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from workloads import prepare_synthetic
 
-from edgetune.data.loader import Batch
 from edgetune.model.registry import find_spec
-from edgetune.model.spec import ViTSpec
-from edgetune.model.vit import VisionTransformer, initialise
-from edgetune.model.weights import save_weights
-from edgetune.plan import make_plan
 from edgetune.plan.work import step_flops
-from edgetune.schema import Plan
-from edgetune.train import torch_engine
-from edgetune.train.lean.engine import LeanEngine
 
 NAME = "gemm_share"
 CUBE = 2048
-CLASSES = 4  # of the synthetic images
-RECIPES = Path(__file__).resolve().parent / "recipes.json"
 
 _ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu",)
 _PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward", "mkldnn_convolution")
@@ -136,63 +124,17 @@ def shares(step: Callable[[], object], steps: int) -> dict[str, float]:
     return {kind: round(value / total, 4) for kind, value in times.most_common()}
 
 
-def _write_weights(spec: ViTSpec, path: Path) -> None:
-    model = VisionTransformer(spec)
-    initialise(model)
-    save_weights(path, model, {})
-
-
-def eager(plan: Plan) -> Callable[[], object]:
-    """A step of timm's model."""
-    model = timm.create_model(plan.model, num_classes=CLASSES, img_size=plan.image_size, pretrained=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    images = torch.randn(plan.batch_size, 3, plan.image_size, plan.image_size)
-    labels = torch.arange(plan.batch_size) % CLASSES
-
-    def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def lean(plan: Plan, weights: Path) -> Callable[[], object]:
-    """A step of the lean trainer: on images, or on features where they are cached."""
-    engine = LeanEngine(plan, weights)
-    spec = engine.spec
-    labels = torch.arange(plan.batch_size).numpy() % CLASSES
-    if plan.feature_cache is None:
-        source = torch.randn(plan.batch_size, 3, plan.image_size, plan.image_size)
-    else:
-        source = torch.randn(plan.batch_size, spec.tokens, spec.width)
-    return lambda: engine.train_step(Batch(source.clone().numpy(), labels), 1e-5, plan.micro_batch_size)
-
-
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """One line of the results."""
     size = arguments.image_size or find_spec(arguments.model).image_size
-    prepare_synthetic(scratch / "data", train=8 * CLASSES, val=CLASSES, side=size)
-    recipes = json.loads(RECIPES.read_text())
+    prepare(scratch, arguments.model, size)
     cube = cube_flops_per_s()
-    weights = scratch / "weights.safetensors"
-    _write_weights(find_spec(arguments.model).at(size, CLASSES), weights)
     found: dict[str, Any] = {}
-    for name in ("eager-full", "lean-full", "edgetune"):
-        recipe = recipes.get(name, {"method": "full", "arguments": []})
-        plan = make_plan(
-            scratch / "data",
-            model=arguments.model,
-            method=recipe["method"],
-            image_size=size,
-            batch_size=arguments.batch_size,
-            levers=[text for text in recipe["arguments"] if text != "--lever"],
-            threads=arguments.threads,
-            workers=0,
-        )
+    for name in (EAGER, "lean-full", "edgetune"):
+        shared = {"model": arguments.model, "image_size": size, "batch_size": arguments.batch_size}
+        plan = plan_of(name, scratch, threads=arguments.threads, **shared)
         spec = find_spec(plan.model).at(size, len(plan.data.classes))
-        torch_engine.start(plan)
-        step = eager(plan) if plan.trainer == "autograd" else lean(plan, weights)
+        step = step_of(plan, scratch)
         trained = [block.index for block in plan.blocks if block.trainable]
         flops = plan.batch_size * step_flops(spec, plan, trained, [float(spec.patches)] * spec.depth)
         for _ in range(2):
