@@ -12,7 +12,7 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +118,21 @@ class ArrayWriter:
             self._put(name, converted.view(np.uint8).data, start * target.itemsize)
         self._done(name)
 
+    def copy(self, name: str, store: ArrayStore) -> None:
+        """Write a tensor as another file has it, a piece at a time, in its type here, which holds all its numbers.
+
+        Raises:
+            InputError: the other file is damaged.
+            KeyError: either file has no such tensor.
+            ValueError: the shape differs, or the tensor was written before.
+        """
+        target, place = ARRAY_TYPES[self._announced(name, store.shape(name))], 0
+        for piece in store.pieces(name):
+            converted = np.ascontiguousarray(piece, target)
+            self._put(name, converted.view(np.uint8).data, place)
+            place += converted.nbytes
+        self._done(name)
+
     def _announced(self, name: str, shape: tuple[int, ...]) -> str:
         """The type of a tensor about to be written."""
         kind, announced = self._entries[name]
@@ -185,21 +200,29 @@ class ArrayStore:
             out = np.empty(shape, np.float32 if floating else stored)
         if tuple(out.shape) != shape or not out.flags.c_contiguous:
             raise ValueError(f"{name} has shape {shape}, the place for it {tuple(out.shape)}, which must be contiguous")
-        flat, start = out.reshape(-1), self._starts[name]
+        flat = out.reshape(-1)
         if out.dtype == stored and kind != "BF16":
-            self._read(flat.view(np.uint8).data, start)
+            self._read(flat.view(np.uint8).data, self._starts[name])
             return out
-        step = CHUNK_BYTES // stored.itemsize
-        buffer = np.empty(min(step, len(flat)), stored)
-        for begin in range(0, len(flat), step):
-            part = flat[begin : begin + step]
-            chunk = buffer[: len(part)]
-            self._read(chunk.view(np.uint8).data, start + begin * stored.itemsize)
-            if kind == "BF16":
-                part[:] = (chunk.astype(np.uint32) << 16).view(np.float32)
-            else:
-                part[:] = chunk
+        begin = 0
+        for piece in self.pieces(name):
+            flat[begin : begin + len(piece)] = piece
+            begin += len(piece)
         return out
+
+    def pieces(self, name: str) -> Iterator[NDArray[Any]]:
+        """The numbers of a tensor in order, a MiB of the file at a time; in float32 where that is bfloat16.
+
+        What is handed out is written over by the next piece.
+        """
+        kind, left, start = self.header.types[name], math.prod(self.header.shapes[name]), self._starts[name]
+        stored = ARRAY_TYPES[kind]
+        buffer = np.empty(min(left, CHUNK_BYTES // stored.itemsize), stored)
+        while left:
+            piece = buffer[:left]
+            self._read(piece.view(np.uint8).data, start)
+            yield (piece.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else piece
+            start, left = start + piece.nbytes, left - len(piece)
 
     def _read(self, buffer: memoryview, start: int) -> None:
         """Fill `buffer` from the file."""
@@ -255,4 +278,7 @@ def copy_arrays(
     entries = {name: ("F32", store.shape(name)) for name in store.names}
     with ArrayWriter(path, entries, metadata) as writer:
         for name in store.names:
-            writer.write_array(name, replaced[name] if name in replaced else store.read_array(name))
+            if name in replaced:
+                writer.write_array(name, replaced[name])
+            else:
+                writer.copy(name, store)

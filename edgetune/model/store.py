@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from edgetune.model.header import WeightsMetadata
@@ -83,4 +82,7 @@ def copy_weights(
     entries = {name: ("F32", store.shape(name)) for name in store.names}
     with WeightsWriter(path, entries, metadata_strings(metadata)) as writer:
         for name in store.names:
-            writer.write(name, replaced[name] if name in replaced else store.read(name, torch.empty(store.shape(name))))
+            if name in replaced:
+                writer.write(name, replaced[name])
+            else:
+                writer.copy(name, store)

@@ -1,14 +1,23 @@
-"""What the engines that train half a block at a time share, whatever does their arithmetic: groups, steps, adapters."""
+"""What the engines that train half a block at a time share, whatever does their arithmetic.
+
+Groups of weights and adapters, a step but for its arithmetic, and the groups in which images pass the frozen blocks
+when the model is evaluated.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data.loader import Batch
-from edgetune.model.block import half_of
+from edgetune.model.block import Half, half_of
 from edgetune.model.spec import Parameter, ViTSpec
+from edgetune.plan.lean_bill import group_size
 from edgetune.plan.work import feature_flops
 from edgetune.schema import Plan
 from edgetune.train.controlled import ControlledEngine
@@ -16,6 +25,7 @@ from edgetune.train.engine import StepReport
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 
 Array = TypeVar("Array")
+Array_co = TypeVar("Array_co", covariant=True)
 
 ADAPTED = ("attn.qkv", "attn.proj")  # layers of a block that have adapters
 
@@ -65,13 +75,17 @@ class MergedWeights(Mapping[str, Array], Generic[Array]):
         self, trained: Mapping[str, Array], matrices: Sequence[str], merged: Callable[[str, Array, Array], Array]
     ) -> None:
         self._trained, self._matrices, self._merged = trained, frozenset(matrices), merged
-        self._names = [name for name in trained if not name.endswith((".lora_a", ".lora_b"))] + list(matrices)
+        whole = [name for name in trained if not name.endswith((".lora_a", ".lora_b"))]
+        self._names = dict.fromkeys([*whole, *matrices])
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._matrices:
             return self._trained[name]
         layer = name.removesuffix(".weight")
         return self._merged(name, self._trained[f"{layer}.lora_a"], self._trained[f"{layer}.lora_b"])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would merge the matrix to find out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -80,13 +94,56 @@ class MergedWeights(Mapping[str, Array], Generic[Array]):
         return len(self._names)
 
 
-class HalvesEngine(ControlledEngine):
-    """A step of such an engine, but for the arithmetic.
+def strip(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """Weights by their names within a block."""
+    return {name.removeprefix(prefix): values for name, values in weights.items()}
+
+
+class TrainedGroup(Protocol[Array]):
+    """Parameters that are updated together."""
+
+    weights: dict[str, Array]
+
+
+class Corrections(Protocol[Array]):
+    """Adapters of some blocks."""
+
+    def draw(self, factors: Mapping[str, Array], seed: int) -> None:
+        """Set all factors to where training starts."""
+
+    def corrected(self, weights: Mapping[str, Array], factors: Mapping[str, Array]) -> dict[str, Array]:
+        """Weights of half a block with its adapters merged in."""
+
+
+class FrozenWeights(Protocol[Array_co]):
+    """Weights of blocks that never train."""
+
+    def half(self, index: int, half: Half) -> Mapping[str, Array_co]:
+        """Of half a block, by their names within the block."""
+
+
+class Below(Protocol[Array_co]):
+    """What lies below the lowest block that may train."""
+
+    @property
+    def blocks(self) -> FrozenWeights[Array_co]:
+        """Weights of all blocks that never train."""
+
+    def free(self) -> None:
+        """Give back memory until this part is needed again."""
+
+
+class HalvesEngine(ControlledEngine, Generic[Array]):
+    """Such an engine, but for the arithmetic.
 
     Args:
         plan: the constraints.
         spec: the model at the plan's image size and number of classes.
     """
+
+    _groups: Mapping[str, TrainedGroup[Array]]
+    _adapters: Corrections[Array] | None
+    frozen: Below[Array]
 
     def __init__(self, plan: Plan, spec: ViTSpec) -> None:
         super().__init__(plan, spec)
@@ -122,9 +179,37 @@ class HalvesEngine(ControlledEngine):
             self._awake = False  # memory may have run out half-way
             raise
 
-    @abstractmethod
     def _read_trained(self) -> None:
         """Fill the groups from the file the run began with, and draw adapters."""
+        for group in self._groups.values():
+            for name, values in group.weights.items():
+                if not name.endswith((".lora_a", ".lora_b")):
+                    self._read(name, values)
+        if self._adapters is not None:
+            self._adapters.draw(self._trained_weights(), self.plan.seed)
+
+    @abstractmethod
+    def _read(self, name: str, out: Array | None = None) -> Array:
+        """A weight of the file the run began with, into `out` where given."""
+
+    def _trained_weights(self) -> dict[str, Array]:
+        self._wake()
+        return {name: values for group in self._groups.values() for name, values in group.weights.items()}
+
+    def _embeddings(self) -> Mapping[str, Array]:
+        if self.plan.embeddings_trainable:
+            self._wake()
+            return self._groups["embeddings"].weights
+        return {parameter.name: self._read(parameter.name) for parameter in self.spec.embedding_parameters()}
+
+    def _half(self, index: int, half: Half) -> Mapping[str, Array]:
+        """Weights of half a block by their names within the block."""
+        group = self._groups.get(f"blocks.{index}.{half}")
+        ours = None if group is None else strip(group.weights, f"blocks.{index}.")
+        if self._adapters is None:
+            return self.frozen.blocks.half(index, half) if ours is None else ours
+        weights = self.frozen.blocks.half(index, half)
+        return weights if ours is None else self._adapters.corrected(weights, ours)
 
     @abstractmethod
     def _step(
@@ -143,3 +228,51 @@ class HalvesEngine(ControlledEngine):
     def _asked(self, index: int) -> int | None:
         """How many tokens are needed behind a block; None: all."""
         return self.spec.readers if index == self.spec.depth - 1 else None
+
+    # -- as an `edgetune.train.features.Extractor`, and in evaluation --------------------------------------------------
+
+    @abstractmethod
+    def embed_images(self, images: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """See `Extractor.embed_images`; into `out` where given."""
+
+    @abstractmethod
+    def run_frozen(self, x: NDArray[np.float32], part: int, *, all_tokens: bool) -> NDArray[np.float32]:
+        """See `Extractor.run_frozen`."""
+
+    def free_frozen(self) -> None:
+        """See `Extractor.free_frozen`."""
+        self.frozen.free()
+
+    def _in_groups(self, batches: Iterable[Batch], part: int) -> Iterator[Batch]:
+        """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
+        size = group_size(self.spec, part) if self.plan.feature_cache is not None else self.plan.batch_size
+        stream, filled = np.empty(0, np.float32), 0
+        waiting: list[Batch] = []
+        for batch in batches:
+            if batch.images.ndim != 4 or not self._lowest:
+                yield batch
+                continue
+            count = len(batch.labels)
+            if waiting and filled + count > len(stream):
+                yield self._passed(waiting, stream[:filled], part)
+                filled = 0
+            if not len(stream):
+                stream = np.empty((max(size, count), self.spec.tokens, self.spec.width), np.float32)
+            with memory_errors():
+                self.embed_images(batch.images, stream[filled : filled + count])
+            waiting.append(batch._replace(images=batch.images[:0].copy()))  # a view would keep them all
+            filled += count
+        if waiting:
+            yield self._passed(waiting, stream[:filled], part)
+
+    def _passed(self, waiting: list[Batch], stream: NDArray[np.float32], part: int) -> Batch:
+        """What enters the lowest block that may train, for the embedded images of these batches, which are let go."""
+        labels = np.concatenate([batch.labels for batch in waiting])
+        indices = [batch.indices for batch in waiting if batch.indices is not None]
+        waiting.clear()
+        features = self.run_frozen(stream, part, all_tokens=True)
+        return Batch(features, labels, np.concatenate(indices) if indices else None)
+
+    def save_base(self, path: Path) -> int:
+        """See `Engine.save_base`: it was there before the engine."""
+        return path.stat().st_size

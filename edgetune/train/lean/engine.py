@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,16 +34,15 @@ from edgetune.model.registry import find_spec
 from edgetune.model.store import WeightsStore, copy_weights
 from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
-from edgetune.plan.lean_bill import group_size
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, StepReport
-from edgetune.train.halves import HalvesEngine, trained_groups
+from edgetune.train.halves import HalvesEngine, strip, trained_groups
 from edgetune.train.lean.adapters import Adapters
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
 from edgetune.train.lean.optimizer import GroupOptimizer
-from edgetune.train.lean.parameters import Group, strip
+from edgetune.train.lean.parameters import Group
 from edgetune.train.lean.passing import keep_nothing, pass_block
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
@@ -70,13 +69,17 @@ class _Trace(NamedTuple):
         return note
 
 
-class LeanEngine(HalvesEngine, TorchBase):
+class LeanEngine(HalvesEngine[Tensor], TorchBase):
     """A plain ViT in training; see `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
         plan: the constraints.
         base: the weights as they were before the run, written by `edgetune.model.store.convert_weights`.
     """
+
+    _groups: dict[str, Group]
+    _adapters: Adapters | None
+    frozen: FrozenPart
 
     def __init__(self, plan: Plan, base: Path) -> None:
         super().__init__(plan, find_spec(plan.model).at(plan.image_size, len(plan.data.classes)))
@@ -98,20 +101,9 @@ class LeanEngine(HalvesEngine, TorchBase):
         self._gradients = Arena(self.device)  # one gradient, of whichever group is at it
         self._gradient = torch.empty(0)
 
-    def _read_trained(self) -> None:
-        for group in self._groups.values():
-            for name, values in group.weights.items():
-                if name in self._store.names:  # adapters are not
-                    self._store.read(name, values)
-        if self._adapters is not None:
-            self._adapters.draw(self._trained_weights(), self.plan.seed)
-
-    def _embeddings(self) -> Mapping[str, Tensor]:
-        if self.plan.embeddings_trainable:
-            return self._groups["embeddings"].weights
-        return {parameter.name: self._read(parameter.name) for parameter in self.spec.embedding_parameters()}
-
-    def _read(self, name: str) -> Tensor:
+    def _read(self, name: str, out: Tensor | None = None) -> Tensor:
+        if out is not None:
+            return self._store.read(name, out)
         return self._store.read(name, torch.empty(self._store.shape(name))).to(self.device)
 
     # -- a step -------------------------------------------------------------------------------------------------------
@@ -247,15 +239,6 @@ class LeanEngine(HalvesEngine, TorchBase):
         forward(saved.take("x"), everything)
         return everything
 
-    def _half(self, index: int, half: Half) -> Mapping[str, Tensor]:
-        """Weights of half a block by their names within the block."""
-        group = self._groups.get(f"blocks.{index}.{half}")
-        ours = None if group is None else strip(group.weights, f"blocks.{index}.")
-        if self._adapters is None:
-            return self.frozen.blocks.half(index, half) if ours is None else ours
-        weights = self.frozen.blocks.half(index, half)
-        return weights if ours is None else self._adapters.corrected(weights, ours)
-
     def _totals(self, group: Group | None, index: int) -> dict[str, Tensor]:
         """Where the gradients of a block's half are summed up, by names within the block; nothing where it rests."""
         return {} if group is None else strip(self._zero_gradient(group), f"blocks.{index}.")
@@ -272,16 +255,17 @@ class LeanEngine(HalvesEngine, TorchBase):
 
     def features(self, images: Tensor, part: int, *, all_tokens: bool = False) -> Tensor:
         """What enters the lowest block that may train, for images (B, 3, S, S); see `FrozenPart.run`."""
-        if self.plan.embeddings_trainable:
-            self._wake()
         return self.frozen.features(images, part, all_tokens=all_tokens)
 
     # -- as an `edgetune.train.features.Extractor` ---------------------------------------------------------------------
 
-    def embed_images(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Extractor.embed_images`."""
+    def embed_images(self, images: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """See `HalvesEngine.embed_images`."""
         embedded: NDArray[np.float32] = self.frozen.embed(*self._tensors(images)).cpu().numpy()
-        return embedded
+        if out is None:
+            return embedded
+        out[...] = embedded
+        return out
 
     def run_frozen(self, x: NDArray[np.float32], part: int, *, all_tokens: bool) -> NDArray[np.float32]:
         """See `Extractor.run_frozen`."""
@@ -289,10 +273,6 @@ class LeanEngine(HalvesEngine, TorchBase):
             (stream,) = self._tensors(x)
             found: NDArray[np.float32] = self.frozen.run(stream, part, all_tokens=all_tokens).cpu().numpy()
             return found
-
-    def free_frozen(self) -> None:
-        """See `Extractor.free_frozen`."""
-        self.frozen.free()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -307,36 +287,6 @@ class LeanEngine(HalvesEngine, TorchBase):
         if self.plan.feature_cache is not None:
             self.frozen.free()
         return found
-
-    def _in_groups(self, batches: Iterable[Batch], part: int) -> Iterator[Batch]:
-        """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
-        size = group_size(self.spec, part) if self.plan.feature_cache is not None else self.plan.batch_size
-        stream, filled = torch.empty(0), 0
-        waiting: list[Batch] = []
-        for batch in batches:
-            if batch.images.ndim != 4 or not self._lowest:
-                yield batch
-                continue
-            count = len(batch.labels)
-            if waiting and filled + count > len(stream):
-                yield self._passed(waiting, stream[:filled], part)
-                filled = 0
-            if not len(stream):
-                stream = torch.empty(max(size, count), self.spec.tokens, self.spec.width, device=self.device)
-            (images,) = self._tensors(batch.images)
-            stream[filled : filled + count] = self.frozen.embed(images)
-            waiting.append(batch._replace(images=batch.images[:0].copy()))  # a view would keep them all
-            filled += count
-        if waiting:
-            yield self._passed(waiting, stream[:filled], part)
-
-    def _passed(self, waiting: list[Batch], stream: Tensor, part: int) -> Batch:
-        """What enters the lowest block that may train, for the embedded images of these batches, which are let go."""
-        labels = np.concatenate([batch.labels for batch in waiting])
-        indices = [batch.indices for batch in waiting if batch.indices is not None]
-        waiting.clear()
-        features = self.frozen.run(stream, part, all_tokens=True)
-        return Batch(features.cpu().numpy(), labels, np.concatenate(indices) if indices else None)
 
     def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
         """See `TorchBase`: of images, or of their features."""
@@ -353,10 +303,6 @@ class LeanEngine(HalvesEngine, TorchBase):
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def _trained_weights(self) -> dict[str, Tensor]:
-        self._wake()
-        return {name: values for group in self._groups.values() for name, values in group.weights.items()}
-
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """See `Engine.save_weights`."""
         metadata = WeightsMetadata.of(self.spec, self.plan.data.classes, val_accuracy=json.dumps(accuracy))
@@ -364,10 +310,6 @@ class LeanEngine(HalvesEngine, TorchBase):
         if self._adapters is not None:
             replaced = self._adapters.merged_weights(self._store, replaced)
         copy_weights(path, self._store, replaced, metadata)
-        return path.stat().st_size
-
-    def save_base(self, path: Path) -> int:
-        """See `Engine.save_base`: it was there before the engine."""
         return path.stat().st_size
 
     def save_state(self, path: Path, progress: dict[str, Any]) -> int:

@@ -6,7 +6,7 @@ on a few long vectors, whatever the number of parameters, and a gradient is gone
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,8 +32,3 @@ class Group(Layout):
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Parameters by name as parts of a flat tensor of the group's size (or longer)."""
         return {part.name: flat[part.start : part.start + part.size].view(part.shape) for part in self.stretches}
-
-
-def strip(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Weights by their names within a block."""
-    return {name.removeprefix(prefix): value for name, value in weights.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,22 @@ from safetensors import SafetensorError
 from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.model.arrayfile import ArrayStore, copy_arrays, write_arrays
-from edgetune.model.block import Half
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
-from edgetune.plan.lean_bill import group_size
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation
 from edgetune.train.halves import HalvesEngine, trained_groups
 from edgetune.train.onnx.adapters import Adapters
 from edgetune.train.onnx.answers import log_softmax
 from edgetune.train.onnx.frozen import FrozenBlocks, FrozenPart
-from edgetune.train.onnx.groups import Floats, Group, strip
+from edgetune.train.onnx.groups import Floats, Group
 from edgetune.train.onnx.memory import Streams
 from edgetune.train.onnx.passing import count, pass_block, rows
 from edgetune.train.onnx.runtime import Load, Runtime
 from edgetune.train.scarcity import memory_errors
 
 
-class OnnxBase(HalvesEngine, ABC):
+class OnnxBase(HalvesEngine[Floats], ABC):
     """See the module, and `edgetune.train.engine.Engine` for what each call promises.
 
     Args:
@@ -40,6 +38,10 @@ class OnnxBase(HalvesEngine, ABC):
         base: the weights as they were before the run, under timm's names.
         load: gives the graphs (`edgetune.train.onnx.cache`).
     """
+
+    _groups: dict[str, Group]
+    _adapters: Adapters | None
+    frozen: FrozenPart
 
     def __init__(self, plan: Plan, base: Path, load: Load) -> None:
         super().__init__(plan, find_spec(plan.model).at(plan.image_size, len(plan.data.classes)))
@@ -65,31 +67,8 @@ class OnnxBase(HalvesEngine, ABC):
         """Blocks whose own weights never train."""
         return [block.index for block in self.plan.blocks if not block.trainable or self.plan.lora]
 
-    def _read_trained(self) -> None:
-        for group in self._groups.values():
-            for name, values in group.weights.items():
-                if name in self._store.names:  # adapters are not
-                    self._store.read_array(name, values)
-        if self._adapters is not None:
-            self._adapters.draw(self._trained_weights(), self.plan.seed)
-
-    def _embeddings(self) -> Mapping[str, Floats]:
-        if self.plan.embeddings_trainable:
-            self._wake()
-            return self._groups["embeddings"].weights
-        return {
-            parameter.name: self._store.read_array(parameter.name, np.empty(parameter.shape, np.float32))
-            for parameter in self.spec.embedding_parameters()
-        }
-
-    def _half(self, index: int, half: Half) -> Mapping[str, Floats]:
-        """Weights of half a block by their names within the block."""
-        group = self._groups.get(f"blocks.{index}.{half}")
-        ours = None if group is None else strip(group.weights, f"blocks.{index}.")
-        if self._adapters is None:
-            return self.frozen.blocks.half(index, half) if ours is None else ours
-        weights = self.frozen.blocks.half(index, half)
-        return weights if ours is None else self._adapters.corrected(weights, ours)
+    def _read(self, name: str, out: Floats | None = None) -> Floats:
+        return self._store.read_array(name, np.empty(self._store.shape(name), np.float32) if out is None else out)
 
     @abstractmethod
     def _rest(self) -> None:
@@ -97,17 +76,13 @@ class OnnxBase(HalvesEngine, ABC):
 
     # -- as an `edgetune.train.features.Extractor` ---------------------------------------------------------------------
 
-    def embed_images(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Extractor.embed_images`."""
-        return self.frozen.embed(images)
+    def embed_images(self, images: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """See `HalvesEngine.embed_images`."""
+        return self.frozen.embed(images, out)
 
     def run_frozen(self, x: NDArray[np.float32], part: int, *, all_tokens: bool) -> NDArray[np.float32]:
         """See `Extractor.run_frozen`; the next call writes over what is returned."""
         return self.frozen.run(x, part, all_tokens=all_tokens)
-
-    def free_frozen(self) -> None:
-        """See `Extractor.free_frozen`."""
-        self.frozen.free()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -131,36 +106,6 @@ class OnnxBase(HalvesEngine, ABC):
             self.frozen.free()
         return found._replace(loss=loss / max(1, len(found.labels)))
 
-    def _in_groups(self, batches: Iterable[Batch], part: int) -> Iterator[Batch]:
-        """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
-        size = group_size(self.spec, part) if self.plan.feature_cache is not None else self.plan.batch_size
-        stream, filled = np.empty(0, np.float32), 0
-        waiting: list[Batch] = []
-        for batch in batches:
-            if batch.images.ndim != 4 or not self._lowest:
-                yield batch
-                continue
-            number = len(batch.labels)
-            if waiting and filled + number > len(stream):
-                yield self._passed(waiting, stream[:filled], part)
-                filled = 0
-            if not len(stream):
-                stream = np.empty((max(size, number), self.spec.tokens, self.spec.width), np.float32)
-            with memory_errors():
-                self.frozen.embed(batch.images, stream[filled : filled + number])
-            waiting.append(batch._replace(images=batch.images[:0].copy()))  # a view would keep them all
-            filled += number
-        if waiting:
-            yield self._passed(waiting, stream[:filled], part)
-
-    def _passed(self, waiting: list[Batch], stream: Floats, part: int) -> Batch:
-        """What enters the lowest block that may train, for the embedded images of these batches, which are let go."""
-        labels = np.concatenate([batch.labels for batch in waiting])
-        indices = [batch.indices for batch in waiting if batch.indices is not None]
-        waiting.clear()
-        features = self.frozen.run(stream, part, all_tokens=True)
-        return Batch(features, labels, np.concatenate(indices) if indices else None)
-
     def _logits(self, images: NDArray[np.float32], part: int) -> Floats:
         """Logits of images (B, 3, S, S), or of their features (B, N, C); all tokens kept."""
         self._wake()
@@ -176,10 +121,6 @@ class OnnxBase(HalvesEngine, ABC):
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def _trained_weights(self) -> dict[str, Floats]:
-        self._wake()
-        return {name: values for group in self._groups.values() for name, values in group.weights.items()}
-
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """See `Engine.save_weights`."""
         metadata = WeightsMetadata.of(self.spec, self.plan.data.classes, val_accuracy=json.dumps(accuracy))
@@ -187,10 +128,6 @@ class OnnxBase(HalvesEngine, ABC):
         if self._adapters is not None:
             replaced = self._adapters.merged_weights(self._store, replaced)
         copy_arrays(path, self._store, replaced, metadata.strings())
-        return path.stat().st_size
-
-    def save_base(self, path: Path) -> int:
-        """See `Engine.save_base`: it was there before the engine."""
         return path.stat().st_size
 
     def save_state(self, path: Path, progress: dict[str, Any]) -> int:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from edgetune.data.loader import Batch
 from edgetune.model.block import Half
 from edgetune.schema import Plan
+from edgetune.train.halves import strip
 from edgetune.train.onnx.base import OnnxBase
-from edgetune.train.onnx.groups import Floats, Group, strip
+from edgetune.train.onnx.groups import Floats, Group
 from edgetune.train.onnx.memory import Arena
 from edgetune.train.onnx.passing import Kept, count, drop_tokens, of_images, pass_block, rows
 from edgetune.train.onnx.runtime import Load

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgetune.model.arrayfile import ArrayStore
 from edgetune.model.block import Half, half_of
 from edgetune.model.spec import ViTSpec
-from edgetune.train.onnx.groups import Floats, strip
+from edgetune.train.halves import strip
+from edgetune.train.onnx.groups import Floats
 from edgetune.train.onnx.memory import Arena, Streams
 from edgetune.train.onnx.passing import drop_tokens, pass_block, rows
 from edgetune.train.onnx.runtime import Runtime

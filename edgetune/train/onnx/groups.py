@@ -68,8 +68,3 @@ class Group(Layout):
 
 def _scalar(value: float) -> Floats:
     return np.array(value, np.float32)
-
-
-def strip(weights: Mapping[str, Floats], prefix: str) -> dict[str, Floats]:
-    """Weights by their names within a block."""
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
