@@ -140,7 +140,7 @@ class Loader:
         """
         yield from self._read(epoch, list(self.plan(epoch, start_batch)))
 
-    def prepare(self, epoch: int, micro_batch_size: int = 1) -> Iterator[None]:
+    def prepare(self, epoch: int, micro_batch_size: int = 1) -> Iterator[int]:
         """Nothing to do before an epoch: images are read as they are asked for."""
         yield from ()
 

@@ -98,7 +98,8 @@ def _limits(system: System, entry: BoardEntry, memory: Memory) -> list[str]:
     if memory.limit_bytes is not None and memory.limit_enforced and memory.unified and entry.cuda:
         found.append(
             f"The limit of {format_size(memory.limit_bytes)} does not hold CUDA memory, which is the machine's own:"
-            " give edgetune a --memory cap, which counts both."
+            " give edgetune a --memory cap, which counts what torch's allocator holds there too, but not the CUDA"
+            " context (never tried on a Jetson)."
         )
     if memory.shm_bytes is not None and memory.shm_bytes < _SMALL_SHM_BYTES:
         found.append(

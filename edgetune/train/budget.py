@@ -9,20 +9,14 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from edgetune.schema import Plan, StoppedBy
-from edgetune.train.governor import Governor
+from edgetune.train.governor import Governor, Spent
+from edgetune.train.progress import Pace
 
 _RECENT_STEPS = 20  # whose median says what a step takes
-
-
-class Spent(NamedTuple):
-    """What a run has used up."""
-
-    seconds: float
-    joules: float | None  # holes in the readings filled: a cap has to hold when a sensor is lost half-way
-    save_s: float  # a save, on average
+_WRITE_BYTES_PER_S = 50e6  # of a slow disk: until a model was written
+_AMPLY, _LEAST_SAVE_S = 1.25, 0.2
 
 
 class Budget:
@@ -32,54 +26,85 @@ class Budget:
         plan: its epochs, and how often it evaluates.
         governor: holds the caps.
         val_images: in an evaluation.
+        weights_bytes: of the whole model, as it is saved.
         spent: says what is used up.
     """
 
-    def __init__(self, plan: Plan, governor: Governor, val_images: int, spent: Callable[[], Spent]) -> None:
+    def __init__(
+        self, plan: Plan, governor: Governor, val_images: int, weights_bytes: int, spent: Callable[[], Spent]
+    ) -> None:
         self._plan, self._governor, self._val_images, self._spent = plan, governor, val_images, spent
-        # a plan foresees what a cap has room for; a faster run goes on towards what was wanted
-        self.most_epochs = plan.wanted_epochs if governor.budgeted else plan.epochs
+        self._weights_bytes = weights_bytes
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._image_s = 0.0
-        self._eval_s: float | None = None
+        self.pace = Pace()
+
+    def resume(self, pace: Pace) -> None:
+        """Go by what an earlier sitting saw, until there is more to go by."""
+        self.pace = pace
+        if pace.step_s:
+            self._recent_s.append(pace.step_s)
+
+    @property
+    def most_epochs(self) -> int:
+        """Epochs to go on for: a plan foresees what a cap has room for, and a faster run goes on towards the wish."""
+        return self._plan.wanted_epochs if self._governor.budgeted else self._plan.epochs
 
     # -- what was seen ------------------------------------------------------------------------------------------------
 
     def note_step(self, seconds: float) -> None:
         """A step took so long."""
         self._recent_s.append(seconds)
+        self.pace.step_s = statistics.median(self._recent_s)
 
     def note_preparing(self, image_s: float) -> None:
-        """Preparing an epoch took so long for each of its images."""
-        self._image_s = max(self._image_s, image_s)
+        """Preparing images takes so long for each."""
+        self.pace.image_s = image_s
 
     def note_evaluation(self, seconds: float) -> None:
-        """An evaluation took so long."""
-        self._eval_s = seconds
+        """An evaluation took so long, its images prepared before."""
+        self.pace.evaluation_s = seconds
+
+    def note_weights(self, seconds: float) -> None:
+        """Writing the whole model took so long."""
+        self.pace.weights_s = max(seconds, self.pace.weights_s or 0.0)
+
+    def note_state(self, seconds: float) -> None:
+        """Writing a state took so long."""
+        self.pace.state_s = max(seconds, self.pace.state_s)
 
     # -- what is to be expected ---------------------------------------------------------------------------------------
 
     @property
     def step_s(self) -> float:
         """What a step takes; 0 before the first."""
-        return statistics.median(self._recent_s) if self._recent_s else 0.0
+        return self.pace.step_s
 
     @property
     def preparing_image_s(self) -> float:
-        """What preparing an epoch has taken for each of its images, at most."""
-        return self._image_s
+        """What preparing an epoch takes for each of its images."""
+        return self.pace.image_s
 
     @property
     def evaluation_s(self) -> float:
         """What an evaluation takes: as the last did; the first may have to prepare its images, as training had to."""
-        if self._eval_s is not None:
-            return self._eval_s
-        return self._val_images * (self.step_s / self._plan.batch_size + self._image_s)
+        if self.pace.evaluation_s is not None:
+            return self.pace.evaluation_s
+        trained_s = self.step_s / self._plan.batch_size
+        lowest = self._plan.lowest_trainable_block
+        if not trained_s and lowest:  # no step yet: blocks that train pass images as fast as those that prepare them
+            trained_s = self.pace.image_s * (len(self._plan.blocks) - lowest) / lowest
+        return self._val_images * (trained_s + self.pace.image_s)
 
     @property
     def save_s(self) -> float:
-        """What a save takes, amply."""
-        return 0.2 + 1.5 * self._spent().save_s
+        """What the end of an epoch writes: a state, and the model if it is the best so far."""
+        return self._weights_s + self.pace.state_s
+
+    @property
+    def _weights_s(self) -> float:
+        if self.pace.weights_s is not None:
+            return self.pace.weights_s
+        return self._weights_bytes / _WRITE_BYTES_PER_S
 
     def expected_steps(self, step: int) -> float:
         """Steps that the run will have had when it ends: those planned, or fewer where a cap will be spent before."""
@@ -88,13 +113,12 @@ class Budget:
         most = self.most_epochs * self._plan.steps_per_epoch
         if not self._recent_s:
             return max(step + 1, min(most, self._plan.total_steps))
-        spent = self._spent()
         each_s = self.step_s + self.evaluation_s / (self._plan.recipe.evaluate_every * self._plan.steps_per_epoch)
-        left = self._governor.steps_left(spent.seconds, spent.joules, self._reserve_s(), each_s)
+        left = self._governor.steps_left(self._spent(), self._reserve_s(), each_s)
         return min(most, step + max(1.0, left))
 
     def spent_cap(self) -> StoppedBy | None:
-        """The cap that another step, an evaluation and a save would break, if any."""
+        """The cap that another step, an evaluation and saving would break, if any."""
         return self._over(self._reserve_s())
 
     def near_the_end(self) -> bool:
@@ -102,9 +126,10 @@ class Budget:
         return self._over(self._reserve_s() + self.evaluation_s) is not None
 
     def _reserve_s(self) -> float:
+        """Two steps, an evaluation, and what a run leaves: its best and its last weights, and a state."""
         last_s = self._recent_s[-1] if self._recent_s else 0.0
-        return 2 * max(last_s, self.step_s) + self.save_s + self.evaluation_s
+        saving_s = _LEAST_SAVE_S + _AMPLY * (2 * self._weights_s + self.pace.state_s)
+        return 2 * max(last_s, self.step_s) + saving_s + self.evaluation_s
 
     def _over(self, reserve_s: float) -> StoppedBy | None:
-        spent = self._spent()
-        return self._governor.spent_cap(spent.seconds, spent.joules, reserve_s)
+        return self._governor.spent_cap(self._spent(), reserve_s)

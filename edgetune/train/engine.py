@@ -55,8 +55,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[None]:
-        """Do what an epoch needs done before its first batch, in pieces between which the caller may give up.
+    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[int]:
+        """Do what an epoch needs done before its first batch, so many images at a time, between which one may give up.
 
         Raises:
             OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and a repetition needs less.

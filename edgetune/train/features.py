@@ -112,8 +112,8 @@ class FeatureLoader:
             file.close()
         self._files.clear()
 
-    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[None]:
-        """Fill the cache of the epoch's view, a group of images at a time; nothing where that is done.
+    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[int]:
+        """Fill the cache of the epoch's view, a group of images at a time: how many; nothing where that is done.
 
         Raises:
             OutOfMemoryError: there is no memory for a group; the next attempt takes smaller ones.
@@ -164,8 +164,8 @@ class FeatureLoader:
         facts = [view, plan.seed, plan.recipe.augment, plan.recipe.flip, plan.lowest_trainable_block, samples]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def _fill(self, path: Path, key: str, view: int, part: int) -> Iterator[None]:
-        """Compute the features of every image, from where an interrupted run left off."""
+    def _fill(self, path: Path, key: str, view: int, part: int) -> Iterator[int]:
+        """Compute the features of every image, from where an interrupted run left off; yields how many at a time."""
         engine = self._engine
         spec = engine.spec
         tokens = self._tokens()
@@ -190,9 +190,10 @@ class FeatureLoader:
                     x[~found] = 0
                     features = engine.run_frozen(x, part, all_tokens=self._all_tokens)
                 features[~found] = 0
-                writer.put(writer.complete, features[writer.complete - start :])
+                written = features[writer.complete - start :]
+                writer.put(writer.complete, written)
                 engine.count_features(int(found.sum()))
-                yield
+                yield len(written)
             writer.finish()
         self._bytes_written += path.stat().st_size  # by whoever wrote it: a killed run could not count its part
 

@@ -18,7 +18,7 @@ from edgetune.__about__ import __version__
 from edgetune.data.folder import scan
 from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
-from edgetune.device.energy import EnergyMeter
+from edgetune.device.energy import EnergyMeter, Window
 from edgetune.device.power import PowerSource, find_power
 from edgetune.device.power.battery import find_batteries
 from edgetune.device.pressure import read_pressure
@@ -179,6 +179,34 @@ def _sitting(
 
 
 def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> Result:
+    source = find_power(sitting.system, *identify_entry(sitting.system), sitting.power_w)
+    if source is None and plan.caps.energy_j is not None:
+        raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
+    # now: imports, reading weights and measuring what is drawn at rest are part of what a run spends
+    with EnergyMeter(source, warn=sitting.system.warn) as energy, energy.window() as window:
+        ended = _train(plan, folder, sitting, energy, window, resume=resume)
+    warnings = [*ended.warnings, *sitting.system.warnings]
+    result = _result(ended.loop, ended.stopped_by, source, ended.throttled, warnings)
+    schema.save(result, folder.result)
+    _report(folder)
+    if ended.stopped_by == "nan":
+        kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
+        raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
+    return result
+
+
+class _Ended(NamedTuple):
+    """A sitting's loop, and how it ended."""
+
+    loop: Loop
+    stopped_by: schema.StoppedBy
+    throttled: bool | None
+    warnings: list[str]
+
+
+def _train(
+    plan: Plan, folder: RunFolder, sitting: _Sitting, energy: EnergyMeter, window: Window, *, resume: bool
+) -> _Ended:
     display = Display(plan, sitting.quiet)  # now: what it imports belongs to the bare process
     if plan.allocator == "lean":
         keep_malloc_lean()
@@ -190,13 +218,12 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         starter = import_module(_STARTERS[plan.engine])  # now: imports belong to the bare process
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or plan.engine, plan.engine, f"fit --engine {plan.engine}") from None
-    memory = PeakMeter.start(lambda: starter.warm_up(plan), children=plan.workers > 0, shared_folders=[folder.path])
+    device = starter.device_memory(plan, folder) if plan.engine == "torch" else None  # the other engine has none
+    memory = PeakMeter.start(
+        lambda: starter.warm_up(plan), children=plan.workers > 0, shared_folders=[folder.path], device=device
+    )
     warnings = _check_room(plan, memory)
     train_images, val_images = _loaders(plan)
-    board, entry = identify_entry(sitting.system)
-    source = find_power(sitting.system, board, entry, sitting.power_w)
-    if source is None and plan.caps.energy_j is not None:
-        raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
     try:
         with memory_errors():
             engine, train, val = starter.start_engine(plan, folder, train_images, val_images, resume=resume)
@@ -208,42 +235,32 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
     release_free_memory()  # reading weights left holes that no step fits into
     throttle_before = read_throttle(sitting.system)
     try:
-        with (
-            EnergyMeter(source, warn=sitting.system.warn) as energy,
-            _interruptible() as interrupted,
-            display,
-        ):
-            if source is not None and sitting.power_w is None:  # a user's constant knows no idle
-                energy.idle_w = _profiled_idle_w(folder, source) or energy.idle(_IDLE_S)
+        with _interruptible() as interrupted, display:
+            if energy.source is not None and sitting.power_w is None:  # a user's constant knows no idle
+                energy.idle_w = _profiled_idle_w(folder, energy.source) or energy.idle(_IDLE_S)
             meters = Meters(
                 memory,
                 energy,
+                window,
                 sitting.started,
                 pressure=lambda: read_pressure(sitting.system)._replace(device_room_bytes=engine.device_room_bytes()),
                 throttle=lambda: read_throttle(sitting.system),
             )
-            plan, note = _within_charge(plan, sitting.system)
-            warnings += note
             loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
             if resume:
                 loop.resume()
+            warnings += _hold_to_charge(loop, sitting.system)
             stopped_by = loop.run()
             if stopped_by in ("time", "energy") and loop.progress.step >= plan.total_steps:
                 stopped_by = "epochs"  # the plan foresaw where the cap would end it
             changes = delta(throttle_before, read_throttle(sitting.system))
-        warnings += [*sitting.system.warnings, *memory.warnings, *train.warnings, *val.warnings]
+        warnings += [*memory.warnings, *train.warnings, *val.warnings]
         if stopped_by in ("epochs", "patience"):
             folder.delete_features()
-        result = _result(loop, stopped_by, source, throttled(changes), warnings)
+        return _Ended(loop, stopped_by, throttled(changes), warnings)
     finally:
         train.close()
         memory.stop()
-    schema.save(result, folder.result)
-    _report(folder)
-    if stopped_by == "nan":
-        kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
-        raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
-    return result
 
 
 def _read_board(root: Path | None, power_w: float | None) -> Profile:
@@ -275,19 +292,14 @@ def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
     ]
 
 
-def _within_charge(plan: Plan, system: System) -> tuple[Plan, list[str]]:
+def _hold_to_charge(loop: Loop, system: System) -> list[str]:
     """On battery the charge left is a cap too: a checkpoint is worth nothing to a machine that went dark over it."""
     batteries = find_batteries(system)
     charge_j = None if batteries is None else batteries.charge_j()
-    if charge_j is None:
-        return plan, []
-    most_j = _CHARGE_SHARE * charge_j
-    if plan.caps.energy_j is not None and plan.caps.energy_j <= most_j:
-        return plan, []
-    caps = msgspec.structs.replace(plan.caps, energy_j=most_j)
-    return msgspec.structs.replace(plan, caps=caps), [
-        f"the battery holds {format_energy(charge_j)}; the run will not take more than {format_energy(most_j)} of it."
-    ]
+    if charge_j is None or not loop.hold_to_charge(_CHARGE_SHARE * charge_j):
+        return []
+    most = format_energy(_CHARGE_SHARE * charge_j)
+    return [f"the battery holds {format_energy(charge_j)}; the run will not take more than {most} of it."]
 
 
 def _loaders(plan: Plan) -> tuple[Loader, Loader]:
@@ -351,13 +363,13 @@ def _result(
             baseline_bytes=loop.meters.memory.baseline_bytes,
             predicted_peak_bytes=predicted.peak_memory_bytes,
             measured_peak_bytes=max(progress.peak_bytes, loop.meters.memory.peak_bytes() or 0) or None,
-            device_peak_bytes=loop.engine.device_peak_bytes(),
+            device_peak_bytes=progress.device_peak_bytes,
         ),
         time=schema.TimeResult(
             total_s=loop.seconds(), epochs_s=progress.epochs_s, eval_s=progress.eval_s, save_s=progress.save_s
         ),
         energy=schema.EnergyResult(
-            cap_j=plan.caps.energy_j,
+            cap_j=loop.governor.caps.energy_j,
             total_j=joules,
             net_j=net,
             epochs_j=progress.epochs_j,

@@ -1,15 +1,14 @@
-"""The run folder: what lies where, and the log that a power cut can't spoil."""
+"""The run folder: what lies where."""
 
 from __future__ import annotations
 
-import json
-import math
+import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from edgetune.errors import InputError
-from edgetune.files import storage_errors, write_atomically
+
+_UNFINISHED = re.compile(r"\.(.+)\.\d+\.new")  # see `edgetune.files.atomic_path`
 
 
 class RunFolder:
@@ -31,19 +30,50 @@ class RunFolder:
         self.report = path / "report.html"
 
     def create(self) -> None:
-        """Make the folder for a new run.
+        """Make the folder for a new run, also of what a run left that ended before its first state.
 
         Raises:
-            InputError: it exists and is not empty, or can't be made.
+            InputError: it exists and holds anything else, or can't be made.
         """
-        left_before_training = {self.plan, self.profile, self.config}  # of a run that could not begin
-        if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - left_before_training):
+        left = self._left_before_first_state() if self.path.exists() else []
+        if left is None:
             hint = "add --resume to go on with it, or " if self.state.exists() else ""
             raise InputError(f"--out {self.path} exists already; {hint}choose another folder.")
         try:
+            for file in left:  # nobody can resume it, and what this run writes would mix with it
+                file.unlink()
+            for folder in (self.graphs, self.base.parent):
+                if folder.is_dir():
+                    folder.rmdir()
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {self.path} can't be made ({error.strerror}); choose another folder.") from None
+
+    def _left_before_first_state(self) -> list[Path] | None:
+        """What is in the way of a new run, all of it of one that was killed so early; None where anything else is here.
+
+        Plan, profile and config are written first and over: without all three, nothing else here is a run's.
+        """
+        if not self.path.is_dir():
+            return None
+        settings = {self.plan, self.profile, self.config}
+        begun = all(file.exists() for file in settings)
+        early = {*settings, *((self.metrics, self.base, self.state) if begun else ())}
+        found: list[Path] = []
+        for path in self.path.rglob("*"):
+            unfinished = _UNFINISHED.fullmatch(path.name)
+            if path.is_dir():
+                known = begun and path in (self.base.parent, self.graphs) and not path.is_symlink()
+            elif unfinished:
+                known = path.with_name(unfinished[1]) in early
+            else:
+                known = path in early and path != self.state
+                known = known or (path.parent == self.graphs and path.suffix == ".onnx")
+            if not known:
+                return None
+            if not path.is_dir() and path not in settings:
+                found.append(path)
+        return found
 
     def discard(self) -> None:
         """Take back what a run wrote before it could train, so that the corrected command can use the same folder."""
@@ -72,36 +102,3 @@ class RunFolder:
             raise InputError(f"--out {self.path} holds no run that can be resumed; leave out --resume to start one.")
         for unfinished in self.path.rglob(".*.new"):  # of a write that a power cut ended
             unfinished.unlink(missing_ok=True)
-
-
-class Metrics:
-    """`metrics.jsonl`: one JSON object a line, flushed line by line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def rewind(self, step: int, epoch: int) -> None:
-        """Forget what was logged after `step`, and the end of `epoch`: a resumed run writes them again.
-
-        Also drops a torn last line.
-        """
-        if not self.path.exists():
-            return
-        lines = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if record["step"] <= step and not (record["kind"] == "epoch" and record["epoch"] >= epoch):
-                lines.append(line)
-        write_atomically(self.path, b"".join(lines))
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one record; a number that is not finite becomes null, as JSON has none."""
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        with storage_errors(self.path), self.path.open("a") as log:
-            log.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")

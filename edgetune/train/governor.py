@@ -26,6 +26,14 @@ _PATIENCE_S, _MOST_PATIENCE_S = 30.0, 1800.0
 _HEADROOM = 1.2  # what must be free to loosen, as a multiple of what that takes
 
 
+class Spent(NamedTuple):
+    """What a run has used up."""
+
+    seconds: float
+    joules: float | None = None  # None: they can't be known
+    watts: float | None = None  # mean power, as far as it was read
+
+
 class Squeeze(NamedTuple):
     """Why a run should need less memory."""
 
@@ -107,36 +115,32 @@ class Governor:
         """Whether time or energy is capped."""
         return self.caps.time_s is not None or self.caps.energy_j is not None
 
-    def steps_left(self, seconds: float, joules: float | None, reserve_s: float, step_s: float) -> float:
+    def steps_left(self, spent: Spent, reserve_s: float, step_s: float) -> float:
         """How many steps the caps on time and energy still have room for; infinite where neither is capped.
 
         Args:
-            seconds: wall time spent so far.
-            joules: energy spent so far; None where it can't be known.
+            spent: so far.
             reserve_s: time that must be left for evaluating and saving.
             step_s: what a step takes, with its share of the evaluations to come.
         """
-        left_s = math.inf if self.caps.time_s is None else self.caps.time_s - seconds
-        if self.caps.energy_j is not None and joules:
-            left_s = min(left_s, (self.caps.energy_j - joules) * seconds / joules)
+        left_s = math.inf if self.caps.time_s is None else self.caps.time_s - spent.seconds
+        if self.caps.energy_j is not None and spent.joules is not None and spent.watts:
+            left_s = min(left_s, (self.caps.energy_j - spent.joules) / spent.watts)
         return max(0.0, left_s - reserve_s) / step_s if step_s > 0 else math.inf
 
-    def spent_cap(self, seconds: float, joules: float | None, reserve_s: float) -> StoppedBy | None:
+    def spent_cap(self, spent: Spent, reserve_s: float) -> StoppedBy | None:
         """The cap that another step would break, if any.
 
         Args:
-            seconds: wall time spent so far.
-            joules: energy spent so far; None where it can't be known.
+            spent: so far.
             reserve_s: time that must be left for this step, an evaluation and a save; its energy is reckoned at the
                 mean power so far.
         """
-        if self.caps.time_s is not None and seconds + reserve_s >= self.caps.time_s:
+        if self.caps.time_s is not None and spent.seconds + reserve_s >= self.caps.time_s:
             return "time"
-        if self.caps.energy_j is not None and joules is not None:
-            mean_w = joules / seconds if seconds > 0 else 0.0
-            if joules + reserve_s * mean_w >= self.caps.energy_j:
-                return "energy"
-        return None
+        if self.caps.energy_j is None or spent.joules is None:
+            return None
+        return "energy" if spent.joules + reserve_s * (spent.watts or 0.0) >= self.caps.energy_j else None
 
 
 def _least(seen: Pressure) -> int:

@@ -13,13 +13,15 @@ from edgetune.data.loader import Batch
 from edgetune.device.energy import Window
 from edgetune.device.throttle import delta, throttled
 from edgetune.errors import InputError
+from edgetune.model.registry import find_spec
 from edgetune.schema import Calibrated, Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory
-from edgetune.train.budget import Budget, Spent
+from edgetune.train.budget import Budget
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, Source, StepReport
-from edgetune.train.folder import Metrics, RunFolder
-from edgetune.train.governor import Governor
+from edgetune.train.folder import RunFolder
+from edgetune.train.governor import Governor, Spent
+from edgetune.train.journal import Journal
 from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.meters import Meters, Timed, total
 from edgetune.train.mistakes import class_accuracies, find_mistakes
@@ -27,7 +29,6 @@ from edgetune.train.progress import Progress
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
 
-_LOGGED_STEPS = 2000  # at most about this many step lines in metrics.jsonl
 _CALIBRATED_AFTER = 8  # steps of a run, which the plan is then held against
 
 
@@ -58,17 +59,18 @@ class Loop:
         save_every_s: float,
     ) -> None:
         self.plan, self.engine, self.train, self.val = plan, engine, train, val
-        self.folder, self.meters, self.display = folder, meters, display
+        self.folder, self.meters = folder, meters
+        self.journal = Journal(folder.metrics, meters, display, plan.total_steps)
         self.interrupted, self.save_every_s = interrupted, save_every_s
-        self.metrics = Metrics(folder.metrics)
         self.progress = Progress(micro_batch_size=plan.micro_batch_size, kept_sum=[0.0] * len(plan.blocks))
         self.governor = Governor(plan.caps, meters.memory, meters.pressure, meters.clock)
         self._ladder = ladder(plan)
         self._at_the_end = False  # of the ladder, and said so
         self._throttle = meters.throttle()
-        self.budget = Budget(plan, self.governor, len(val), self._spent)
-        self._log_every = max(1, plan.total_steps // _LOGGED_STEPS)
-        self._sitting = meters.energy.window()
+        spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+        weights_bytes = 4 * sum(parameter.count for parameter in spec.parameters())
+        self.budget = Budget(plan, self.governor, len(val), weights_bytes, self._spent)
+        self.progress.pace = self.budget.pace
         self._saved_at = meters.clock()
         self._step_s = 0.0
 
@@ -82,22 +84,25 @@ class Loop:
         except msgspec.ValidationError as error:
             raise InputError(f"{self.folder.state} is of another version ({error}); start anew.") from None
         progress = self.progress
-        self.metrics.rewind(progress.step, progress.epoch)
-        if progress.evaluations:  # what a step and an evaluation take here, for the caps
-            self.budget.note_evaluation(progress.eval_s / len(progress.evaluations))
-        if progress.epochs_s:
-            self.budget.note_step(sum(progress.epochs_s) / progress.closed_step)
-        knobs = self._ladder[min(progress.rung, len(self._ladder) - 1)]
+        self.journal.rewind(progress.step, progress.epoch + progress.cut_short)
+        self.budget.resume(progress.pace)
+        progress.rung = min(progress.rung, len(self._ladder) - 1)  # another engine's ladder may be shorter
+        knobs = self._ladder[progress.rung]
+        progress.micro_batch_size = knobs.micro_batch_size
         self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
         self._event("resumed", f"resumed after step {self.progress.step}")
 
     def save(self) -> None:
         """Write a state from which `resume` continues."""
-        with self._timed("save_s"):
+        with self._timed("save_s") as seconds:
             self.progress.peak_bytes = max(self.progress.peak_bytes, self.meters.memory.peak_bytes() or 0)
+            device_bytes = self.engine.device_peak_bytes()
+            if device_bytes is not None:
+                self.progress.device_peak_bytes = max(self.progress.device_peak_bytes or 0, device_bytes)
             self.progress.bytes_written += self.train.take_bytes_written() + self.val.take_bytes_written()
             kept = msgspec.to_builtins(self._progress_with_this_sitting())
             self.progress.bytes_written += self.engine.save_state(self.folder.state, kept)
+        self.budget.note_state(seconds())
         self._saved_at = self.meters.clock()
 
     def _progress_with_this_sitting(self) -> Progress:
@@ -117,18 +122,23 @@ class Loop:
     def joules(self) -> tuple[float | None, float | None]:
         """Gross and net energy spent on the run, over all sittings; None where it can't be known."""
         return (
-            total(self.progress.spent_j, self._sitting.joules),
-            total(self.progress.spent_net_j, self._sitting.net_joules),
+            total(self.progress.spent_j, self.meters.sitting.joules),
+            total(self.progress.spent_net_j, self.meters.sitting.net_joules),
         )
+
+    def hold_to_charge(self, most_j: float) -> bool:
+        """Let this sitting take no more from a battery; whether that is less than the caps allow anyway."""
+        most_j += self.progress.spent_estimated_j
+        cap_j = self.governor.caps.energy_j
+        if cap_j is not None and cap_j <= most_j:
+            return False
+        self.governor.caps = msgspec.structs.replace(self.governor.caps, energy_j=most_j)
+        return True
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> StoppedBy:
         """Train until the plan, patience, a cap or the user ends it; checkpoints and state are complete then."""
-        with self._sitting:
-            return self._run()
-
-    def _run(self) -> StoppedBy:
         if not self.folder.state.exists():
             with self._timed("save_s"):
                 self.progress.bytes_written += self.engine.save_base(self.folder.base)
@@ -183,6 +193,8 @@ class Loop:
                 stopped = self._should_stop()
                 if stopped:
                     return stopped
+                if progress.cut_short:
+                    self._reopen()
                 rate = learning_rate(self.plan.recipe, progress.step, self.budget.expected_steps(progress.step))
                 report = self._attempt(batch, rate)
                 if report is None:
@@ -195,9 +207,9 @@ class Loop:
                 spent_j = None if joules is None or mark_j is None else joules - mark_j
                 self._count(batch, report, self._step_s, spent_j)
                 mark, mark_j = now, joules
-                self._log_step(batch, report, rate)
+                self.journal.step(progress, report, len(batch.labels), self._step_s, rate, self.joules()[0])
                 every = self.plan.recipe.evaluate_steps
-                if every and progress.step % every == 0:
+                if every and progress.step % every == 0 and not self.budget.near_the_end():
                     self._record_accuracy()
                     mark, mark_j = clock(), window.joules  # nor is this part of the epoch's figures
                 if progress.step == _CALIBRATED_AFTER and not progress.evaluations:
@@ -236,11 +248,13 @@ class Loop:
         """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""
         progress, began = self.progress, self.meters.clock()
         stopped: StoppedBy | None = None
-        failures = 0
+        failures = images = 0
         while True:
             try:
                 with memory_errors():
-                    for _ in self.train.prepare(progress.epoch, progress.micro_batch_size):
+                    for count in self.train.prepare(progress.epoch, progress.micro_batch_size):
+                        images += count
+                        self.budget.note_preparing((self.meters.clock() - began) / images)
                         stopped = self._should_stop()
                         if stopped:
                             break
@@ -253,9 +267,7 @@ class Loop:
                 elif not self._tighten(reason):
                     stopped = "memory"
                     break
-        seconds = self.meters.clock() - began
-        progress.epoch_s += seconds
-        self.budget.note_preparing(seconds / len(self.train))
+        progress.epoch_s += self.meters.clock() - began
         joules = window.joules
         progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
         return stopped
@@ -273,11 +285,20 @@ class Loop:
         return "user" if self.interrupted() else self.budget.spent_cap()
 
     def _spent(self) -> Spent:
-        saves = 1 + len(self.progress.epochs_s)
-        return Spent(self.seconds(), self._estimated_joules(), self.progress.save_s / saves)
+        return Spent(self.seconds(), self._estimated_joules(), self._mean_w())
 
     def _estimated_joules(self) -> float | None:
-        return total(self.progress.spent_estimated_j, self._sitting.estimated_joules)
+        """What a cap counts: holes in the readings filled, the process's start before the first one included."""
+        sitting, watts = self.meters.sitting, self._mean_w()
+        before_s = max(0.0, self.meters.clock() - self.meters.started - sitting.seconds)
+        joules = total(self.progress.spent_estimated_j, sitting.estimated_joules)
+        return None if joules is None else joules + before_s * (watts or 0.0)
+
+    def _mean_w(self) -> float | None:
+        """Mean power of this sitting, over the time that it was read."""
+        sitting = self.meters.sitting
+        joules, seconds = sitting.estimated_joules, sitting.seconds
+        return self.meters.energy.watts if joules is None or seconds <= 0 else joules / seconds
 
     def _calibrate(self) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
@@ -285,13 +306,14 @@ class Loop:
         epoch_s = plan.steps_per_epoch * budget.step_s + budget.preparing_image_s * len(self.train) / plan.epochs
         total_s = seconds + (plan.total_steps - self.progress.step) * budget.step_s
         total_s += plan.epochs * (budget.evaluation_s / plan.recipe.evaluate_every + budget.save_s)
-        joules = None if self.meters.energy.watts is None else self._estimated_joules()
+        watts = None if self.meters.energy.watts is None else self._mean_w()
+        joules = self._estimated_joules()
         found = Calibrated(
             after_steps=self.progress.step,
             step_s=budget.step_s,
             epoch_s=epoch_s,
             total_s=total_s,
-            total_energy_j=None if joules is None else joules * total_s / seconds,
+            total_energy_j=None if joules is None or watts is None else joules + (total_s - seconds) * watts,
         )
         schema.save(msgspec.structs.replace(plan, calibrated=found), self.folder.plan)
 
@@ -337,72 +359,40 @@ class Loop:
         progress.trained_block_steps += len(report.trained)
         progress.kept_sum = [total + kept for total, kept in zip(progress.kept_sum, report.kept, strict=True)]
 
-    def _log_step(self, batch: Batch, report: StepReport, rate: float) -> None:
-        progress = self.progress
-        images_per_s = len(batch.labels) / self._step_s
-        memory_bytes = self.meters.memory.current_bytes()
-        joules = self.joules()[0]
-        self.display.step(
-            epoch=progress.epoch,
-            step=progress.step,
-            loss=report.loss,
-            images_per_s=images_per_s,
-            memory_bytes=memory_bytes,
-            joules=joules,
-        )
-        if progress.step % self._log_every:
-            return
-        self.metrics.write(
-            "step",
-            progress.step,
-            epoch=progress.epoch,
-            loss=report.loss,
-            lr=rate,
-            images_per_s=round(images_per_s, 3),
-            memory_bytes=memory_bytes,
-            power_w=self.meters.energy.watts,
-            energy_j=joules,
-            clock_s=round(self.meters.clock(), 4),
-            k=len(report.trained),
-            trained_blocks=list(report.trained),
-            tokens_per_block=[round(kept, 2) for kept in report.kept],
-            budgets=report.budgets,
-        )
-
     def _validate(self) -> Evaluation | StoppedBy:
         """Validate the model as it stands; or why that ends the run."""
-        with self._timed("eval_s") as elapsed:
+        failures = 0
+        with self._timed("eval_s"):
             while True:
-                size = self.progress.micro_batch_size
+                size, began = self.progress.micro_batch_size, None
                 try:
                     with memory_errors():
                         for _ in self.val.prepare(0, size):
                             if self.interrupted():
                                 return "user"
+                        began = self.meters.clock()
                         evaluation = self.engine.evaluate(self.val.epoch(0), size, self.interrupted)
+                        seconds = self.meters.clock() - began
                     break
                 except OutOfMemoryError as error:
-                    if not self._tighten(f"out of memory while evaluating ({error})"):
+                    failures += began is None
+                    reason = f"out of memory while evaluating ({error})"
+                    if began is None and failures == 1:  # the source has noted it
+                        self._event("tightened", f"{reason}: images are prepared in smaller groups")
+                    elif not self._tighten(reason):
                         return "memory"
         if evaluation is None:
             return "user"
         if not math.isfinite(evaluation.loss):
             return "nan"
-        self.budget.note_evaluation(elapsed())
+        self.budget.note_evaluation(seconds)
         return evaluation
 
     def _record_accuracy(self) -> None:
         """A point of the accuracy's course, and what training took until then; what ends the run, the loop notices."""
-        evaluation, progress = self._validate(), self.progress
+        evaluation = self._validate()
         if isinstance(evaluation, Evaluation):
-            joules = [progress.epoch_j, *progress.epochs_j]
-            self.metrics.write(
-                "accuracy",
-                progress.step,
-                val_accuracy=evaluation.accuracy,
-                train_s=sum(progress.epochs_s) + progress.epoch_s,
-                train_j=None if None in joules else sum(spent for spent in joules if spent is not None),
-            )
+            self.journal.accuracy(self.progress, evaluation)
 
     def _evaluate(self) -> Evaluation | StoppedBy:
         """Validate the model as it stands and keep it if it is the best; or why that ends the run."""
@@ -410,7 +400,9 @@ class Loop:
         if not isinstance(evaluation, Evaluation):
             return evaluation
         progress.evaluated_step = progress.step
-        progress.evaluations.append((progress.epoch, evaluation.accuracy))
+        # one that came only after its epoch was closed belongs to that
+        epoch = progress.epoch if progress.step_in_epoch else max(0, progress.epoch - 1)
+        progress.evaluations.append((epoch, evaluation.accuracy))
         if progress.best == progress.last:
             self._keep_best(evaluation)
         return evaluation
@@ -420,32 +412,11 @@ class Loop:
         progress = self.progress
         if progress.step > progress.closed_step:
             progress.closed_step = progress.step
-            loss = progress.loss_sum / progress.step_in_epoch
-            accuracy = evaluation.accuracy if evaluation else None
-            memory_bytes = self.meters.memory.peak_bytes()
             progress.epochs_s.append(progress.epoch_s)
             progress.epochs_j.append(progress.epoch_j)
-            self.metrics.write(
-                "epoch",
-                progress.step,
-                epoch=progress.epoch,
-                train_loss=loss,
-                val_loss=evaluation.loss if evaluation else None,
-                val_accuracy=accuracy,
-                images=progress.images,
-                epoch_s=progress.epoch_s,
-                energy_j=progress.epoch_j,
-                memory_bytes=memory_bytes,
-                images_per_s=round(progress.epoch_images / progress.epoch_s, 3),
-            )
-            self.display.epoch(
-                epoch=progress.epoch,
-                loss=loss,
-                accuracy=accuracy,
-                seconds=progress.epoch_s,
-                joules=progress.epoch_j,
-                memory_bytes=memory_bytes,
-            )
+            self.journal.epoch(progress, evaluation)
+        elif evaluation and progress.epochs_s:
+            self.journal.late_evaluation(progress.evaluations[-1][0], evaluation)
         self._note_throttling()
         if whole:
             progress.epoch += 1
@@ -453,6 +424,14 @@ class Loop:
             progress.epoch_s, progress.epoch_j, progress.epoch_images, progress.loss_sum = 0.0, 0.0, 0, 0.0
             if progress.epoch < self.budget.most_epochs:
                 self.save()
+
+    def _reopen(self) -> None:
+        """Go on with an epoch that a cap had closed: what it took will be said when it ends."""
+        progress = self.progress
+        progress.epochs_s.pop()
+        progress.epochs_j.pop()
+        progress.closed_step = max(0, progress.step - progress.step_in_epoch)
+        self.journal.rewind(progress.step, progress.epoch)
 
     def _note_throttling(self) -> None:
         """An event where heat or a weak supply slowed the epoch."""
@@ -477,11 +456,12 @@ class Loop:
             self._save_weights(self.folder.last, last[1] if last and current else None)
 
     def _save_weights(self, path: Path, accuracy: float | None) -> None:
+        began = self.meters.clock()
         self.progress.bytes_written += self.engine.save_weights(path, accuracy)
+        self.budget.note_weights(self.meters.clock() - began)
 
     def _event(self, event: str, message: str) -> None:
-        self.metrics.write("event", self.progress.step, event=event, message=message)
-        self.display.say(message)
+        self.journal.event(self.progress.step, event, message)
 
     def _timed(self, field: str) -> Timed:
         return Timed(self.meters.clock, self.progress, field)

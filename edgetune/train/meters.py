@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from edgetune.device.energy import EnergyMeter
+from edgetune.device.energy import EnergyMeter, Window
 from edgetune.device.pressure import Pressure
 from edgetune.measure.memory import PeakMeter
 
@@ -17,6 +17,7 @@ class Meters(msgspec.Struct):
 
     memory: PeakMeter
     energy: EnergyMeter
+    sitting: Window  # of the meter, open since this sitting began
     started: float  # when the process started, on the clock
     clock: Callable[[], float] = time.monotonic
     pressure: Callable[[], Pressure] | None = None

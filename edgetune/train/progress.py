@@ -5,6 +5,16 @@ from __future__ import annotations
 import msgspec
 
 
+class Pace(msgspec.Struct):
+    """What things take, in seconds, as they last did: a resumed run's caps go by it until it knows better."""
+
+    step_s: float = 0.0  # 0: there was none yet
+    image_s: float = 0.0  # preparing an image, for a cache
+    evaluation_s: float | None = None
+    weights_s: float | None = None  # writing the whole model; the longest
+    state_s: float = 0.0
+
+
 class Progress(msgspec.Struct, kw_only=True):
     """Counters of a run, over all its sittings. Written into every state; `step` optimizer steps are done."""
 
@@ -32,11 +42,18 @@ class Progress(msgspec.Struct, kw_only=True):
     spent_net_j: float | None = 0.0
     spent_estimated_j: float = 0.0  # holes filled: what a cap counts
     peak_bytes: int = 0
+    device_peak_bytes: int | None = None  # None: there is no accelerator
     images: int = 0
     train_flops: int = 0
     trained_block_steps: int = 0
     kept_sum: list[float] = []
     bytes_written: int = 0
+    pace: Pace = msgspec.field(default_factory=Pace)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the epoch in progress was closed before its end, by a cap; it goes on if the run does."""
+        return self.step_in_epoch > 0 and self.closed_step == self.step
 
     @property
     def best(self) -> tuple[int, float] | None:

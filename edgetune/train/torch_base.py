@@ -22,6 +22,32 @@ from edgetune.train.engine import Evaluation
 from edgetune.train.scarcity import memory_errors
 
 
+class CudaMemory:
+    """What torch's CUDA allocator holds, the context excluded, as an `edgetune.measure.memory.DeviceMemory`.
+
+    Asking begins no context: the bare process of a run would have it.
+
+    Args:
+        unified: the GPU has its memory from the machine's.
+    """
+
+    def __init__(self, *, unified: bool) -> None:
+        self.unified = unified
+
+    def reserved_bytes(self) -> int:
+        """See `DeviceMemory.reserved_bytes`."""
+        return torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
+
+    def peak_bytes(self) -> int:
+        """See `DeviceMemory.peak_bytes`."""
+        return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else 0
+
+    def reset_peak(self) -> None:
+        """See `DeviceMemory.reset_peak`."""
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+
+
 class TorchBase(ControlledEngine, ABC):
     """See the module, and `edgetune.train.engine.Engine` for what each call promises.
 

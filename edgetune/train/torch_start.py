@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from edgetune import schema
 from edgetune.data.loader import Loader
-from edgetune.schema import Plan
+from edgetune.schema import Plan, Profile
 from edgetune.train import torch_engine
 from edgetune.train.engine import Engine, Source
 from edgetune.train.folder import RunFolder
+from edgetune.train.torch_base import CudaMemory
 
 
 def warm_up(plan: Plan) -> None:
@@ -20,6 +22,13 @@ def warm_up(plan: Plan) -> None:
     if plan.trainer == "lean":
         import_module("edgetune.train.lean.start")
     torch_engine.start(plan)
+
+
+def device_memory(plan: Plan, folder: RunFolder) -> CudaMemory | None:
+    """The memory of the GPU that a plan is for, the machine's own where the run's profile says so; None: of no GPU."""
+    if plan.device != "cuda":
+        return None
+    return CudaMemory(unified=bool(schema.load(folder.profile, Profile).memory.unified))
 
 
 def start_engine(

@@ -9,13 +9,13 @@ import time
 import pytest
 
 from edgetune.device.board import identify_entry
-from edgetune.device.energy import EnergyMeter
+from edgetune.device.energy import EnergyMeter, Window
 from edgetune.device.power import describe_power, find_power
 from edgetune.device.system import System
 from edgetune.measure import PeakMeter
 from edgetune.profile import profile_device
 from edgetune.schema import Caps
-from edgetune.train.governor import Governor
+from edgetune.train.governor import Governor, Spent
 from tests.virtual_board import virtual_board
 
 BURN = "import time\nend = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
@@ -96,6 +96,10 @@ def test_a_profile_of_the_board_is_of_its_live_sensor(tmp_path):
     assert resting.modes.current == "25W"
 
 
+def spent(window: Window) -> Spent:
+    return Spent(window.seconds, window.estimated_joules, window.watts)
+
+
 def test_an_energy_cap_ends_work_on_the_board_before_it_is_broken(tmp_path):
     cap_j, reserve_s = 12.0, 0.1
     with virtual_board(tmp_path, idle_w=4.0, core_w=3.0) as board:
@@ -103,10 +107,10 @@ def test_an_energy_cap_ends_work_on_the_board_before_it_is_broken(tmp_path):
         governor = Governor(Caps(energy_j=cap_j), PeakMeter())
         with EnergyMeter(source) as meter, meter.window() as window:
             began = time.monotonic()
-            while governor.spent_cap(window.seconds, window.estimated_joules, reserve_s) is None:
+            while governor.spent_cap(spent(window), reserve_s) is None:
                 burn(0.05)  # a step
                 assert time.monotonic() - began < 10
-            stopped_by = governor.spent_cap(window.seconds, window.estimated_joules, reserve_s)
+            stopped_by = governor.spent_cap(spent(window), reserve_s)
             ended = time.monotonic()
         truth = board.true_joules(began, ended)
     assert stopped_by == "energy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,151 @@ def test_children_that_can_not_be_measured_are_said(tmp_path: Path) -> None:
     meter.stop()
     assert meter.current_bytes() == 1000 * 1024  # this process alone
     assert [("not measured" in sentence) for sentence in meter.warnings if "smaps" in sentence] == [True]
+
+
+def set_status(proc: Path, *, mark_kib: int, resident_kib: int) -> None:
+    (proc / "self").mkdir(exist_ok=True)
+    (proc / "self" / "status").write_text(f"VmHWM:\t  {mark_kib} kB\nVmRSS:\t  {resident_kib} kB\n")
+
+
+def test_a_missing_rollup_is_no_reason_to_leave_the_mark_alone(tmp_path: Path) -> None:
+    tree_without_rollup(tmp_path)
+    meter = PeakMeter.start(proc=tmp_path, children=True)
+    meter.stop()
+    assert meter.warnings
+    (tmp_path / "self" / "clear_refs").unlink()
+    meter.take_recent_peak_bytes()
+    assert (tmp_path / "self" / "clear_refs").read_text() == "5"
+
+
+def test_a_mark_that_can_not_be_reset_is_recent_only_when_it_grew(tmp_path: Path) -> None:
+    set_status(tmp_path, mark_kib=2048, resident_kib=1024)
+    (tmp_path / "self" / "clear_refs").mkdir()
+    meter = PeakMeter.start(proc=tmp_path)
+    assert meter.take_recent_peak_bytes() == MIB  # the mark is from before the start
+    set_status(tmp_path, mark_kib=4096, resident_kib=1024)
+    assert meter.take_recent_peak_bytes() == 4 * MIB
+    assert meter.take_recent_peak_bytes() == MIB
+    assert meter.peak_bytes() == 4 * MIB
+    assert len(meter.warnings) == 1
+
+
+def test_recent_peaks_are_told_once_and_kept_for_the_run(tmp_path: Path) -> None:
+    set_status(tmp_path, mark_kib=4096, resident_kib=1024)
+    meter = PeakMeter.start(proc=tmp_path)
+    assert meter.take_recent_peak_bytes() == 4 * MIB
+    set_status(tmp_path, mark_kib=1024, resident_kib=1024)  # what the reset does
+    assert meter.take_recent_peak_bytes() == MIB
+    assert meter.peak_bytes() == 4 * MIB
+
+
+def test_files_in_memory_that_are_gone_are_no_recent_peak(tmp_path: Path) -> None:
+    proc, folder = tmp_path / "proc", tmp_path / "run"
+    for place in (proc, folder):
+        place.mkdir()
+    set_status(proc, mark_kib=1024, resident_kib=1024)
+    (proc / "self" / "mounts").write_text(f"tmpfs {folder.resolve()} tmpfs rw 0 0\n")
+    (folder / "new").write_bytes(b"x" * MIB)
+    meter = PeakMeter(proc=proc, shared_folders=[folder])
+    assert meter.take_recent_peak_bytes() >= 2 * MIB
+    (folder / "new").unlink()
+    assert meter.take_recent_peak_bytes() < 2 * MIB
+    assert meter.peak_bytes() >= 2 * MIB
+
+
+@pytest.mark.parametrize("slow", ["_tree_bytes", "_files_bytes"])
+def test_a_slow_look_does_not_bring_back_a_peak_that_was_told(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_status(tmp_path, mark_kib=1, resident_kib=1)
+    meter = PeakMeter(proc=tmp_path, children=True)
+    looking, look = threading.Event(), threading.Event()
+    found = 500 * MIB
+
+    def read() -> int:
+        if threading.current_thread() is sampler:
+            looking.set()
+            assert look.wait(10)
+        return found
+
+    sampler = threading.Thread(target=meter._sample)
+    monkeypatch.setattr(meter, slow, read)
+    meter._sample()
+    sampler.start()
+    assert looking.wait(10)
+    assert meter.take_recent_peak_bytes() >= 500 * MIB
+    found = MIB
+    look.set()
+    sampler.join(10)
+    assert meter.take_recent_peak_bytes() < 2 * MIB
+    assert meter.peak_bytes() >= 500 * MIB
+
+
+class Card:
+    """An accelerator's memory, as its allocator counts it."""
+
+    def __init__(self, *, unified: bool) -> None:
+        self.unified = unified
+        self.reserved = self.peak = self.resets = 0
+
+    def hold(self, size: int) -> None:
+        self.reserved = size
+        self.peak = max(self.peak, size)
+
+    def reserved_bytes(self) -> int:
+        return self.reserved
+
+    def peak_bytes(self) -> int:
+        return self.peak
+
+    def reset_peak(self) -> None:
+        self.peak = self.reserved
+        self.resets += 1
+
+
+def test_unified_device_memory_counts(tmp_path: Path) -> None:
+    set_status(tmp_path, mark_kib=1024, resident_kib=1024)
+    card = Card(unified=True)
+    meter = PeakMeter.start(proc=tmp_path, device=card)
+    assert meter.baseline_bytes == MIB  # nobody has used the card yet
+    card.hold(8 * MIB)
+    card.hold(2 * MIB)
+    assert meter.current_bytes() == 3 * MIB
+    assert meter.take_recent_peak_bytes() == 9 * MIB
+    assert meter.take_recent_peak_bytes() == 3 * MIB  # its mark has not grown since
+    card.hold(5 * MIB)
+    assert meter.take_recent_peak_bytes() == 6 * MIB
+    meter.stop()
+    card.hold(99 * MIB)
+    assert meter.peak_bytes() == 9 * MIB
+
+
+def test_device_memory_of_its_own_does_not_count(tmp_path: Path) -> None:
+    set_status(tmp_path, mark_kib=1024, resident_kib=1024)
+    card = Card(unified=False)
+    meter = PeakMeter.start(lambda: card.hold(8 * MIB), proc=tmp_path, device=card)
+    card.hold(9 * MIB)
+    found = (meter.baseline_bytes, meter.current_bytes(), meter.take_recent_peak_bytes(), meter.peak_bytes())
+    assert found == (MIB, MIB, MIB, MIB)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_the_peak_of_a_device_is_that_of_the_run(unified: bool, tmp_path: Path) -> None:
+    set_status(tmp_path, mark_kib=1024, resident_kib=1024)
+    card = Card(unified=unified)
+
+    def warm_up() -> None:
+        card.hold(64 * MIB)  # in passing
+        card.hold(2 * MIB)
+
+    meter = PeakMeter.start(warm_up, proc=tmp_path, device=card)
+    assert meter.baseline_bytes == (3 if unified else 1) * MIB
+    for size in (4, 16, 3):
+        card.hold(size * MIB)
+        meter.take_recent_peak_bytes()
+    meter.stop()
+    assert card.peak_bytes() == 16 * MIB
+    assert card.resets == 1
 
 
 @linux

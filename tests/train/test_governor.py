@@ -6,7 +6,7 @@ import pytest
 
 from edgetune.device.pressure import Pressure
 from edgetune.schema import Caps
-from edgetune.train.governor import Governor
+from edgetune.train.governor import Governor, Spent
 
 GIB = 1 << 30
 
@@ -138,15 +138,15 @@ def test_nothing_is_loosened_into_a_cap_or_a_full_machine() -> None:
 
 def test_time_is_left_for_evaluating_and_saving() -> None:
     capped = governor(time_s=100.0)
-    assert capped.spent_cap(89.0, None, 10.0) is None
-    assert capped.spent_cap(91.0, None, 10.0) == "time"
+    assert capped.spent_cap(Spent(89.0), 10.0) is None
+    assert capped.spent_cap(Spent(91.0), 10.0) == "time"
 
 
 def test_energy_is_left_for_evaluating_and_saving_at_the_mean_power() -> None:
     capped = governor(energy_j=100.0)
-    assert capped.spent_cap(10.0, 50.0, 9.0) is None  # 5 W for 9 s more: 95 J
-    assert capped.spent_cap(10.0, 50.0, 10.5) == "energy"
+    assert capped.spent_cap(Spent(99.0, 50.0, 5.0), 9.0) is None  # 5 W for 9 s more: 95 J
+    assert capped.spent_cap(Spent(99.0, 50.0, 5.0), 10.5) == "energy"
 
 
 def test_energy_that_is_not_known_can_break_no_cap() -> None:
-    assert governor(energy_j=1.0).spent_cap(1000.0, None, 10.0) is None
+    assert governor(energy_j=1.0).spent_cap(Spent(1000.0), 10.0) is None

@@ -1,0 +1,222 @@
+"""Caps on time and energy, with a scripted engine: kept with an evaluated checkpoint, used up, and resumed under."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgetune import schema
+from edgetune.device.energy import EnergyMeter
+from edgetune.device.power.constant import UserConstant
+from edgetune.schema import Plan
+from edgetune.train.scarcity import OutOfMemoryError
+
+
+def test_a_time_cap_is_kept_with_evaluation_inside(stage: Any) -> None:
+    made = stage(time_s=16.0)
+    loop = made.loop()
+    started = made.clock.now
+    assert loop.run() == "time"
+    assert made.clock.now - started <= 16.0
+    assert loop.progress.evaluations
+    assert (made.out / "best.safetensors").exists()
+
+
+def test_the_schedule_ends_where_the_cap_does(stage: Any) -> None:
+    """Forty epochs were wanted, a tenth of them fits: the rate comes down to nothing within that tenth."""
+    made = stage(epochs=40, time_s=24.0)
+    loop = made.loop()
+    assert loop.run() == "time"
+    rates = made.engine.rates
+    assert len(rates) < 20
+    assert max(rates) > 0.8 * made.plan.recipe.learning_rate
+    assert rates[-1] < 0.2 * made.plan.recipe.learning_rate
+    falling = rates[rates.index(max(rates)) :]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("cap", ["time_s", "energy_j"])
+def test_a_run_that_is_faster_than_planned_goes_on_until_the_cap(cap: str, stage: Any) -> None:
+    made = stage(power_w=1.0, epochs=40, expected_epochs=2, **{cap: 60.0})
+    started = made.clock.now
+    with made.energy:
+        loop = made.loop()
+        assert loop.run() == cap.split("_")[0]
+    assert loop.progress.step > made.plan.total_steps
+    assert 0.9 * 60 <= made.clock.now - started <= 60
+
+
+def test_without_a_cap_the_plan_is_all_there_is(stage: Any) -> None:
+    made = stage(epochs=40, expected_epochs=2)
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert loop.progress.step == made.plan.total_steps
+
+
+def test_an_energy_cap_is_kept(stage: Any) -> None:
+    made = stage(power_w=10.0, energy_j=160.0)
+    with made.energy:
+        loop = made.loop()
+        assert loop.run() == "energy"
+        joules, _ = loop.joules()
+    assert joules is not None
+    assert 100.0 <= joules <= 160.0
+
+
+def test_a_cap_before_the_first_step_still_leaves_a_checkpoint(stage: Any) -> None:
+    made = stage(time_s=0.1)
+    assert made.loop().run() == "time"
+    assert (made.out / "best.safetensors").exists()
+
+
+def test_a_cap_that_strikes_while_images_are_prepared_leaves_time_for_the_validation_images_too(stage: Any) -> None:
+    made = stage(time_s=30.0)
+    made.prepare_s = 1.0  # 24 training images, then 12 for validation
+    loop = made.loop()
+    assert loop.run() == "time"
+    assert loop.progress.step == 0
+    assert 15.0 < loop.seconds() <= 30.0
+    assert (made.out / "best.safetensors").exists()
+
+
+def test_a_slow_disk_is_inside_a_time_cap(stage: Any) -> None:
+    """The best and the last weights are written when a cap has ended a run, at the pace of the slowest so far."""
+    made = stage(epochs=40, time_s=70.0)
+    made.engine.save_s = 6.0
+    loop = made.loop()
+    assert loop.run() == "time"
+    assert loop.progress.step > 4
+    assert 50.0 < loop.seconds() <= 70.0
+
+
+def test_accuracies_on_the_way_do_not_break_a_cap(stage: Any) -> None:
+    made = stage(epochs=40, evaluate_steps=1, time_s=21.0)
+    loop = made.loop()
+    assert loop.run() == "time"
+    assert made.records("accuracy")
+    assert loop.seconds() <= 21.0
+
+
+def test_what_the_start_took_before_the_meter_is_counted_at_the_mean_power(stage: Any) -> None:
+    made = stage(power_w=10.0, epochs=40, energy_j=300.0)
+    made.started_s = 10.0
+    with made.energy:
+        loop = made.loop()
+        assert loop.run() == "energy"
+        joules, _ = loop.joules()
+    assert joules is not None
+    assert 170.0 <= joules <= 200.0
+
+
+def test_preparing_validation_images_is_not_held_against_later_evaluations(stage: Any) -> None:
+    made = stage(epochs=40, time_s=100.0)
+    made.prepare_s = 1.0
+    loop = made.loop()
+    assert loop.run() == "time"
+    assert 95.0 <= loop.seconds() <= 100.0  # 36 of them for the images
+
+
+def test_an_evaluation_after_its_epoch_belongs_to_that_epoch(stage: Any) -> None:
+    """The second epoch ends without one, to leave room for more steps, and then there is no room for a step."""
+    made = stage(time_s=14.0)
+    loop = made.loop()
+    assert loop.run() == "time"
+    epochs = made.records("epoch")
+    assert [epoch for epoch, _ in loop.progress.evaluations] == [0, len(epochs) - 1]
+    assert len(loop.progress.epochs_s) == len(epochs)
+    assert epochs[-1]["val_accuracy"] == 0.5
+    assert epochs[-1]["val_loss"] == 0.7
+
+
+def _with_time(plan: Plan, time_s: float | None) -> Plan:
+    return msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, time_s=time_s))
+
+
+def test_an_epoch_that_a_cap_cut_is_counted_once_when_the_run_goes_on(stage: Any) -> None:
+    made = stage(time_s=12.5)
+    first = made.loop()
+    assert first.run() == "time"
+    assert first.progress.cut_short
+    made.plan = _with_time(made.plan, None)
+    again = made.loop()
+    again.resume()
+    assert again.run() == "epochs"
+    assert again.progress.epochs_s == [4.0] * 5
+    assert [record["epoch"] for record in made.records("epoch")] == [0, 1, 2, 3, 4]
+    assert [record["step"] for record in made.records("step")] == list(range(1, 21))
+
+
+def test_resuming_without_room_for_a_step_keeps_the_last_epoch_on_record(stage: Any) -> None:
+    made = stage(time_s=12.5)
+    assert made.loop().run() == "time"
+    before = made.records("epoch")
+    again = made.loop()
+    again.resume()
+    assert again.run() == "time"
+    assert made.records("epoch") == before
+
+
+def test_a_battery_s_charge_bounds_this_sitting_and_stays_out_of_the_plan(stage: Any) -> None:
+    made = stage(power_w=10.0, epochs=40, evaluate_every=10)
+    with made.energy:
+        first = made.loop()
+        assert first.hold_to_charge(200.0)
+        assert first.run() == "energy"
+        spent_j, _ = first.joules()
+    assert spent_j is not None
+    assert 150.0 < spent_j <= 200.0
+    assert schema.load(made.out / "plan.json", Plan).caps.energy_j is None  # written by what the first steps said
+    made.energy = EnergyMeter(UserConstant(10.0), clock=made.clock, thread=False)
+    with made.energy:  # as much again in the battery, which the joules spent before have left it with
+        again = made.loop()
+        again.resume()
+        assert again.hold_to_charge(200.0)
+        steps = again.progress.step
+        assert again.run() == "energy"
+        all_j, _ = again.joules()
+    assert again.progress.step > steps
+    assert all_j is not None
+    assert spent_j + 150.0 < all_j <= spent_j + 200.0
+
+
+def test_a_cap_tighter_than_the_battery_stays(stage: Any) -> None:
+    made = stage(power_w=10.0, energy_j=100.0)
+    loop = made.loop()
+    assert not loop.hold_to_charge(200.0)
+    assert loop.governor.caps.energy_j == 100.0
+
+
+def test_memory_that_runs_out_over_validation_images_costs_smaller_groups_first(stage: Any) -> None:
+    made = stage()
+    loop = made.loop()
+    failures = [OutOfMemoryError("scripted")]
+
+    def prepare(epoch: int, micro_batch_size: int = 1) -> Any:
+        if failures:
+            raise failures.pop()
+        yield from ()
+
+    loop.val.prepare = prepare
+    assert loop.run() == "epochs"
+    assert loop.progress.rung == 0
+    assert made.events() == ["tightened"]
+    assert loop.engine.limits == []
+
+
+def test_a_ladder_that_became_shorter_is_no_defect(stage: Any) -> None:
+    made = stage(epochs=60)
+    made.engine.on_step = lambda step: setattr(made, "interrupted", step == 9)
+    first = made.loop()
+    first.progress.rung, first.progress.micro_batch_size = 99, 1
+    first.engine.on_step = lambda step: setattr(made, "interrupted", True)
+    first._tighten = lambda reason: True
+    first._loosen = lambda: None
+    assert first.run() == "user"
+    made.interrupted, made.engine.on_step = False, lambda step: None
+    again = made.loop()
+    again.resume()
+    assert again.progress.rung == len(again._ladder) - 1
+    assert again.progress.micro_batch_size == again._ladder[-1].micro_batch_size
+    assert again.run() == "epochs"
