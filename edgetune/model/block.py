@@ -306,19 +306,19 @@ def _branch_weights(
     weight, bias = layer + ".weight", layer + ".bias"
     outer = ops.linear_weight(dy, inputs) if gamma is not None and needs & {weight, scale_name} else None
     total = ops.sum_tokens(dy) if gamma is not None and needs & {bias, scale_name} else None
+    if scale_name in needs and outer is not None and total is not None:
+        d_gamma = ops.add(ops.dot_rows(outer, weights[weight]), ops.scale(total, weights[bias]))
+        gradients[scale_name] = _added(ops, gradients.get(scale_name), d_gamma)
     if weight in needs:
         if outer is None or gamma is None:
             gradients[weight] = ops.linear_weight(dy, inputs, gradients.get(weight))
         else:
-            gradients[weight] = _added(ops, gradients.get(weight), ops.scale_rows(outer, gamma))
+            gradients[weight] = ops.add_scaled_rows(gradients.get(weight), outer, gamma)
     if bias in needs:
         if total is None or gamma is None:
             gradients[bias] = ops.sum_tokens(dy, gradients.get(bias))
         else:
             gradients[bias] = _added(ops, gradients.get(bias), ops.scale(total, gamma))
-    if scale_name in needs and outer is not None and total is not None:
-        d_gamma = ops.add(ops.dot_rows(outer, weights[weight]), ops.scale(total, weights[bias]))
-        gradients[scale_name] = _added(ops, gradients.get(scale_name), d_gamma)
 
 
 def _factors(

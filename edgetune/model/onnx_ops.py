@@ -180,9 +180,10 @@ class OnnxOps:
     def scale(self, x: Value, factor: Value) -> Value:
         return x._replace(name=self._add("Mul", [x.name, factor.name], "scaled"))
 
-    def scale_rows(self, weight: Value, factor: Value) -> Value:
+    def add_scaled_rows(self, total: Value | None, weight: Value, factor: Value) -> Value:
         column = self._add("Reshape", [factor.name, self._graph.shape(-1, 1)], "column")
-        return weight._replace(name=self._add("Mul", [weight.name, column], "scaled"))
+        scaled = weight._replace(name=self._add("Mul", [weight.name, column], "scaled"))
+        return scaled if total is None else self.add(total, scaled)
 
     def dot_rows(self, left: Value, right: Value) -> Value:
         product = self._add("Mul", [left.name, right.name], "product")

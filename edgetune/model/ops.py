@@ -89,8 +89,8 @@ class Ops(Protocol[T]):
     def scale(self, x: T, factor: T) -> T:
         """`x · factor`, broadcast over the leading axes."""
 
-    def scale_rows(self, weight: T, factor: T) -> T:
-        """`weight` (out, in) with each row times its `factor` (out,)."""
+    def add_scaled_rows(self, total: T | None, weight: T, factor: T) -> T:
+        """`weight` (out, in), each row times its `factor` (out,), added to `total`; either may be written over."""
 
     def dot_rows(self, left: T, right: T) -> T:
         """Per row, the sum of the products: (out, in) twice to (out,)."""

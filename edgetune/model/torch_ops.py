@@ -133,11 +133,11 @@ class TorchOps:
     def scale(self, x: Tensor, factor: Tensor) -> Tensor:
         return x * factor
 
-    def scale_rows(self, weight: Tensor, factor: Tensor) -> Tensor:
-        return weight * factor[:, None]
+    def add_scaled_rows(self, total: Tensor | None, weight: Tensor, factor: Tensor) -> Tensor:
+        return weight.mul_(factor[:, None]) if total is None else total.addcmul_(weight, factor[:, None])
 
     def dot_rows(self, left: Tensor, right: Tensor) -> Tensor:
-        return (left * right).sum(1)
+        return torch.linalg.vecdot(left, right)  # makes nothing of a matrix's size
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         return left.add_(right)
