@@ -1,13 +1,17 @@
-"""How long a step of edgetune takes beside a step of eager PyTorch, on a machine whose speed does not hold still.
+"""What a step of edgetune takes beside a step of eager PyTorch, on a machine whose speed does not hold still.
 
     python benchmarks/paired_steps.py run --model vit_tiny_patch16_224 --batch-size 8
-    python benchmarks/paired_steps.py run --model vit_base_patch16_224 --batch-size 4 --rounds 15
+    python benchmarks/paired_steps.py run --model vit_tiny_patch16_224 --batch-size 8 --recipe benchmarks/levers.json
     python benchmarks/paired_steps.py table
+    python benchmarks/paired_steps.py table --recipe benchmarks/levers.json
 
 Each trainer has a process of its own, as in `edgetune bench`, with its own allocator and threads; but they take turns
 step by step, a fraction of a second apart, each while the others sleep. A host that is slow for a minute is then slow
 for all of them, and what is told is the ratio within each round. Nothing but steps is timed: no images are read, no
-features cached. The trainers are `eager-full` and entries of recipes.json (benchmarks/steps.py). A run adds one line to
+features cached. Memory is the peak of building the trainer and of its steps, above the bare process.
+
+`eager-full`, which all are compared with, is one of them; the others are entries of a recipe file
+(benchmarks/steps.py), `--group` of them at a time, each group with an `eager-full` of its own. A run adds one line to
 `results/paired_steps.jsonl`; nothing else should run beside it.
 """
 
@@ -25,34 +29,38 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
-from steps import plan_of, prepare, step_of
+from steps import EAGER, RECIPES, plan_of, prepare, step_of
 
+from edgetune.measure import PeakMeter
 from edgetune.model.registry import find_spec
+from edgetune.train import torch_engine
 
 NAME = "paired_steps"
-METHODS = "eager-full,lean-full,edgetune"  # the first is what the others are compared with
+DEFAULT = "lean-full,edgetune"  # of recipes.json
 WARM_UP = 3  # steps of each that are not counted
 RESAMPLES = 2000
 _PAUSE_S = 0.05  # between two steps: threads of the last one may wait for work a moment longer
 
 
-def worker(name: str, scratch: Path, settings: dict[str, Any]) -> None:
-    """Take a step whenever a line comes in, and say how long it took."""
-    step = step_of(plan_of(name, scratch, **settings), scratch)
+def worker(name: str, scratch: Path, recipes: Path, settings: dict[str, Any]) -> None:
+    """Take a step whenever a line comes in, and say how long it took and what memory it has taken so far."""
+    plan = plan_of(name, scratch, recipes, **settings)
+    meter = PeakMeter.start(lambda: torch_engine.start(plan))
+    step = step_of(plan, scratch)
     for _ in sys.stdin:
         started = time.perf_counter()
         step()
-        print(time.perf_counter() - started, flush=True)
+        seconds = time.perf_counter() - started
+        print(json.dumps([seconds, (meter.peak_bytes() or 0) - (meter.baseline_bytes or 0)]), flush=True)
 
 
-def take_turns(names: list[str], scratch: Path, settings: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round's step of each trainer."""
-    command = [sys.executable, __file__, "worker", str(scratch), json.dumps(settings)]
+def take_turns(names: list[str], command: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds of each round's step of each trainer, and its peak above the bare process."""
     workers = {
         name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in names
     }
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, dict[str, Any]] = {name: {"steps_s": []} for name in names}
     try:
         for number in range(WARM_UP + rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -61,9 +69,12 @@ def take_turns(names: list[str], scratch: Path, settings: dict[str, Any], rounds
                 assert process.stdout is not None
                 process.stdin.write("step\n")
                 process.stdin.flush()
-                seconds = float(process.stdout.readline())
+                said = process.stdout.readline()
+                if not said:
+                    raise SystemExit(f"{name} ended before its time; what it said is above.")
+                seconds, found[name]["above_bytes"] = json.loads(said)
                 if number >= WARM_UP:
-                    found[name].append(seconds)
+                    found[name]["steps_s"].append(round(seconds, 5))
                 time.sleep(_PAUSE_S)
     finally:
         for process in workers.values():
@@ -82,34 +93,45 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One line of the results."""
     size = options.image_size or find_spec(options.model).image_size
-    settings = {"model": options.model, "image_size": size, "batch_size": options.batch_size}
-    names = options.methods.split(",")
+    shared = {"model": options.model, "image_size": size, "batch_size": options.batch_size}
+    known = list(json.loads(options.recipe.read_text()))
+    asked = options.methods or (DEFAULT if options.recipe == RECIPES else ",".join(known))
+    names = [name for name in asked.split(",") if name != EAGER]
+    groups = []
     with tempfile.TemporaryDirectory() as scratch:
         prepare(Path(scratch), options.model, size)
-        found = take_turns(names, Path(scratch), settings | {"threads": options.threads}, options.rounds)
-    for name, seconds in found.items():
-        print(name, f"{1000 * statistics.median(seconds):.0f} ms", flush=True)
-    return settings | {
-        "threads": options.threads,
-        "steps_s": {name: [round(value, 5) for value in seconds] for name, seconds in found.items()},
-    }
+        settings = json.dumps(shared | {"threads": options.threads})
+        command = [sys.executable, __file__, "worker", scratch, str(options.recipe), settings]
+        for start in range(0, len(names), options.group):
+            groups.append(take_turns([EAGER, *names[start : start + options.group]], command, options.rounds))
+            for name, found in groups[-1].items():
+                print(name, f"{1000 * statistics.median(found['steps_s']):.0f} ms", flush=True)
+    return shared | {"recipe": options.recipe.name, "threads": options.threads, "groups": groups}
 
 
-def table() -> None:
+def table(recipe: str) -> None:
     """Markdown: the last line of each model."""
-    records = {(line["model"], line["image_size"], line["batch_size"]): line for line in lines(NAME)}
-    print("| model | trainer | rounds | ms a step, median (lowest) | against the first, median of rounds [95 %] |")
-    print("|---|---|---:|---:|---:|")
+    records = {
+        (line["model"], line["image_size"], line["batch_size"]): line
+        for line in lines(NAME)
+        if line["recipe"] == recipe
+    }
     for (model, size, batch), line in records.items():
-        first = next(iter(line["steps_s"].values()))
-        for name, seconds in line["steps_s"].items():
-            ratios = [mine / theirs for mine, theirs in zip(seconds, first, strict=True)]
-            low, high = interval(ratios)
-            print(
-                f"| {model}, {size} px, batch {batch} | `{name}` | {len(seconds)} |"
-                f" {1000 * statistics.median(seconds):.0f} ({1000 * min(seconds):.0f}) |"
-                f" {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] |"
-            )
+        print(f"\n{model}, {size} px, batch {batch}\n")
+        print("| trainer | peak | rounds | ms a step, median (lowest) | by `eager-full`'s of the round [95 %] |")
+        print("|---|---:|---:|---:|---:|")
+        for number, group in enumerate(line["groups"]):
+            first = group[EAGER]["steps_s"]
+            for name, found in group.items():
+                seconds = found["steps_s"]
+                ratios = [mine / theirs for mine, theirs in zip(seconds, first, strict=True)]
+                low, high = interval(ratios)
+                if name != EAGER or not number:
+                    print(
+                        f"| `{name}` | {found['above_bytes'] / 2**20:.0f} MiB | {len(seconds)} |"
+                        f" {1000 * statistics.median(seconds):.0f} ({1000 * min(seconds):.0f}) |"
+                        f" {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] |"
+                    )
 
 
 def main() -> None:
@@ -120,21 +142,25 @@ def main() -> None:
     running.add_argument("--model", default="vit_tiny_patch16_224")
     running.add_argument("--image-size", type=int)
     running.add_argument("--batch-size", type=int, default=8)
-    running.add_argument("--methods", default=METHODS)
+    running.add_argument("--methods", help=f"entries of the recipe file; {DEFAULT}, or all of another file")
+    running.add_argument("--group", type=int, default=6, help="entries in memory at a time")
     running.add_argument("--rounds", type=int, default=40)
     running.add_argument("--threads", type=int, default=2)
     working = commands.add_parser("worker", help="what `run` starts")
     working.add_argument("scratch", type=Path)
+    working.add_argument("recipe", type=Path)
     working.add_argument("settings", type=json.loads)
     working.add_argument("name")
-    commands.add_parser("table")
+    showing = commands.add_parser("table")
+    for command in (running, showing):
+        command.add_argument("--recipe", type=Path, default=RECIPES)
     options = parser.parse_args()
     if options.command == "run":
         append(NAME, run(options))
     elif options.command == "worker":
-        worker(options.name, options.scratch, options.settings)
+        worker(options.name, options.scratch, options.recipe, options.settings)
     else:
-        table()
+        table(options.recipe.name)
 
 
 if __name__ == "__main__":

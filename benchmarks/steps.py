@@ -1,7 +1,7 @@
 """Single training steps of the trainers that are compared, for scripts that time or profile them.
 
-`eager-full` is timm's model with torch's AdamW in eager PyTorch; the others are entries of recipes.json in the lean
-trainer, on random pixels, or on random features where their plan caches features.
+`eager-full` is timm's model with torch's AdamW in eager PyTorch; the others are entries of a recipe file (recipes.json,
+levers.json) in the lean trainer, on random pixels, or on random features where their plan caches features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgetune.train.lean.engine import LeanEngine
 
 CLASSES = 4  # of the synthetic images
 EAGER = "eager-full"
-_RECIPES = Path(__file__).resolve().parent / "recipes.json"
+RECIPES = Path(__file__).resolve().parent / "recipes.json"
 
 
 def prepare(scratch: Path, model: str, image_size: int) -> None:
@@ -37,9 +37,9 @@ def prepare(scratch: Path, model: str, image_size: int) -> None:
     _write_weights(find_spec(model).at(image_size, CLASSES), scratch / "weights.safetensors")
 
 
-def plan_of(name: str, scratch: Path, **settings: Any) -> Plan:
-    """The plan of a trainer, by `eager-full` or an entry of recipes.json; settings as for `make_plan`."""
-    recipe = {EAGER: {"method": "full", "arguments": []}, **json.loads(_RECIPES.read_text())}[name]
+def plan_of(name: str, scratch: Path, recipes: Path = RECIPES, **settings: Any) -> Plan:
+    """The plan of a trainer, by `eager-full` or an entry of a recipe file; settings as for `make_plan`."""
+    recipe = {EAGER: {"method": "full", "arguments": []}, **json.loads(recipes.read_text())}[name]
     levers = [text for text in recipe["arguments"] if text != "--lever"]
     return make_plan(scratch / "data", method=recipe["method"], levers=levers, workers=0, **settings)
 

@@ -30,7 +30,7 @@ Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]
 
 _SCALE_GROUP = 256  # values of a moment that share a scale
-_PIECE = 1 << 17  # values worked on at a time: half a MiB, a multiple of the above
+_PIECE = 1 << 18  # values worked on at a time: a MiB, a multiple of the above
 
 
 class GroupOptimizer:
@@ -175,9 +175,10 @@ class GroupOptimizer:
                     by_column += squares.sum(0)
                 columns.lerp_(by_column.div_(len(matrix)), 1 - BETAS[1])
                 # v = rows · columns / mean(rows), corrected for its start at zero
-                by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15)
-                by_column = (columns / correction).sqrt_().add_(EPSILON)
-                matrix.div_(by_row[:, None]).div_(by_column)
+                by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15).reciprocal_()
+                by_column = (columns / correction).sqrt_().add_(EPSILON).reciprocal_()
+                for some, row in zip(matrix.split(height), by_row.split(height), strict=True):
+                    some.mul_(row[:, None]).mul_(by_column)
             else:
                 second = self.state["vectors"][vector_start : vector_start + part.size]
                 vector_start += part.size
@@ -217,4 +218,4 @@ class _Moment:
             self._codes.copy_(self._padded.div_(self._scales[:, None]).ceil_())
         else:
             torch.mul(self._padded.abs().amax(1), 1 / 127, out=self._scales).clamp_(min=1e-30)
-            self._codes.copy_(self._padded.div_(self._scales[:, None]).round_())
+            self._codes.copy_(self._padded.mul_(self._scales.reciprocal()[:, None]).round_())
