@@ -109,29 +109,43 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return shared | {"recipe": options.recipe.name, "threads": options.threads, "groups": groups}
 
 
-def table(recipe: str) -> None:
-    """Markdown: the last line of each model."""
-    records = {
-        (line["model"], line["image_size"], line["batch_size"]): line
-        for line in lines(NAME)
-        if line["recipe"] == recipe
-    }
-    for (model, size, batch), line in records.items():
+def cosine(entry: dict[str, Any], measured: dict[str, Any]) -> str:
+    """The worst parameter's gradient under an entry of a recipe file, as benchmarks/gradients.py measured it.
+
+    Blank where the gradient is another function's (fewer blocks, smaller frozen weights) or was not measured.
+    """
+    levers = dict(text.split("=") for text in entry["arguments"] if "=" in text)
+    if entry["method"] != "full" or "precision" in levers:
+        return ""
+    name = levers.get("saved_precision", "fp32") + ", recomputed" * (levers.get("saved_activations") == "recompute")
+    found = measured.get(name)
+    return "" if found is None else f"{found['worst_cosine']:.6f}"
+
+
+def table(recipe: Path) -> None:
+    """Markdown: of each model, the last measurement of each entry of the file."""
+    entries = {EAGER: {"method": "none", "arguments": []}, **json.loads(recipe.read_text())}
+    gradients = {line["model"]: line["levers"] for line in lines("gradients")}
+    models: dict[tuple[str, int, int], dict[str, dict[str, Any]]] = {}
+    for line in lines(NAME):
+        if line["recipe"] == recipe.name:
+            of_model = models.setdefault((line["model"], line["image_size"], line["batch_size"]), {})
+            of_model |= {name: group for group in line["groups"] for name in group}
+    for (model, size, batch), groups in models.items():
         print(f"\n{model}, {size} px, batch {batch}\n")
-        print("| trainer | peak | rounds | ms a step, median (lowest) | by `eager-full`'s of the round [95 %] |")
-        print("|---|---:|---:|---:|---:|")
-        for number, group in enumerate(line["groups"]):
-            first = group[EAGER]["steps_s"]
-            for name, found in group.items():
-                seconds = found["steps_s"]
-                ratios = [mine / theirs for mine, theirs in zip(seconds, first, strict=True)]
-                low, high = interval(ratios)
-                if name != EAGER or not number:
-                    print(
-                        f"| `{name}` | {found['above_bytes'] / 2**20:.0f} MiB | {len(seconds)} |"
-                        f" {1000 * statistics.median(seconds):.0f} ({1000 * min(seconds):.0f}) |"
-                        f" {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] |"
-                    )
+        print("| trainer | peak | ms a step, median (lowest) | by `eager-full`'s [95 %] | rounds | worst cosine |")
+        print("|---|---:|---:|---:|---:|---:|")
+        for name in (name for name in entries if name in groups):
+            found, first = groups[name][name], groups[name][EAGER]["steps_s"]
+            seconds = found["steps_s"]
+            ratios = [mine / theirs for mine, theirs in zip(seconds, first, strict=True)]
+            low, high = interval(ratios)
+            print(
+                f"| `{name}` | {found['above_bytes'] / 2**20:.0f} MiB |"
+                f" {1000 * statistics.median(seconds):.0f} ({1000 * min(seconds):.0f}) |"
+                f" {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] | {len(seconds)} |"
+                f" {cosine(entries[name], gradients.get(model, {}))} |"
+            )
 
 
 def main() -> None:
@@ -160,7 +174,7 @@ def main() -> None:
     elif options.command == "worker":
         worker(options.name, options.scratch, options.recipe, options.settings)
     else:
-        table(options.recipe.name)
+        table(options.recipe)
 
 
 if __name__ == "__main__":

@@ -79,5 +79,5 @@ def _lean(plan: Plan, weights: Path) -> Callable[[], object]:
     if plan.feature_cache is None:
         source = torch.randn(plan.batch_size, 3, plan.image_size, plan.image_size)
     else:
-        source = torch.randn(plan.batch_size, spec.tokens, spec.width)
+        source = torch.randn(plan.batch_size, plan.feature_cache.tokens, spec.width)
     return lambda: engine.train_step(Batch(source.clone().numpy(), labels), 1e-5, plan.micro_batch_size)
