@@ -1,7 +1,7 @@
 """What share of the machine's matrix rate a training step reaches, and where the rest of its time goes.
 
     python benchmarks/gemm_share.py run --model vit_tiny_patch16_224 --batch-size 8
-    python benchmarks/gemm_share.py run --model vit_base_patch16_224 --batch-size 4 --steps 6
+    python benchmarks/gemm_share.py run --model vit_base_patch16_224 --batch-size 4 --rounds 6
     python benchmarks/gemm_share.py table
 
 Three trainers take the same steps on random pixels (or features): `eager-full` is timm's model with torch's AdamW,
@@ -13,7 +13,8 @@ Three trainers take the same steps on random pixels (or features): `eager-full` 
   same shapes and strides: the best that a step of these shapes could reach (`roof`), and the share of it reached;
 - the time of each kind of operation by torch's profiler.
 
-A run adds one line to `results/gemm_share.jsonl`; nothing else should run beside it.
+Step, cube and roof take turns, and shares are medians of the rounds: the machine's speed may move meanwhile. A run adds
+one line to `results/gemm_share.jsonl`; nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from edgetune.plan.work import step_flops
 
 NAME = "gemm_share"
 CUBE = 2048
+WARM_UP = 2  # rounds that are not counted
 
 _ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu",)
 _PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward", "mkldnn_convolution")
@@ -83,32 +85,27 @@ def _made(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def seconds_of(call: Callable[[], object], least_s: float = 0.3) -> float:
-    """Median time of a call."""
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time of one call."""
+    started = time.perf_counter()
     call()
-    times: list[float] = []
-    while sum(times) < least_s or len(times) < 3:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return time.perf_counter() - started
 
 
-def cube_flops_per_s() -> float:
-    """Rate of one large product of square matrices."""
-    a, b = torch.randn(CUBE, CUBE), torch.randn(CUBE, CUBE)
-    return 2 * CUBE**3 / seconds_of(lambda: a @ b, 3.0)
-
-
-def roof_s(step: Callable[[], object]) -> float:
-    """Time that the products of a step take back to back."""
+def back_to_back(step: Callable[[], object]) -> Callable[[], object]:
+    """The matrix products and attention of a step, one after the other, on tensors made beforehand."""
     with Products() as products:
         step()
-    total = 0.0
-    for (func, described), count in products.found.items():
-        given = [_made(value) for value in described]
-        total += count * seconds_of(lambda func=func, given=given: func(*given), 0.05)  # type: ignore[misc]
-    return total
+    calls = [
+        (func, [_made(value) for value in described], count) for (func, described), count in products.found.items()
+    ]
+
+    def run() -> None:
+        for func, given, count in calls:
+            for _ in range(count):
+                func(*given)
+
+    return run
 
 
 def shares(step: Callable[[], object], steps: int) -> dict[str, float]:
@@ -128,7 +125,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """One line of the results."""
     size = arguments.image_size or find_spec(arguments.model).image_size
     prepare(scratch, arguments.model, size)
-    cube = cube_flops_per_s()
+    square = torch.randn(CUBE, CUBE)
     found: dict[str, Any] = {}
     for name in (EAGER, "lean-full", "edgetune"):
         shared = {"model": arguments.model, "image_size": size, "batch_size": arguments.batch_size}
@@ -137,21 +134,18 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         step = step_of(plan, scratch)
         trained = [block.index for block in plan.blocks if block.trainable]
         flops = plan.batch_size * step_flops(spec, plan, trained, [float(spec.patches)] * spec.depth)
-        for _ in range(2):
-            step()
-        times = []
-        for _ in range(arguments.steps):
-            started = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - started)
-        step_s = statistics.median(times)
-        products_s = roof_s(step)
+        products = back_to_back(step)
+        rounds = []
+        for number in range(WARM_UP + arguments.rounds):
+            taken = seconds_of(lambda: square @ square), seconds_of(step), seconds_of(products)
+            if number >= WARM_UP:
+                rounds.append(taken)
         found[name] = {
-            "step_s": step_s,
             "step_flops": flops,
-            "share_of_cube": flops / step_s / cube,
-            "roof_s": products_s,
-            "share_of_roof": products_s / step_s,
+            "rounds_s": [[round(value, 5) for value in taken] for taken in rounds],  # cube, step, products
+            "step_s": statistics.median(step_s for _, step_s, _ in rounds),
+            "share_of_cube": statistics.median(flops / step_s * cube_s / (2 * CUBE**3) for cube_s, step_s, _ in rounds),
+            "share_of_roof": statistics.median(products_s / step_s for _, step_s, products_s in rounds),
             "part": plan.micro_batch_size,
             "profile": shares(step, 3),
         }
@@ -161,7 +155,9 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "image_size": size,
         "batch_size": arguments.batch_size,
         "threads": arguments.threads,
-        "cube_flops_per_s": cube,
+        "cube_flops_per_s": statistics.median(
+            2 * CUBE**3 / cube_s for trainer in found.values() for cube_s, _, _ in trainer["rounds_s"]
+        ),
         "trainers": found,
     }
 
@@ -192,7 +188,7 @@ def main() -> None:
     running.add_argument("--model", default="vit_tiny_patch16_224")
     running.add_argument("--image-size", type=int)
     running.add_argument("--batch-size", type=int, default=8)
-    running.add_argument("--steps", type=int, default=20)
+    running.add_argument("--rounds", type=int, default=15)
     running.add_argument("--threads", type=int, default=2)
     commands.add_parser("table")
     arguments = parser.parse_args()
