@@ -137,7 +137,8 @@ class TorchOps:
         return weight.mul_(factor[:, None]) if total is None else total.addcmul_(weight, factor[:, None])
 
     def dot_rows(self, left: Tensor, right: Tensor) -> Tensor:
-        return torch.linalg.vecdot(left, right)  # makes nothing of a matrix's size
+        dots: Tensor = torch.linalg.vecdot(left, right)  # makes nothing of a matrix's size
+        return dots
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         return left.add_(right)
