@@ -193,25 +193,26 @@ finally:
 """
 
 
+def _run_for_processor_time(*arguments: str) -> tuple[float, str]:
+    """Processor time of a Python process, since the wall clock would also measure what runs beside; what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
 def test_profiling_a_root_takes_a_third_of_a_second() -> None:
-    # processor time, since the wall clock would also measure what runs beside the tests; the best of several
-    spent = []
-    for _ in range(6):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [
-            sys.executable,
-            "-m",
-            "edgetune",
-            "profile",
-            "--root",
-            str(FIXTURES / "orin-nano-super-jp6"),
-            "--json",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert json.loads(done.stdout)["power"]["total_w"] == pytest.approx(5.251904)
-    assert 0 < min(spent) < 0.35  # 0.24 s where nothing else runs; the rest is room for a busy or slower clock
+    spent, yardstick = [], []
+    for _ in range(6):  # the best of several
+        seconds, said = _run_for_processor_time(
+            "-m", "edgetune", "profile", "--root", str(FIXTURES / "orin-nano-super-jp6"), "--json"
+        )
+        assert json.loads(said)["power"]["total_w"] == pytest.approx(5.251904)
+        spent.append(seconds)
+        yardstick.append(_run_for_processor_time("-c", "import numpy, rich.table, typer")[0])
+    # 0.24 s where nothing else runs, which imports these in 0.2; a slower machine is given as much more
+    assert 0 < min(spent) < 0.35 * max(1.0, min(yardstick) / 0.25)
 
 
 def test_profiling_a_root_stays_under_40_mb() -> None:
