@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from machine import append, lines
-from steps import EAGER, plan_of, prepare, step_of
+from steps import EAGER, add_options, plan_of, prepare, step_of
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -185,11 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--model", default="vit_tiny_patch16_224")
-    running.add_argument("--image-size", type=int)
-    running.add_argument("--batch-size", type=int, default=8)
+    add_options(running)
     running.add_argument("--rounds", type=int, default=15)
-    running.add_argument("--threads", type=int, default=2)
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "table":

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
-from steps import EAGER, RECIPES, plan_of, prepare, step_of
+from steps import EAGER, RECIPES, add_options, plan_of, prepare, step_of
 
 from edgetune.measure import PeakMeter
 from edgetune.model.registry import find_spec
@@ -153,13 +153,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--model", default="vit_tiny_patch16_224")
-    running.add_argument("--image-size", type=int)
-    running.add_argument("--batch-size", type=int, default=8)
+    add_options(running)
     running.add_argument("--methods", help=f"entries of the recipe file; {DEFAULT}, or all of another file")
     running.add_argument("--group", type=int, default=6, help="entries in memory at a time")
     running.add_argument("--rounds", type=int, default=40)
-    running.add_argument("--threads", type=int, default=2)
     working = commands.add_parser("worker", help="what `run` starts")
     working.add_argument("scratch", type=Path)
     working.add_argument("recipe", type=Path)

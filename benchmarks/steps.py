@@ -6,6 +6,7 @@ levers.json) in the lean trainer, on random pixels, or on random features where 
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,14 @@ from edgetune.train.lean.engine import LeanEngine
 CLASSES = 4  # of the synthetic images
 EAGER = "eager-full"
 RECIPES = Path(__file__).resolve().parent / "recipes.json"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What the scripts ask of a step."""
+    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
 
 
 def prepare(scratch: Path, model: str, image_size: int) -> None:
