@@ -40,7 +40,7 @@ def print_result(result: Result, out: Path) -> None:
         table.add_row("accelerator", format_size(memory.device_peak_bytes))
     epochs = ", ".join(format_duration(seconds) for seconds in time.epochs_s[:6])
     more = ", …" if len(time.epochs_s) > 6 else ""
-    table.add_row("time", f"{format_duration(time.total_s)} (epochs {epochs}{more})")
+    table.add_row("time", format_duration(time.total_s) + (f" (epochs {epochs}{more})" if epochs else ""))
     if energy.total_j is None:
         table.add_row("energy", "unknown: no sensor here; --power W gives a modelled figure")
     else:
