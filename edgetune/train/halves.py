@@ -28,6 +28,7 @@ Array = TypeVar("Array")
 Array_co = TypeVar("Array_co", covariant=True)
 
 ADAPTED = ("attn.qkv", "attn.proj")  # layers of a block that have adapters
+_FACTORS = (".lora_a", ".lora_b")  # how the names of their weights end
 
 
 def adapted_shape(spec: ViTSpec, layer: str) -> tuple[int, int]:
@@ -75,7 +76,7 @@ class MergedWeights(Mapping[str, Array], Generic[Array]):
         self, trained: Mapping[str, Array], matrices: Sequence[str], merged: Callable[[str, Array, Array], Array]
     ) -> None:
         self._trained, self._matrices, self._merged = trained, frozenset(matrices), merged
-        whole = [name for name in trained if not name.endswith((".lora_a", ".lora_b"))]
+        whole = [name for name in trained if not name.endswith(_FACTORS)]
         self._names = dict.fromkeys([*whole, *matrices])
 
     def __getitem__(self, name: str) -> Array:
@@ -183,7 +184,7 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
         """Fill the groups from the file the run began with, and draw adapters."""
         for group in self._groups.values():
             for name, values in group.weights.items():
-                if not name.endswith((".lora_a", ".lora_b")):
+                if not name.endswith(_FACTORS):
                     self._read(name, values)
         if self._adapters is not None:
             self._adapters.draw(self._trained_weights(), self.plan.seed)
