@@ -12,6 +12,7 @@ from edgetune.device.catalogue import TotalRule
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import Reading, find_power
 from edgetune.device.power.constant import UserConstant
+from tests.pace import slowness
 
 
 class Bench:
@@ -340,4 +341,4 @@ def test_the_thread_samples_a_fixture_at_the_pace_and_ends(open_board):
     assert not thread.is_alive()
     assert window.joules == pytest.approx(5.251904 * window.seconds, rel=1e-6)
     assert 5 < window.samples <= window.seconds / 0.02 * 1.1 + 3
-    assert 0 < meter.sampling_cpu_s < 0.3
+    assert 0 < meter.sampling_cpu_s < 0.1 * slowness()  # some thirty readings

@@ -20,6 +20,7 @@ from edgetune.plan.bill import expected_bill, memory_bill
 from edgetune.plan.job import job_of
 from edgetune.schema import Plan, Profile
 from edgetune.train.knobs import ladder
+from tests.pace import slowness
 from tests.plan.conftest import make_profile
 
 MODELS = ("vit_nano_patch8_64", "vit_tiny_patch16_224", "vit_large_patch16_384", "deit_small_distilled_patch16_224")
@@ -166,7 +167,8 @@ def test_any_question_gets_an_answer_that_holds_or_one_sentence(
         assert refused.exit_code == 2
         assert "\n" not in str(refused)
         assert str(refused).endswith((".", ")", "?"))
-    assert time.process_time() - began < 5.0
+    spent = time.process_time() - began
+    assert spent < 5.0 or spent < 5.0 * slowness()
 
 
 @pytest.mark.parametrize("name", ["memory_bytes", "energy_j", "time_s", "power_w"])
