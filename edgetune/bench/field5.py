@@ -1,6 +1,6 @@
-"""`edgetune bench --workload field5`: what levers cost in plain PyTorch, beside the field's own figures.
+"""`edgetune bench --workload field5`: what levers cost in plain PyTorch, beside the figures that were given.
 
-The published table (two of them: a ViT-Ti at batch 8 and a ViT-B at batch 4, 224 px, 100 classes) was measured on one
+The table (two of them: a ViT-Ti at batch 8 and a ViT-B at batch 4, 224 px, 100 classes) was measured on one
 core of another AMD EPYC with AVX2, torch 2.14.1, timm 1.0.31; its times carry about ±10 %. Here every row runs again in
 a process of its own (`edgetune.bench.field5_row`), and both stand side by side. A row that has a line is not repeated.
 """
@@ -26,14 +26,14 @@ from edgetune.errors import EdgetuneError
 from edgetune.files import storage_errors, write_atomically
 from edgetune.schema import Record
 
-MB = 1 << 20  # so the published MB must be: what autograd saves is a sum that needs no measuring
+MB = 1 << 20  # so the given MB must be: what autograd saves is a sum that needs no measuring
 _OTHERS_SHARE = 0.05  # of all cores' time: from here on other processes show in what is timed
-_ROUNDED_MB = 1.0  # to which the published figures are given
+_ROUNDED_MB = 1.0  # to which those figures are given
 _MEMORY_NOISE, _TIME_NOISE = 0.1, 0.15  # a ratio of two times that carry 10 % each
 
 
-class Published(NamedTuple):
-    """A row as published; of some rows only the factors against full fine-tuning are."""
+class Given(NamedTuple):
+    """A row as given; of some rows only the factors against full fine-tuning are."""
 
     name: str
     saved_mb: float | None = None
@@ -49,7 +49,7 @@ class Table(NamedTuple):
     model: str
     title: str
     batch_size: int
-    rows: tuple[Published, ...]
+    rows: tuple[Given, ...]
 
 
 TABLES = (
@@ -58,35 +58,35 @@ TABLES = (
         "ViT-Ti/16",
         8,
         (
-            Published("all, AdamW", 229, 280, 149),
-            Published("all, SGD without momentum", 229, 236, 156),
-            Published("head only, cached features", 1, 3, 0.1),
-            Published("head only", 1, 16, 44),
-            Published("last 1 block", 21, 32, 50),
-            Published("last 2 blocks", 39, 54, 58),
-            Published("last 4 blocks", 76, 98, 70),
-            Published("last 6 blocks", 113, 142, 85),
-            Published("4 blocks spread (0, 4, 7, 11)", 169, 191, 99),
-            Published("biases only", 146, 159, 106),
-            Published("norms only", 141, 154, 99),
-            Published("attention weights only", 154, 180, 112),
-            Published("LoRA r=8 on qkv and proj", 155, 169, 116),
-            Published("side network", 27, 33, 48),
-            Published("all, tokens kept 70 %", 169, 219, 110),
-            Published("all, tokens kept 50 %", 128, 177, 76),
-            Published("all, tokens kept 30 %", 87, 136, 58),
-            Published("last 4 blocks, tokens kept 50 %", 38, 58, 44),
-            Published("last 6 blocks, tokens kept 60 %", 68, 96, 58),
-            Published("checkpoint every block", 21, 98, 199),
-            Published("micro-batch 4", 117, 188, 150),
-            Published("micro-batch 1", 33, 103, 181),
-            Published("saved tensors in int8", 62, 128, 162),
-            Published("AdamW inside backward", 229, 280, 161),
-            Published("bf16 autocast", 139, 191, 1929),
-            Published("MeZO", 0, 28, 121),
-            Published("all, 192 px", peak_factor=1.3, time_factor=1.3),
-            Published("all, 160 px", peak_factor=1.7, time_factor=2.1),
-            Published("all, 128 px", saved_mb=229 / 3, peak_factor=2.2, time_factor=3.7),
+            Given("all, AdamW", 229, 280, 149),
+            Given("all, SGD without momentum", 229, 236, 156),
+            Given("head only, cached features", 1, 3, 0.1),
+            Given("head only", 1, 16, 44),
+            Given("last 1 block", 21, 32, 50),
+            Given("last 2 blocks", 39, 54, 58),
+            Given("last 4 blocks", 76, 98, 70),
+            Given("last 6 blocks", 113, 142, 85),
+            Given("4 blocks spread (0, 4, 7, 11)", 169, 191, 99),
+            Given("biases only", 146, 159, 106),
+            Given("norms only", 141, 154, 99),
+            Given("attention weights only", 154, 180, 112),
+            Given("LoRA r=8 on qkv and proj", 155, 169, 116),
+            Given("side network", 27, 33, 48),
+            Given("all, tokens kept 70 %", 169, 219, 110),
+            Given("all, tokens kept 50 %", 128, 177, 76),
+            Given("all, tokens kept 30 %", 87, 136, 58),
+            Given("last 4 blocks, tokens kept 50 %", 38, 58, 44),
+            Given("last 6 blocks, tokens kept 60 %", 68, 96, 58),
+            Given("checkpoint every block", 21, 98, 199),
+            Given("micro-batch 4", 117, 188, 150),
+            Given("micro-batch 1", 33, 103, 181),
+            Given("saved tensors in int8", 62, 128, 162),
+            Given("AdamW inside backward", 229, 280, 161),
+            Given("bf16 autocast", 139, 191, 1929),
+            Given("MeZO", 0, 28, 121),
+            Given("all, 192 px", peak_factor=1.3, time_factor=1.3),
+            Given("all, 160 px", peak_factor=1.7, time_factor=2.1),
+            Given("all, 128 px", saved_mb=229 / 3, peak_factor=2.2, time_factor=3.7),
         ),
     ),
     Table(
@@ -94,15 +94,15 @@ TABLES = (
         "ViT-B/16",
         4,
         (
-            Published("all, AdamW", 451, 1128, 1683),
-            Published("all, SGD inside backward", 451, 470, 1511),
-            Published("last 4 blocks", 153, 390, 878),
-            Published("last 4 blocks, tokens kept 50 %", 77, 347, 454),
-            Published("LoRA r=8 on qkv and proj", 308, 334, 1116),
-            Published("biases only", 284, 307, 1045),
-            Published("all, tokens kept 50 %", 248, 1018, 973),
-            Published("checkpoint every block", 35, 1021, 1848),
-            Published("side network", 54, 72, 591),
+            Given("all, AdamW", 451, 1128, 1683),
+            Given("all, SGD inside backward", 451, 470, 1511),
+            Given("last 4 blocks", 153, 390, 878),
+            Given("last 4 blocks, tokens kept 50 %", 77, 347, 454),
+            Given("LoRA r=8 on qkv and proj", 308, 334, 1116),
+            Given("biases only", 284, 307, 1045),
+            Given("all, tokens kept 50 %", 248, 1018, 973),
+            Given("checkpoint every block", 35, 1021, 1848),
+            Given("side network", 54, 72, 591),
         ),
     ),
 )
@@ -124,7 +124,7 @@ class FieldRow(Record, frozen=True):
 
 
 class Field5(Record, frozen=True, tag_field="schema", tag="edgetune/field5/1"):
-    """All rows measured so far; the published figures are in `edgetune.bench.field5`."""
+    """All rows measured so far; the given figures are in `edgetune.bench.field5`."""
 
     rows: list[FieldRow]
     created: str
@@ -146,17 +146,17 @@ def run_field5(out: Path, say: Callable[[str], None] = lambda line: None, rows: 
     log = out / "field5.jsonl"
     machine = describe_machine(System())
     for table in TABLES:
-        for published in table.rows:
-            if rows is not None and published.name not in rows:
+        for given in table.rows:
+            if rows is not None and given.name not in rows:
                 continue
-            if any((row.model, row.row) == (table.model, published.name) for row in _lines(log)):
-                say(f"{table.title}, {published.name}: done before")
+            if any((row.model, row.row) == (table.model, given.name) for row in _lines(log)):
+                say(f"{table.title}, {given.name}: done before")
                 continue
-            found = _measure(table, published, machine)
+            found = _measure(table, given, machine)
             with storage_errors(log), log.open("ab") as lines:
                 lines.write(msgspec.json.encode(found) + b"\n")
             peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / MB:.0f} MB"
-            say(f"{table.title}, {published.name}: {peak}, {1000 * found.image_s:.3g} ms an image")
+            say(f"{table.title}, {given.name}: {peak}, {1000 * found.image_s:.3g} ms an image")
             _write(out, log)
     return _write(out, log)
 
@@ -168,20 +168,20 @@ def _write(out: Path, log: Path) -> Field5:
     return made
 
 
-def _measure(table: Table, published: Published, machine: Machine) -> FieldRow:
+def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES} | TRIMMED
     bystanders = Bystanders()
-    command = [sys.executable, "-m", "edgetune.bench.field5_row", table.model, str(table.batch_size), published.name]
+    command = [sys.executable, "-m", "edgetune.bench.field5_row", table.model, str(table.batch_size), given.name]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise EdgetuneError(f"{table.title}, {published.name} failed: {last}")
+        raise EdgetuneError(f"{table.title}, {given.name} failed: {last}")
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return FieldRow(
         model=table.model,
-        row=published.name,
+        row=given.name,
         others_share=bystanders.share(),
         machine=machine,
         created=schema.now(),
@@ -201,18 +201,18 @@ def _lines(log: Path) -> list[FieldRow]:
 
 
 def field5_markdown(made: Field5) -> str:
-    """Published and measured side by side; `!` marks what differs by more than the noise."""
+    """Given and measured side by side; `!` marks what differs by more than the noise."""
     lines = []
     for table in TABLES:
         found = {row.row: row for row in made.rows if row.model == table.model}
         if not found:
             continue
         lines += [
-            f"**{table.title}**, batch {table.batch_size}, one thread: published → here",
+            f"**{table.title}**, batch {table.batch_size}, one thread: given → here",
             "",
             "| what trains / how | saved MB | peak MB | peak, less by | ms/image | faster by |",
             "|---|---:|---:|---:|---:|---:|",
-            *(_line(published, found, table.rows[0]) for published in table.rows if published.name in found),
+            *(_line(given, found, table.rows[0]) for given in table.rows if given.name in found),
             "",
         ]
     lines += [
@@ -228,36 +228,32 @@ def field5_markdown(made: Field5) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(published: Published, found: dict[str, FieldRow], full: Published) -> str:
-    row, ours = found[published.name], found.get(full.name)
-    peak_factor = published.peak_factor or _factor(full.peak_mb, published.peak_mb)
-    time_factor = published.time_factor or _factor(full.image_ms, published.image_ms)
+def _line(given: Given, found: dict[str, FieldRow], full: Given) -> str:
+    row, ours = found[given.name], found.get(full.name)
+    peak_factor = given.peak_factor or _factor(full.peak_mb, given.peak_mb)
+    time_factor = given.time_factor or _factor(full.image_ms, given.image_ms)
     our_peak = _factor(ours.peak_bytes, row.peak_bytes) if ours else None
     our_time = _factor(ours.image_s, row.image_s) if ours else None
     peak_mb = None if row.peak_bytes is None else row.peak_bytes / MB
     cells = [
-        _pair(published.saved_mb, row.saved_bytes / MB, _MEMORY_NOISE, _ROUNDED_MB),
-        _pair(published.peak_mb, peak_mb, _MEMORY_NOISE, _ROUNDED_MB),
+        _pair(given.saved_mb, row.saved_bytes / MB, _MEMORY_NOISE, _ROUNDED_MB),
+        _pair(given.peak_mb, peak_mb, _MEMORY_NOISE, _ROUNDED_MB),
         _pair(peak_factor, our_peak, _MEMORY_NOISE),
-        _pair(published.image_ms, 1000 * row.image_s, None),
+        _pair(given.image_ms, 1000 * row.image_s, None),
         _pair(time_factor, our_time, _TIME_NOISE),
     ]
-    return f"| {published.name} | {' | '.join(cells)} |"
+    return f"| {given.name} | {' | '.join(cells)} |"
 
 
 def _factor(full: float | None, row: float | None) -> float | None:
     return full / row if full and row else None
 
 
-def _pair(published: float | None, here: float | None, noise: float | None, least: float = 0.0) -> str:
+def _pair(given: float | None, here: float | None, noise: float | None, least: float = 0.0) -> str:
     def text(value: float | None) -> str:
         return "—" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
     off = (
-        published
-        and here is not None
-        and noise is not None
-        and abs(here / published - 1) > noise
-        and abs(here - published) > least
+        given and here is not None and noise is not None and abs(here / given - 1) > noise and abs(here - given) > least
     )
-    return f"{text(published)} → {text(here)}{' !' if off else ''}"
+    return f"{text(given)} → {text(here)}{' !' if off else ''}"

@@ -1,4 +1,4 @@
-"""The published table of costs: every row is one that can be measured, and what is written of it adds up."""
+"""The table of costs that was given: every row is one that can be measured, and what is written of it adds up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def a_row(name: str, saved_mb: float, peak_mb: float, image_s: float, **more: An
     )
 
 
-def test_the_published_factors_follow_from_its_figures() -> None:
+def test_the_given_factors_follow_from_its_figures() -> None:
     text = field5_markdown(
         Field5(rows=[a_row("all, AdamW", 229, 280, 0.2), a_row("last 2 blocks", 39, 50, 0.1)], created="")
     )
@@ -43,9 +43,9 @@ def test_the_published_factors_follow_from_its_figures() -> None:
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def measure(table: Any, published: Any, machine: Any) -> FieldRow:
-        asked.append(published.name)
-        return a_row(published.name, 1, 1, 1)
+    def measure(table: Any, given: Any, machine: Any) -> FieldRow:
+        asked.append(given.name)
+        return a_row(given.name, 1, 1, 1)
 
     monkeypatch.setattr(field5, "_measure", measure)
     monkeypatch.setattr(field5, "TABLES", TABLES[:1])
@@ -76,15 +76,15 @@ for name in sys.argv[1:]:
 """
 
 
-def test_rows_train_what_they_say_and_keep_as_much_as_was_published() -> None:
+def test_rows_train_what_they_say_and_keep_as_much_as_was_given() -> None:
     pytest.importorskip("timm", reason="timm is not installed: edgetune[bench] brings it")
     wanted = {"head only": 2, "last 4 blocks, tokens kept 50 %": 52, "biases only": 76, "saved tensors in int8": 152}
     done = subprocess.run([sys.executable, "-c", CHECK, *wanted], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    published = {row.name: row for row in TABLES[0].rows}
+    given = {row.name: row for row in TABLES[0].rows}
     for (name, count), line in zip(wanted.items(), done.stdout.splitlines(), strict=True):
         saved, moved, trained = map(int, line.split())
         assert trained == count, name
         assert moved >= 0.9 * count, name  # a row of zeros, such as a key's bias, may stay
-        if name != "saved tensors in int8":  # how those were packed was not published
-            assert saved * 8 / MB == pytest.approx(published[name].saved_mb, rel=0.05, abs=1), name
+        if name != "saved tensors in int8":  # how those were packed was not given
+            assert saved * 8 / MB == pytest.approx(given[name].saved_mb, rel=0.05, abs=1), name
