@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edgetune.train.lean.parameters import Group
-from edgetune.train.rules import BETAS, EPSILON, MOMENTUM
+from edgetune.train.rules import BETAS, EPSILON, MOMENTUM, Stretch
 
 Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]
@@ -46,6 +47,9 @@ class GroupOptimizer:
     def __init__(self, group: Group, kind: Kind, precision: StatePrecision, weight_decay: float) -> None:
         self._group, self._kind, self._precision = group, kind, precision
         self._weight_decay = weight_decay
+        # where each stretch's codes begin where parameters are scaled one by one: no two of them share a scale
+        padded = (-(-part.size // _SCALE_GROUP) * _SCALE_GROUP for part in group.stretches)
+        self._codes_starts = list(accumulate(padded, initial=0))
         self.state: dict[str, Tensor] = {}
         self.steps = 0
 
@@ -100,13 +104,15 @@ class GroupOptimizer:
     def _layout(self) -> dict[str, tuple[int, torch.dtype]]:
         size = self._group.size
         scales = -(-size // _SCALE_GROUP)
-        codes = scales * _SCALE_GROUP  # the last group is filled up
         if self._kind == "sgd-plain":
             return {}
         if self._kind == "sgd":
             return {"momentum": (size, torch.float32)}
         if self._precision == "fp32" or self._kind == "adam":
             return {"first": (size, torch.float32), "second": (size, torch.float32)}
+        if self._precision == "factored":
+            scales = self._codes_starts[-1] // _SCALE_GROUP
+        codes = scales * _SCALE_GROUP  # the last group is filled up
         layout = {"first": (codes, torch.int8), "first_scales": (scales, torch.float32)}
         if self._precision == "int8":
             return layout | {"second": (codes, torch.uint8), "second_scales": (scales, torch.float32)}
@@ -159,38 +165,51 @@ class GroupOptimizer:
 
     def _factored(self, gradient: Tensor, learning_rate: float) -> None:
         """Second moments by rows and columns (arXiv 1804.04235, section 3); vectors keep theirs whole."""
-        group, correction = self._group, 1 - BETAS[1] ** self.steps
-        group.values[: group.decayed].mul_(1 - learning_rate * self._weight_decay)
+        correction = 1 - BETAS[1] ** self.steps
         vector_start = 0
-        for part in group.stretches:
+        for part, codes_start in zip(self._group.stretches, self._codes_starts, strict=False):  # the last is the end
             grads = gradient[part.start : part.start + part.size]
             if len(part.shape) > 1:
                 matrix = grads.view(part.shape[0], -1)
-                rows, columns = self.state[f"{part.name}/rows"], self.state[f"{part.name}/columns"]
-                by_column = torch.zeros_like(columns)
-                height = max(1, _PIECE // matrix.shape[1])
-                for some, row in zip(matrix.split(height), rows.split(height), strict=True):
-                    squares = some.square()
-                    row.lerp_(squares.mean(1), 1 - BETAS[1])
-                    by_column += squares.sum(0)
-                columns.lerp_(by_column.div_(len(matrix)), 1 - BETAS[1])
-                # v = rows · columns / mean(rows), corrected for its start at zero
-                by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15).reciprocal_()
-                by_column = (columns / correction).sqrt_().add_(EPSILON).reciprocal_()
-                for some, row in zip(matrix.split(height), by_row.split(height), strict=True):
-                    some.mul_(row[:, None]).mul_(by_column)
+                by_row, by_column = self._by_row_and_column(part.name, matrix, correction)
+                # whole rows, and as many as end with a group of scales
+                even = _SCALE_GROUP // math.gcd(matrix.shape[1], _SCALE_GROUP)
+                height = even * max(1, _PIECE // (even * matrix.shape[1]))
+                for top in range(0, len(matrix), height):
+                    scaled = matrix[top : top + height].mul_(by_row[top : top + height, None]).mul_(by_column)
+                    self._follow(part, codes_start, top * matrix.shape[1], scaled.view(-1), learning_rate)
             else:
                 second = self.state["vectors"][vector_start : vector_start + part.size]
                 vector_start += part.size
                 second.mul_(BETAS[1]).addcmul_(grads, grads, value=1 - BETAS[1])
                 grads.div_((second / correction).sqrt_().add_(EPSILON))
-        for start in range(0, group.size, _PIECE):  # momentum of the scaled gradient
-            grads = gradient[start : start + _PIECE]
-            first = _Moment(self.state, "first", start, len(grads))
-            first.values.lerp_(grads, 1 - BETAS[0])
-            values = group.values[start : start + len(grads)]
-            values.add_(first.values, alpha=-learning_rate / (1 - BETAS[0] ** self.steps))
-            first.keep()
+                for start in range(0, part.size, _PIECE):
+                    self._follow(part, codes_start, start, grads[start : start + _PIECE], learning_rate)
+
+    def _by_row_and_column(self, name: str, matrix: Tensor, correction: float) -> tuple[Tensor, Tensor]:
+        """What a matrix's gradient is multiplied by; its second moments are brought up to date."""
+        rows, columns = self.state[f"{name}/rows"], self.state[f"{name}/columns"]
+        by_column = torch.zeros_like(columns)
+        height = max(1, _PIECE // matrix.shape[1])
+        for some, row in zip(matrix.split(height), rows.split(height), strict=True):
+            squares = some.square()
+            row.lerp_(squares.mean(1), 1 - BETAS[1])
+            by_column += squares.sum(0)
+        columns.lerp_(by_column.div_(len(matrix)), 1 - BETAS[1])
+        # v = rows · columns / mean(rows), corrected for its start at zero
+        by_row = (rows / rows.mean().clamp(min=1e-30)).sqrt_().add_(1e-15).reciprocal_()
+        return by_row, (columns / correction).sqrt_().add_(EPSILON).reciprocal_()
+
+    def _follow(self, part: Stretch, codes_start: int, start: int, scaled: Tensor, learning_rate: float) -> None:
+        """Momentum of a piece of scaled gradient, and the step along it; what is scaled is still in the cache."""
+        first = _Moment(self.state, "first", codes_start + start, len(scaled))
+        first.values.lerp_(scaled, 1 - BETAS[0])
+        begin = part.start + start
+        values = self._group.values[begin : begin + len(scaled)]
+        if begin < self._group.decayed:
+            values.mul_(1 - learning_rate * self._weight_decay)
+        values.add_(first.values, alpha=-learning_rate / (1 - BETAS[0] ** self.steps))
+        first.keep()
 
 
 class _Moment:
