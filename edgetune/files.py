@@ -138,3 +138,20 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a log, on disk before this returns; after a torn line, on one of its own.
+
+    Raises:
+        StorageError: see `storage_errors`.
+    """
+    with storage_errors(path), open(path, "ab+") as log:
+        log.seek(0, os.SEEK_END)
+        if log.tell():
+            log.seek(-1, os.SEEK_END)
+            torn = log.read(1) != b"\n"
+            log.write(b"\n" if torn else b"")
+        log.write(line + b"\n")
+        log.flush()
+        os.fsync(log.fileno())

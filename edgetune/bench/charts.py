@@ -56,7 +56,7 @@ def charts_of(bench: Bench) -> list[AnyChart]:
         lambda row: row.above_baseline_bytes,
         factor=1 / _MIB,
     )
-    return [chart for chart in (*found, memory, _course(rows)) if chart is not None]
+    return [chart for chart in (*found, memory, _course(rows, bench.full_accuracy_of)) if chart is not None]
 
 
 def numbered(bench: Bench) -> dict[str, int]:
@@ -109,6 +109,8 @@ def _scatter(
     if len(points) < 2:
         return None
     front = pareto([(point.x, -point.y if better_up else point.y) for point in points])
+    if len(front) == 1 and not better_up:  # no line to draw
+        caption = f"{points[front[0]].label} is best in both. Lower left is better."
     if any(point.modelled for point in points):
         caption += " Hollow: joules are modelled."
     return Scatter(id=id, title=title, caption=caption, x_label=x_label, unit=y_label, points=points, front=front)
@@ -156,9 +158,11 @@ def _bars(
     return Bars(id=id, title=title, caption=caption, unit=unit, bars=bars) if bars else None
 
 
-def _course(rows: Sequence[MethodRow]) -> Chart | None:
-    """Accuracy over training time, of the first repetition: as many methods as there are colours, edgetune's first."""
-    drawn = sorted((row for row in rows if row.curve), key=lambda row: row.entry.method != _OURS)[: len(_COLORS)]
+def _course(rows: Sequence[MethodRow], full: str | None) -> Chart | None:
+    """Accuracy over training time: as many methods as there are colours, edgetune and full fine-tuning first."""
+    first = [_OURS, full]
+    ranked = sorted((row for row in rows if row.curve), key=lambda row: row.entry.name not in first)
+    drawn = ranked[: len(_COLORS)]
     if not drawn:
         return None
     x = sorted({round(point.train_s, 2) for row in drawn for point in row.curve})
@@ -171,7 +175,8 @@ def _course(rows: Sequence[MethodRow]) -> Chart | None:
     return Chart(
         id="course",
         title="Accuracy while training",
-        caption=f"Of the first repetition, over seconds of training; evaluations are in none of them.{more}",
+        caption="Of the first repetition that ended well, over seconds of training; evaluations are in none of them."
+        + more,
         x_label="s",
         unit="%",
         x=x,

@@ -19,7 +19,7 @@ from edgetune.schema import load
 
 # What must agree for the figures to be of the same thing.
 _SAME = ("model", "image_size", "batch_size", "epochs", "train_images", "augment", "flip")
-_WORTH_SAYING = ("threads", "data", "weights", "seed", "evaluate_steps")
+_WORTH_SAYING = ("threads", "data", "weights", "seed", "evaluate_steps", "power_w", "classes", "val_images")
 _MIB = 1 << 20
 
 Tables = list[tuple[str, tuple[str, ...], list[list[str]]]]
@@ -61,6 +61,10 @@ class Comparison:
         ]
         if any(one.energy_measured is not other.energy_measured for one, other in self.pairs):
             self.notes.append("joules are measured in one and modelled or unknown in the other.")
+        scopes = {(one.energy_scope, other.energy_scope) for one, other in self.pairs if one.epoch_j and other.epoch_j}
+        self.notes += [
+            f"joules are of different things: {a} in A, {b} in B." for a, b in sorted(scopes, key=str) if a != b
+        ]
 
     @property
     def title(self) -> str:
@@ -86,7 +90,8 @@ class Comparison:
         if self.first.memory_baseline and self.second.memory_baseline:
             own = [[one.entry.name, *_own(one), *_own(other)] for one, other in self.pairs]
             columns = ("method", "memory, A", "time, A", "memory, B", "time, B")
-            found.append(("Against eager PyTorch, each within its own", columns, own))
+            by = [f"{letter}: {_baselines(made)}" for letter, made in (("A", self.first), ("B", self.second))]
+            found.append((f"Against eager PyTorch, each within its own ({'; '.join(by)})", columns, own))
         return found
 
     def legend(self) -> list[str]:
@@ -130,7 +135,15 @@ def _row(
         for row, spread in zip((one, other), found, strict=True)
     ]
     a, b = found
-    return [one.entry.name, *cells, f"{b.median / a.median:.2f}" if a and b and a.median > 0 else "—"]
+    if a is None or b is None or a.median <= 0:
+        return [one.entry.name, *cells, "—"]
+    modelled = energy and False in (one.energy_measured, other.energy_measured)
+    return [one.entry.name, *cells, f"{b.median / a.median:.2f}" + (MODELLED if modelled else "")]
+
+
+def _baselines(made: Bench) -> str:
+    """The eager variants that a benchmark's ratios are formed with."""
+    return " and ".join(dict.fromkeys(name for name in (made.memory_baseline, made.time_baseline) if name))
 
 
 def _accuracies(one: MethodRow, other: MethodRow) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,12 @@ import msgspec
 from edgetune import schema
 from edgetune.bench.entries import MALLOC_VARIABLES, TRIMMED
 from edgetune.bench.machine import Bystanders, describe_machine
+from edgetune.bench.page import machine_text
+from edgetune.bench.process import how_it_ended
 from edgetune.bench.records import Machine
 from edgetune.device.system import System
-from edgetune.errors import EdgetuneError
-from edgetune.files import storage_errors, write_atomically
+from edgetune.errors import EdgetuneError, MissingDependencyError
+from edgetune.files import append_line, storage_errors, write_atomically
 from edgetune.schema import Record
 
 MB = 1 << 20  # so the given MB must be: what autograd saves is a sum that needs no measuring
@@ -139,12 +142,14 @@ def run_field5(out: Path, say: Callable[[str], None] = lambda line: None, rows: 
         rows: names of rows; None: all.
 
     Raises:
-        EdgetuneError: a row failed.
+        MissingDependencyError: timm is not installed.
+        EdgetuneError: rows failed; the others were measured.
     """
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     log = out / "field5.jsonl"
     machine = describe_machine(System())
+    failed: list[str] = []
     for table in TABLES:
         for given in table.rows:
             if rows is not None and given.name not in rows:
@@ -152,13 +157,22 @@ def run_field5(out: Path, say: Callable[[str], None] = lambda line: None, rows: 
             if any((row.model, row.row) == (table.model, given.name) for row in _lines(log)):
                 say(f"{table.title}, {given.name}: done before")
                 continue
-            found = _measure(table, given, machine)
-            with storage_errors(log), log.open("ab") as lines:
-                lines.write(msgspec.json.encode(found) + b"\n")
+            try:
+                found = _measure(table, given, machine)
+            except MissingDependencyError:
+                raise
+            except EdgetuneError as error:  # for want of memory, perhaps: other rows need less
+                failed.append(str(error))
+                say(failed[-1])
+                continue
+            append_line(log, msgspec.json.encode(found))
             peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / MB:.0f} MB"
             say(f"{table.title}, {given.name}: {peak}, {1000 * found.image_s:.3g} ms an image")
             _write(out, log)
-    return _write(out, log)
+    made = _write(out, log)
+    if failed:
+        raise EdgetuneError(f"{failed[0]} ({len(failed)} failed in all); the same command tries them again.")
+    return made
 
 
 def _write(out: Path, log: Path) -> Field5:
@@ -169,6 +183,8 @@ def _write(out: Path, log: Path) -> Field5:
 
 
 def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
+    if find_spec("timm") is None:
+        raise MissingDependencyError("timm", "bench", "--workload field5")
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES} | TRIMMED
     bystanders = Bystanders()
     command = [sys.executable, "-m", "edgetune.bench.field5_row", table.model, str(table.batch_size), given.name]
@@ -176,7 +192,7 @@ def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
-        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        last = (done.stderr.strip() or how_it_ended(done.returncode)).splitlines()[-1]
         raise EdgetuneError(f"{table.title}, {given.name} failed: {last}")
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return FieldRow(
@@ -219,6 +235,7 @@ def field5_markdown(made: Field5) -> str:
         f"`!`: more than {_MEMORY_NOISE:.0%} off in memory, {_TIME_NOISE:.0%} off in the factor of time. Milliseconds"
         " are the process's own CPU time, and of other machines.",
     ]
+    lines += [f"- {text}" for text in dict.fromkeys(machine_text(row.machine) for row in made.rows)]
     shares = [row.others_share for row in made.rows if row.others_share is not None]
     if shares and max(shares) > _OTHERS_SHARE:
         lines.append(

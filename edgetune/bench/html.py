@@ -73,20 +73,23 @@ def _abstract(bench: Bench) -> list[str]:
     if ours is not None and full is not None and ours.accuracy and full.accuracy and ours is not full:
         points = 100 * (ours.accuracy.median - full.accuracy.median)
         sentences.append(f"Its accuracy is {abs(points):.1f} points {'above' if points >= 0 else 'below'} full's.")
-    for what, best in _best(bench.methods):
-        sentences.append(f"{what}: {best}.")
+    sentences += [f"{what}: {best}." for what, best in _best(bench.methods)]
     return sentences
 
 
 def _best(rows: list[MethodRow]) -> list[tuple[str, str]]:
     def first(figure: Callable[[MethodRow], Spread | None], *, most: bool = False) -> str | None:
         known = [(spread.median, row.entry.name) for row in rows if (spread := figure(row)) is not None]
-        return (max(known) if most else min(known))[1] if len({value for value, _ in known}) > 1 else None
+        if len({value for value, _ in known}) < 2:
+            return None
+        best = (max if most else min)(value for value, _ in known)
+        return ", ".join(name for value, name in known if value == best)
 
+    modelled = " (modelled)" if any(row.energy_measured is False for row in rows) else ""
     named = [
         ("Least memory", first(lambda row: row.above_baseline_bytes)),
         ("Fastest epochs", first(lambda row: row.epoch_s)),
-        ("Fewest joules", first(lambda row: row.epoch_j)),
+        ("Fewest joules" + modelled, first(lambda row: row.epoch_j)),
         ("Most accurate", first(lambda row: row.accuracy, most=True)),
     ]
     return [(what, name) for what, name in named if name is not None]
@@ -146,8 +149,8 @@ def _figures(bench: Bench) -> Html:
         note(
             f"Medians of {bench.repetitions}, below them the lowest and highest. Accuracy is the last epoch's; seconds"
             " are of all epochs, decoding and caching included, evaluation and saving left out; joules likewise."
-            f"{by if eager else ''} FLOPs are counted, not measured. {MODELLED}: modelled, not measured. "
-            + joules_text(bench)
+            f"{by if eager else ''} FLOPs are reckoned from the work that had to be done, not"
+            f" measured. {MODELLED}: modelled, not measured. " + joules_text(bench)
         ),
         id="figures",
     )

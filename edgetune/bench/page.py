@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgetune.bench.records import Bench, MethodRow, Reach, Spread
+from edgetune.bench.records import Bench, Machine, MethodRow, Reach, Spread
 from edgetune.bench.summary import SHARES, rows_sources
 from edgetune.bench.verdict import HEADS, losses, verdict_cells
 from edgetune.units import format_size
@@ -13,7 +13,7 @@ _MIB = 1 << 20
 REACH_NOTE = "Training time and joules until the accuracy was 95, 99 and 100 % of full fine-tuning's last one."
 MODELLED = "*"  # stands beside every figure that a model gave
 _HEADS = ("method", "acc.", "MiB", "rel.", "s/ep", "rel.", "later", "rel.", "GFLOP")
-_COST_HEADS = ("method", "J/ep", "net J", "ms/im.", "GEMM", "pred.", "°C")
+_COST_HEADS = ("method", "J/ep", "rel.", "net J", "ms/im.", "GEMM", "pred.", "whole", "°C")
 _SPREAD_HEADS = ("method", "runs", "MiB", "s/epoch", "later", "acc.", "bare")
 
 
@@ -125,10 +125,13 @@ def cost_cells(bench: Bench) -> list[list[str]]:
         [
             row.entry.name,
             _middle(row.epoch_j, _joules) + (MODELLED if row.epoch_j and row.energy_measured is False else ""),
+            _ratio(row.to_eager.epoch_j if row.to_eager else None)
+            + (MODELLED if row.to_eager and row.to_eager.epoch_j and row.energy_measured is False else ""),
             _middle(row.net_epoch_j, _joules),
             _middle(row.image_s, lambda seconds: f"{1000 * seconds:.3g}"),
             _middle(row.gemm_share, lambda share: f"{share:.0%}"),
             _middle(row.predicted_above_baseline_bytes, lambda size: _mib(size) + MODELLED),
+            _middle(row.peak_bytes, _mib),
             _middle(row.hottest_c, lambda celsius: f"{celsius:.0f}"),
         ]
         for row in bench.methods
@@ -139,10 +142,11 @@ def cost_legend(bench: Bench) -> list[str]:
     """What the columns of joules and shares mean, and where joules come from."""
     rate = f" of {bench.gemm_flops.median / 1e9:.3g} GFLOP/s" if bench.gemm_flops else ""
     return [
-        "J/ep: joules of an epoch, all; net: above idle. ms/im.: an epoch's time by its",
-        "images. GEMM: training FLOPs a second over the machine's rate of fp32 matrix",
-        f"products just before{rate}. pred.: MiB above the bare process, as",
-        f"planned. °C: hottest zone. {MODELLED}: modelled, not measured.",
+        "J/ep: joules of an epoch, all; rel.: to eager's; net: above idle. ms/im.: an",
+        "epoch's time by its images. GEMM: training FLOPs a second over the machine's",
+        f"rate of fp32 matrix products just before{rate}. pred.: MiB above the",
+        "bare process, as planned; whole: of all processes at their peak, the bare one",
+        f"included. °C: hottest zone. {MODELLED}: modelled, not measured.",
         joules_text(bench),
     ]
 
@@ -230,15 +234,17 @@ def _how(row: MethodRow) -> str:
 
 def machine_lines(bench: Bench) -> list[str]:
     """Where the runs took place, and with which versions."""
-    lines = []
-    for machine in bench.machines:
-        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-        commit = f" ({machine.commit})" if machine.commit else ""
-        lines.append(
-            f"- {machine.processor}, {machine.cores} cores, {format_size(machine.memory_bytes)}; Linux"
-            f" {machine.kernel}, Python {machine.python}; edgetune {machine.edgetune_version}{commit}, {versions}"
-        )
-    return lines
+    return [f"- {machine_text(machine)}" for machine in bench.machines]
+
+
+def machine_text(machine: Machine) -> str:
+    """A machine and its versions in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    commit = f" ({machine.commit})" if machine.commit else ""
+    return (
+        f"{machine.processor}, {machine.cores} cores, {format_size(machine.memory_bytes)}; Linux {machine.kernel},"
+        f" Python {machine.python}; edgetune {machine.edgetune_version}{commit}, {versions}"
+    )
 
 
 def _middle(spread: Spread | None, text: Callable[[float], str]) -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ _KEPT = frozenset(
     ("plan.json", "profile.json", "config.json", "metrics.jsonl", "result.json", "report.html", "figures.json")
 )
 _MOST_OF_AN_ERROR = 500  # characters
+_T = TypeVar("_T")
 
 
 class Measured(NamedTuple):
@@ -56,7 +57,7 @@ def run_fit(words: Sequence[str], environment: dict[str, str], folder: Path, epo
     if result.stopped_by != "epochs" or ran != epochs:
         raise EdgetuneError(f"{ran} of {epochs} epochs ran, ended by {result.stopped_by}; not comparable.")
     memory, work = result.memory, result.work
-    lines = [msgspec.json.decode(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+    lines = [_decoded(line, dict[str, Any], "metrics.jsonl") for line in _read(folder / "metrics.jsonl").splitlines()]
     figures = Figures(
         baseline_bytes=memory.baseline_bytes,
         peak_bytes=memory.measured_peak_bytes,
@@ -98,7 +99,21 @@ def run_peer(words: Sequence[str], entry: Entry, plan: Path, figures: Path, root
         ended = execute(order, entry.environment)
     if ended.status:
         raise EdgetuneError(ended.said)
-    return Measured(msgspec.json.decode(figures.read_bytes(), type=Figures), ended.seconds)
+    return Measured(_decoded(_read(figures), Figures, figures.name), ended.seconds)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdgetuneError(f"{path} can't be read ({error.strerror}): the run left nothing to count.") from error
+
+
+def _decoded(raw: bytes, type: type[_T], name: str) -> _T:
+    try:
+        return msgspec.json.decode(raw, type=type)
+    except msgspec.DecodeError as error:
+        raise EdgetuneError(f"{name} of the run can't be understood ({error}).") from error
 
 
 class Ended(NamedTuple):
@@ -128,10 +143,15 @@ def execute(words: Sequence[str], environment: dict[str, str]) -> Ended:
     if done.returncode == 130:
         raise KeyboardInterrupt
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    said = (lines[-1] if lines else f"exit status {done.returncode}").removeprefix("error: ")[:_MOST_OF_AN_ERROR]
-    if done.returncode < 0:
-        said = f"killed by signal {-done.returncode}" + (", most likely for want of memory" * (done.returncode == -9))
-    return Ended(done.returncode, said, seconds)
+    said = lines[-1] if lines and done.returncode >= 0 else how_it_ended(done.returncode)
+    return Ended(done.returncode, said.removeprefix("error: ")[:_MOST_OF_AN_ERROR], seconds)
+
+
+def how_it_ended(status: int) -> str:
+    """What an exit status says where the process said nothing."""
+    if status >= 0:
+        return f"exit status {status}"
+    return f"killed by signal {-status}" + (", most likely for want of memory" if status == -9 else "")
 
 
 def tidy(folder: Path) -> None:

@@ -164,6 +164,7 @@ class Ratios(Record, frozen=True):
     above_baseline: float | None
     epoch: float | None
     later_epoch: float | None
+    epoch_j: float | None = None
 
 
 class Reach(Record, frozen=True):
@@ -186,6 +187,7 @@ class MethodRow(Record, frozen=True):
     baseline_bytes: Spread | None = None
     above_baseline_bytes: Spread | None = None
     predicted_above_baseline_bytes: Spread | None = None  # modelled
+    peak_bytes: Spread | None = None  # of the whole process tree, the bare process included
     epoch_s: Spread | None = None
     first_epoch_s: Spread | None = None
     later_epoch_s: Spread | None = None
@@ -202,7 +204,7 @@ class MethodRow(Record, frozen=True):
     gemm_share: Spread | None = None  # FLOPs per second of the epochs over the machine's rate just before
     hottest_c: Spread | None = None  # the hottest zone before or after
     reach: list[Reach] = msgspec.field(default_factory=list)
-    curve: list[CurvePoint] = msgspec.field(default_factory=list)  # of the first repetition
+    curve: list[CurvePoint] = msgspec.field(default_factory=list)  # of the first repetition that ended well
     to_eager: Ratios | None = None
     to_alast: Ratios | None = None
 

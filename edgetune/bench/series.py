@@ -8,7 +8,6 @@ aside.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from edgetune.bench.workloads import Job, choose, prepare
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import EdgetuneError, InputError
-from edgetune.files import storage_errors, write_atomically
+from edgetune.files import append_line, storage_errors, write_atomically
 from edgetune.model.registry import find_spec
 from edgetune.units import format_size
 
@@ -172,16 +171,7 @@ class Series:
         return text
 
     def _append(self, run: Run) -> None:
-        """Add a line, on disk before the next run starts; after a torn line, on one of its own."""
-        with storage_errors(self.log), open(self.log, "ab+") as log:
-            log.seek(0, os.SEEK_END)
-            if log.tell():
-                log.seek(-1, os.SEEK_END)
-                torn = log.read(1) != b"\n"
-                log.write(b"\n" if torn else b"")
-            log.write(msgspec.json.encode(run) + b"\n")
-            log.flush()
-            os.fsync(log.fileno())
+        append_line(self.log, msgspec.json.encode(run))
 
 
 def bench(

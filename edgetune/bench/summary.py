@@ -79,13 +79,14 @@ def summarise(settings: Settings, entries: Sequence[Entry], runs: Sequence[Run],
 
 
 def ratios(row: MethodRow, memory: MethodRow | None, time: MethodRow | None) -> Ratios | None:
-    """A row's medians over those of the rows that `memory` and `time` are measured by; None where there are none."""
+    """A row's medians over those of the rows that `memory` and `time` (and joules) are measured by; None without."""
     if memory is None and time is None:
         return None
     return Ratios(
         above_baseline=_ratio(row.above_baseline_bytes, memory.above_baseline_bytes if memory else None),
         epoch=_ratio(row.epoch_s, time.epoch_s if time else None),
         later_epoch=_ratio(row.later_epoch_s, time.later_epoch_s if time else None),
+        epoch_j=_ratio(row.epoch_j, time.epoch_j if time else None),
     )
 
 
@@ -127,6 +128,7 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         baseline_bytes=over(lambda figures: figures.baseline_bytes),
         above_baseline_bytes=over(lambda figures: figures.above_baseline_bytes),
         predicted_above_baseline_bytes=over(lambda figures: figures.predicted_above_baseline_bytes),
+        peak_bytes=over(lambda figures: figures.peak_bytes),
         epoch_s=over(lambda figures: figures.epoch_s),
         first_epoch_s=over(lambda figures: figures.first_epoch_s),
         later_epoch_s=over(lambda figures: figures.later_epoch_s),

@@ -5,6 +5,13 @@ from __future__ import annotations
 from edgetune.bench.records import Bench, MethodRow, Spread
 
 OURS = "edgetune"
+_FIGURES = {
+    "memory": "above_baseline_bytes",
+    "time per epoch": "epoch_s",
+    "later epochs": "later_epoch_s",
+    "joules per epoch": "epoch_j",
+    "accuracy": "accuracy",
+}
 HEADS = ("edgetune against", "memory", "time", "later", "joules", "points")
 
 
@@ -20,31 +27,35 @@ def verdict_cells(bench: Bench) -> list[list[str]]:
 
 
 def losses(bench: Bench) -> str | None:
-    """One sentence: who needs less memory, less time, or is more accurate than edgetune; None without rows."""
+    """One sentence: who needs less than edgetune of what, or is more accurate, and by how much; None without rows."""
     ours = next((row for row in bench.methods if row.entry.name == OURS and row.runs), None)
     others = [row for row in bench.methods if row is not ours and row.runs]
     if ours is None or not others:
         return None
-    found = []
-    for what, name, most in (
-        ("in memory", "above_baseline_bytes", False),
-        ("in time per epoch", "epoch_s", False),
-        ("in later epochs", "later_epoch_s", False),
-        ("in accuracy", "accuracy", True),
-    ):
+    found, held = [], []
+    for what, name in _FIGURES.items():
         mine: Spread | None = getattr(ours, name)
+        known = [(row.entry.name, theirs) for row in others if mine and (theirs := getattr(row, name))]
+        if mine is None or not known:
+            continue
+        held.append(what)
         ahead = [
-            f"`{row.entry.name}`"
-            for row in others
-            if mine and (theirs := getattr(row, name)) and _ahead(theirs.median, mine.median, most)
+            f"`{other}` ({_behind(mine.median, theirs.median, name)})"
+            for other, theirs in known
+            if (theirs.median > mine.median if name == "accuracy" else theirs.median < mine.median)
         ]
         if ahead:
-            found.append(f"{what} to {', '.join(ahead)}")
-    return f"`edgetune` loses {'; '.join(found)}." if found else "`edgetune` loses to none of them in any figure."
+            found.append(f"in {what} to {', '.join(ahead)}")
+    if found:
+        return f"`edgetune` loses {'; '.join(found)}."
+    return f"`edgetune` loses to none of them in {', '.join(held)}." if held else None
 
 
-def _ahead(theirs: float, mine: float, most: bool) -> bool:
-    return theirs > mine if most else theirs < mine
+def _behind(mine: float, theirs: float, name: str) -> str:
+    """By how much edgetune loses: points of accuracy, else how many times as much it needs."""
+    if name == "accuracy":
+        return f"{100 * (theirs - mine):.1f} points"
+    return f"{mine / theirs:.2f} times as much" if theirs > 0 else "where nothing was needed"
 
 
 def _against(ours: MethodRow, row: MethodRow) -> list[str]:

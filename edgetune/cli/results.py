@@ -88,7 +88,9 @@ def bench(
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Methods under other arguments; JSON or TOML.")
     ] = None,
-    repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs of each method.", show_default="3")
+    ] = None,
     evaluate_steps: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Evaluate every N steps, outside the figures; 0: only at the end."),
@@ -97,10 +99,18 @@ def bench(
     root: flags.Root = None,
 ) -> None:
     """Compare methods side by side, each run in a process of its own."""
+    settled: dict[str, object] = {"--data": data, "--model": model, "--weights": weights, "--methods": methods}
+    settled |= {"--recipe": recipe, "--image-size": image_size, "--batch-size": batch_size, "--epochs": epochs}
+    settled |= {"--threads": threads, "--augment": augment, "--flip": flip, "--seed": seed, "--power": power}
+    settled |= {"--repetitions": repetitions, "--evaluate-steps": evaluate_steps, "--root": root}
+    given = [flag for flag, value in settled.items() if value is not None]
     if compare is not None:
         from edgetune.bench.compare import Comparison
         from edgetune.files import write_atomically
 
+        given += ["--workload"] if workload is not None else []
+        if given:
+            raise InputError(f"--compare reads two finished benchmarks: leave out {', '.join(given)}.")
         compared = Comparison(*compare)
         typer.echo(compared.markdown())
         if out is not None:
@@ -113,15 +123,6 @@ def bench(
     if workload == "field5":
         from edgetune.bench.field5 import field5_markdown, run_field5
 
-        settled: dict[str, object] = {
-            "--data": data,
-            "--model": model,
-            "--weights": weights,
-            "--methods": methods,
-            "--recipe": recipe,
-        }
-        settled |= {"--image-size": image_size, "--batch-size": batch_size, "--epochs": epochs, "--threads": threads}
-        given = [flag for flag, value in settled.items() if value is not None]
         if given:
             raise InputError(f"--workload field5 has settled that already: leave out {', '.join(given)}.")
         typer.echo(field5_markdown(run_field5(out, typer.echo)))
@@ -133,7 +134,7 @@ def bench(
         out,
         methods=None if methods is None else methods.split(","),
         recipe=recipe,
-        repetitions=repetitions,
+        repetitions=3 if repetitions is None else repetitions,
         say=typer.echo,
         workload=workload,
         data=data,

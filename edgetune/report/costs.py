@@ -50,6 +50,9 @@ def predicted_against_measured(run: Run) -> Html:
     flops = result.work.train_flops / result.work.images if result and result.work.images else None
     energy = f" ({energy_origin(result)})" if result and energy_origin(result) == "modelled" else ""
     total_s, total_j = (result.time.total_s, result.energy.total_j) if result else (None, None)
+    # a run that ended before its epochs did is no whole one: it says nothing of the prediction
+    early = f", ended early by {result.stopped_by}" if result and result.stopped_by != "epochs" else ""
+    whole_s, whole_j = (None, None) if early else (predicted.total_s, predicted.total_energy_j)
     rows: list[tuple[str, float | None, float | None, str, str]] = [
         ("Peak memory", predicted.peak_memory_bytes, peak, format_size(predicted.peak_memory_bytes), format_size(peak)),
         (
@@ -68,7 +71,7 @@ def predicted_against_measured(run: Run) -> Html:
         ),
         ("One step", predicted.step_s, step_s, format_duration(predicted.step_s), format_duration(step_s)),
         ("One epoch", predicted.epoch_s, epoch_s, format_duration(predicted.epoch_s), format_duration(epoch_s)),
-        ("Whole run", predicted.total_s, total_s, format_duration(predicted.total_s), format_duration(total_s)),
+        ("Whole run", whole_s, total_s, format_duration(predicted.total_s), format_duration(total_s) + early),
         (
             "Energy of an epoch",
             predicted.epoch_energy_j,
@@ -78,10 +81,10 @@ def predicted_against_measured(run: Run) -> Html:
         ),
         (
             "Energy of the run",
-            predicted.total_energy_j,
+            whole_j,
             total_j,
             format_energy(predicted.total_energy_j),
-            format_energy(total_j) + energy,
+            format_energy(total_j) + energy + early,
         ),
         (
             "FLOPs for an image",
@@ -99,8 +102,8 @@ def predicted_against_measured(run: Run) -> Html:
         ),
         note(
             f"Predicted before the first step by {predicted.model}, not measured. The measured step is an epoch's mean,"
-            " data loading included. FLOPs are counted, not measured: of the plan on the left, of the steps that ran on"
-            " the right."
+            " data loading included. FLOPs are reckoned, not measured: of the plan on the left, of the steps that ran"
+            " on the right."
         ),
         id="predicted",
     )
@@ -267,8 +270,9 @@ def _epoch_table(run: Run) -> Html:
         if len(rows) <= _MOST_ROWS
         else [rows[round(i * (len(rows) - 1) / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
     )
+    joules = "energy (modelled)" if run.result and energy_origin(run.result) == "modelled" else "energy"
     written = table(
-        ["epoch", "training loss", "validation loss", "accuracy", "time", "energy", "images/s", "memory"],
+        ["epoch", "training loss", "validation loss", "accuracy", "time", joules, "images/s", "memory"],
         [
             [
                 count(int(row["epoch"]) + 1),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from edgetune.bench import field5
 from edgetune.bench.field5 import MB, TABLES, Field5, FieldRow, field5_markdown, run_field5
 from edgetune.cli import app
+from edgetune.errors import EdgetuneError
 from tests.bench.facts import HERE
 
 
@@ -50,16 +51,31 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(field5, "_measure", measure)
     monkeypatch.setattr(field5, "TABLES", TABLES[:1])
     run_field5(tmp_path, rows=["all, AdamW", "head only"])
-    (tmp_path / "field5.jsonl").write_bytes((tmp_path / "field5.jsonl").read_bytes() + b'{"torn\n')
+    (tmp_path / "field5.jsonl").write_bytes((tmp_path / "field5.jsonl").read_bytes() + b'{"torn')
     made = run_field5(tmp_path, rows=["all, AdamW", "MeZO"])
     assert asked == ["all, AdamW", "head only", "MeZO"]
     assert [row.row for row in made.rows] == asked
     assert msgspec.json.decode((tmp_path / "field5.json").read_bytes())["schema"] == "edgetune/field5/1"
 
 
+def test_a_row_that_fails_keeps_no_other_from_being_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(table: Any, given: Any, machine: Any) -> FieldRow:
+        if given.name == "head only":
+            raise EdgetuneError("ViT-Ti/16, head only failed: killed by signal 9.")
+        return a_row(given.name, 1, 1, 1)
+
+    monkeypatch.setattr(field5, "_measure", measure)
+    with pytest.raises(EdgetuneError, match="killed by signal 9"):
+        run_field5(tmp_path, rows=["all, AdamW", "head only", "MeZO"])
+    found = msgspec.json.decode((tmp_path / "field5.json").read_bytes(), type=Field5)
+    assert [row.row for row in found.rows] == ["all, AdamW", "MeZO"]
+
+
 def test_options_that_the_table_settles_are_refused(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["bench", "--workload", "field5", "--out", str(tmp_path), "--epochs", "3"])
-    assert "leave out --epochs" in str(done.exception)
+    done = CliRunner().invoke(
+        app, ["bench", "--workload", "field5", "--out", str(tmp_path), "--epochs", "3", "--repetitions", "5"]
+    )
+    assert "leave out --epochs, --repetitions" in str(done.exception)
 
 
 CHECK = """

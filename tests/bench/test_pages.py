@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgetune import schema
 from edgetune.bench.charts import charts_of, pareto
 from edgetune.bench.compare import Comparison
 from edgetune.bench.html import bench_page
-from edgetune.bench.records import Bench, CurvePoint, Entry, Run
+from edgetune.bench.records import Bench, CurvePoint, Entry, Run, Spread
 from edgetune.bench.summary import summarise
 from edgetune.bench.verdict import losses, verdict_cells
 from edgetune.cli import app
@@ -95,7 +96,20 @@ def test_the_page_says_what_is_won_and_what_is_lost() -> None:
     assert rows["eager-full"] == ["0.10", "0.30", "0.30", "0.30", "-1.0"]
     assert rows["head"] == ["0.67", "0.75", "0.75", "0.75", "+29.0"]
     assert losses(made) == (
-        "`edgetune` loses in accuracy to `eager-full`, `eager-full-trimmed`, `timm-checkpoint`, `full`."
+        "`edgetune` loses in accuracy to `eager-full` (1.0 points), `eager-full-trimmed` (1.0 points), `timm-checkpoint`"
+        " (1.0 points), `full` (1.0 points)."
+    )
+    dearer = [
+        msgspec.structs.replace(row, epoch_j=Spread.of([1.0])) if row.entry.name == "head" else row
+        for row in made.methods
+        if row.entry.name in ("edgetune", "head")
+    ]
+    assert losses(msgspec.structs.replace(made, methods=dearer)) == (
+        "`edgetune` loses in joules per epoch to `head` (21.00 times as much)."
+    )
+    unknown = [msgspec.structs.replace(row, epoch_j=None) for row in dearer]
+    assert losses(msgspec.structs.replace(made, methods=unknown)) == (
+        "`edgetune` loses to none of them in memory, time per epoch, later epochs, accuracy."
     )
     assert "http" not in page.split("<script")[0].replace("http-equiv", "")
 
@@ -164,7 +178,7 @@ COLORS = """
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("energy", [True, None])
+@pytest.mark.parametrize("energy", [True, False, None])
 def test_the_page_is_whole(browser: Browser, tmp_path: Path, width: int, scheme: str, energy: bool | None) -> None:
     path = tmp_path / "bench.html"
     made = make_bench(energy=energy)
@@ -197,10 +211,10 @@ def test_an_empty_benchmark_and_a_comparison_make_pages_too(
 ) -> None:
     entries = [Entry(name="full", method="full")]
     nothing = summarise(SETTINGS, entries, [make_run("full", error="<script>window.pwned = 1</script>")], 1)
-    for text in (bench_page(nothing), Comparison(*two).html()):
+    for text, width, scheme in product((bench_page(nothing), Comparison(*two).html()), (390, 1280), ("light", "dark")):
         path = tmp_path / "page.html"
         path.write_text(text)
-        browser.open(path, 390)
+        browser.open(path, width, scheme)
         assert browser.complaints() == []
-        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate("window.pwned") is None
