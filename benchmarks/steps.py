@@ -25,6 +25,7 @@ from edgetune.model.weights import save_weights
 from edgetune.plan import make_plan
 from edgetune.schema import Plan
 from edgetune.train import torch_engine
+from edgetune.train.allocator import settle_allocators
 from edgetune.train.lean.engine import LeanEngine
 
 CLASSES = 4  # of the synthetic images
@@ -55,6 +56,7 @@ def plan_of(name: str, scratch: Path, recipes: Path = RECIPES, **settings: Any) 
 
 def step_of(plan: Plan, scratch: Path) -> Callable[[], object]:
     """One step each time it is called."""
+    settle_allocators(plan)
     torch_engine.start(plan)
     return _eager(plan) if plan.trainer == "autograd" else _lean(plan, scratch / "weights.safetensors")
 

@@ -13,7 +13,7 @@ _MIB = 1 << 20
 REACH_NOTE = "Training time and joules until the accuracy was 95, 99 and 100 % of full fine-tuning's last one."
 MODELLED = "*"  # stands beside every figure that a model gave
 _HEADS = ("method", "acc.", "MiB", "rel.", "s/ep", "rel.", "later", "rel.", "GFLOP")
-_COST_HEADS = ("method", "J/ep", "rel.", "net J", "ms/im.", "GEMM", "pred.", "whole", "°C")
+_COST_HEADS = ("method", "J/ep", "rel.", "net", "ms/im", "GEMM", "pred.", "all", "°C")
 _SPREAD_HEADS = ("method", "runs", "MiB", "s/epoch", "later", "acc.", "bare")
 
 
@@ -142,11 +142,11 @@ def cost_legend(bench: Bench) -> list[str]:
     """What the columns of joules and shares mean, and where joules come from."""
     rate = f" of {bench.gemm_flops.median / 1e9:.3g} GFLOP/s" if bench.gemm_flops else ""
     return [
-        "J/ep: joules of an epoch, all; rel.: to eager's; net: above idle. ms/im.: an",
+        "J/ep: joules of an epoch, all; rel.: to eager's; net: above idle. ms/im: an",
         "epoch's time by its images. GEMM: training FLOPs a second over the machine's",
         f"rate of fp32 matrix products just before{rate}. pred.: MiB above the",
-        "bare process, as planned; whole: of all processes at their peak, the bare one",
-        f"included. °C: hottest zone. {MODELLED}: modelled, not measured.",
+        "bare process, as planned; all: MiB of all processes at their peak, the bare",
+        f"process included. °C: hottest zone. {MODELLED}: modelled, not measured.",
         joules_text(bench),
     ]
 

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from edgetune.plan.bill import FLOAT_BYTES, expected_bill, most_bytes, optimizer_bytes, trainable_count
+from edgetune.plan.cache import planned_cache
 from edgetune.plan.job import Job, entering
 from edgetune.plan.lean_bill import group_size
 from edgetune.plan.levers import frozen_arithmetic
@@ -24,11 +25,16 @@ MODEL = "edgetune.plan.cost/2"
 # Copies of a weight in fp32 that an update costs, by the optimizer; with its gradient's fresh pages.
 _UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
 # The same of AdamW with less state, in numbers quantised and read back.
-_UPDATE_VALUES = {"int8": 12.0, "factored": 9.0}
+_UPDATE_VALUES = {"int8": 12.0, "factored": 6.0}
 # Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
 _PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
-# Frozen weights made ready: in copies of as many floats.
-_READY_COPIES = {"fp32": 0.0, "bf16": 0.3, "int8": 0.4, "disk": 1.0}
+# Frozen weights made ready for products in fp32 and in bf16: in copies of as many floats. Those on disk are read.
+_READY_COPIES = {
+    "fp32": {"fp32": 0.0, "bf16": 0.3, "int8": 0.4},
+    "bf16": {"fp32": 1.5, "bf16": 0.0, "int8": 0.4},
+}
+_READ_COPIES = 2.0  # of the file cache, where no probe says
+_MERGE_COPIES = {"fp32": 2.0, "bf16": 6.0}  # attention's matrices with their adapters added
 _COPY_BYTES_PER_S = 4e9  # where no probe says
 _LOWEST_SHARE = 0.75  # of passing the gradient on, in a block whose input needs none
 _ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of its adapters
@@ -37,9 +43,12 @@ _ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of it
 _LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
 # Trained blocks in a run, against their probes, which find everything in the processor's caches: the median of 23 runs.
 _IN_A_RUN = {"autograd": 1.07, "lean": 1.28}
-# A first step brings kernels into memory, and the pages of the optimizer's state: in seconds, and in copies of those.
-_FIRST_STEP_S, _FRESH_COPIES = 0.15, 10.0
-_START_S = 6.0  # importing torch, reading weights, the first kernels
+# A first step brings kernels into memory, and the pages of the optimizer's state and of the weights: in seconds, and in
+# how often they are touched for the first time. Fresh pages where no probe says: in copies.
+_FIRST_STEP_S, _FRESH_TIMES, _FRESH_COPIES = 0.1, {"lean": 1.0, "autograd": 3.0}, 4.0
+_ADDED_COPIES = 1.5  # autograd adds the gradients of a batch's further parts to the first one's
+_START_S, _IMPORT_S = 1.0, 4.0  # of a process; importing torch, where no probe says
+_WRITE_BYTES_PER_S = 50e6  # of a slow disk, where no probe says
 # Cached features read, checked and unpacked; a guess, and called one.
 _FEATURE_BYTES_PER_S = 400e6
 # Decode, crop, resize and normalise on one Cortex-A76-class core, where no probe says; a guess, and called one.
@@ -58,6 +67,13 @@ class Cost(NamedTuple):
     views: int = 1
     val_once_s: float = 0.0  # and with the validation images
     first_step_s: float = 0.0  # what the first step takes beyond the others
+    evaluations: float = 1.0  # an epoch
+    save_s: float = 0.0  # at the end of an epoch: a state and the model
+
+    @property
+    def between_s(self) -> float:
+        """What an epoch takes besides training."""
+        return self.evaluations * self.eval_s + self.save_s
 
     def once_s(self, epochs: float) -> float:
         """What is spent once, on caches and the first step, in a run of so many epochs."""
@@ -69,13 +85,20 @@ class Cost(NamedTuple):
 
     def total_s(self, epochs: float) -> float:
         """The whole run."""
-        return self.start_s + self.once_s(epochs) + epochs * (self.epoch_s + self.eval_s)
+        return self.start_s + self.once_s(epochs) + epochs * (self.epoch_s + self.between_s)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def time_of(job: Job, train_images: int, val_images: int, rates: Rates, file_bytes: float | None = None) -> Cost | None:
+def time_of(
+    job: Job,
+    train_images: int,
+    val_images: int,
+    rates: Rates,
+    file_bytes: float | None = None,
+    evaluations: float = 1.0,
+) -> Cost | None:
     """Expected seconds, or None where nothing was timed.
 
     Args:
@@ -84,32 +107,44 @@ def time_of(job: Job, train_images: int, val_images: int, rates: Rates, file_byt
         val_images: in an evaluation.
         rates: of this machine.
         file_bytes: of an image file, on average; None: as many as an image twice as wide as the model's would have.
+        evaluations: in an epoch, on average.
     """
     if not rates.known:
         return None
     spec, clock = job.spec, _Clock(job, rates)
+    slower = _LEAN_ALLOCATOR[job.levers.trainer] if job.allocator == "lean" else 1.0
     parts = -(-job.batch_size // job.micro_batch_size)
-    step_parts = parts * (clock.forward() + clock.backward())
-    if job.allocator == "lean":
-        step_parts *= _LEAN_ALLOCATOR[job.levers.trainer]
     kept = job.batch_size * clock.packing_s()
-    # blocks with adapters are made ready on the way back too
-    update = clock.update_s() + (2 if job.lora_rank else 0 if job.cached else 1) * clock.reading_weights_s()
+    update = clock.update_s(parts) + clock.ready_s(job.lowest if not job.cached else 0) + clock.adapters_s()
     image = clock.image_s(file_bytes)
     part, group = job.micro_batch_size, group_size(spec, job.micro_batch_size)
-    view = val_once = 0.0
-    read, seen = image, (clock.frozen(part) + clock.evaluating(part)) / part + image
+    evaluating = slower * clock.evaluating(part) / part
+    view = val_once = weights = 0.0
     if job.cached and job.lowest:
-        filling = clock.frozen(part) / part + clock.reading_weights_s() / group + image
-        view, val_once = train_images * filling, val_images * filling
-        read = FLOAT_BYTES * spec.tokens * spec.width / _FEATURE_BYTES_PER_S
-        seen = clock.evaluating(part) / part + read
-    step = step_parts + kept + update + job.batch_size * read
+        frozen = slower * clock.frozen(part) / part + image
+        view, val_once = (
+            count * frozen + -(-count // group) * clock.ready_s(job.lowest) for count in (train_images, val_images)
+        )
+        image = clock.feature_s()
+    else:
+        evaluating += slower * clock.frozen(part) / part
+        weights = -(-val_images // job.batch_size) * clock.ready_s(job.lowest)
+    step = parts * slower * (clock.forward() + clock.backward()) + kept + update + job.batch_size * image
     steps = -(-train_images // job.batch_size)
     # the last batch of an epoch may be a small one
     epoch = train_images / job.batch_size * (step - update) + steps * update
-    evaluation = val_images * seen + (0.0 if job.cached else clock.reading_weights_s())
-    return Cost(step, epoch, evaluation, _START_S, view, job.levers.feature_views, val_once, clock.first_step_s())
+    return Cost(
+        step_s=step,
+        epoch_s=epoch,
+        eval_s=val_images * (evaluating + image) + weights + -(-val_images // part) * clock.merging_s(),
+        start_s=clock.start_s(),
+        view_s=view,
+        views=job.levers.feature_views,
+        val_once_s=val_once,
+        first_step_s=clock.first_step_s(),
+        evaluations=evaluations,
+        save_s=clock.save_s(),
+    )
 
 
 class _Clock:
@@ -121,6 +156,8 @@ class _Clock:
         self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
         self._way, self._frozen_way = _ways(job)
         self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
+        self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
+        self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
         self._value_s = 1 / (rates.compute.quantise_values_per_s or self._copy_bytes_per_s / 8)
 
     def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
@@ -210,29 +247,68 @@ class _Clock:
         }
         return numbers * prices[job.levers.saved_precision] + again * prices["fp32"]
 
-    def update_s(self) -> float:
-        """The optimizer's work in a step."""
+    def update_s(self, parts: int) -> float:
+        """The optimizer's work in a step, and autograd's in adding the gradients of its parts."""
         job = self.job
         weights = trainable_count(job) * (job.k / max(1, sum(job.trainable)) if job.k else 1.0)
-        copies = _UPDATE_COPIES[job.levers.optimizer] * FLOAT_BYTES / self._copy_bytes_per_s
+        added = 0.0 if job.lean else (parts - 1) * _ADDED_COPIES
+        copies = (_UPDATE_COPIES[job.levers.optimizer] + added) * FLOAT_BYTES / self._copy_bytes_per_s
         if job.lean and job.levers.optimizer == "adamw" and job.levers.optimizer_state != "fp32":
             return weights * _UPDATE_VALUES[job.levers.optimizer_state] * self._value_s
         return weights * copies
 
     def first_step_s(self) -> float:
-        """What the first step takes beyond the others, where blocks train."""
-        if not self.job.k:
-            return 0.0
-        return _FIRST_STEP_S + _FRESH_COPIES * optimizer_bytes(self.job) / self._copy_bytes_per_s
+        """What the first step takes beyond the others."""
+        job = self.job
+        if not job.k:
+            return _FIRST_STEP_S
+        touched = optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)  # autograd has gradients beside weights
+        rate = self.rates.compute.fresh_bytes_per_s or self._copy_bytes_per_s / _FRESH_COPIES
+        return _FIRST_STEP_S + _FRESH_TIMES[job.levers.trainer] * touched / rate
 
-    def reading_weights_s(self) -> float:
-        """Making the frozen blocks' weights ready, once."""
+    def ready_s(self, blocks: int) -> float:
+        """Making the weights of so many frozen blocks ready, once."""
         job = self.job
         if not job.lean:
             return 0.0
-        count = (job.spec.depth if job.lora_rank else job.lowest) * 12 * job.spec.width**2
-        copies = _READY_COPIES[job.levers.frozen_weights] * FLOAT_BYTES / self._copy_bytes_per_s
-        return count * copies
+        count = blocks * 12 * job.spec.width**2
+        if job.levers.frozen_weights == "disk":
+            rate = self.rates.compute.read_bytes_per_s or self._copy_bytes_per_s / _READ_COPIES
+            return count * FLOAT_BYTES / rate
+        ready = _READY_COPIES[self._frozen_type]
+        return count * ready[job.levers.frozen_weights] * FLOAT_BYTES / self._copy_bytes_per_s
+
+    def merging_s(self) -> float:
+        """Making the weights of all blocks with adapters ready and adding their adapters, once."""
+        job = self.job
+        if not (job.lean and job.lora_rank):
+            return 0.0
+        adapted = sum(job.trainable)
+        copies = 4 * job.spec.width**2 * _MERGE_COPIES[self._frozen_type]
+        return self.ready_s(adapted) + adapted * copies * FLOAT_BYTES / self._copy_bytes_per_s
+
+    def adapters_s(self) -> float:
+        """The same in a step: on the way up and on the way back."""
+        return 2 * self.merging_s()
+
+    def feature_s(self) -> float:
+        """Reading what a cache keeps of one image."""
+        cache = planned_cache(self.job, 1, 1, 2)
+        assert cache is not None
+        return FLOAT_BYTES * cache.tokens * self.job.spec.width / _FEATURE_BYTES_PER_S
+
+    def start_s(self) -> float:
+        """Until the first image is read: imports, weights read and a copy of them kept."""
+        compute = self.rates.compute
+        weights = FLOAT_BYTES * self.job.spec.parameter_count
+        imports_s = _IMPORT_S if compute.import_s is None else compute.import_s
+        return _START_S + imports_s + weights / self._write_bytes_per_s
+
+    def save_s(self) -> float:
+        """A state and the model, at the end of an epoch."""
+        job = self.job
+        state = optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)
+        return (state + FLOAT_BYTES * job.spec.parameter_count) / self._write_bytes_per_s
 
     def image_s(self, file_bytes: float | None) -> float:
         """Reading one image."""

@@ -91,6 +91,12 @@ class Problem(NamedTuple):
     file_bytes: float | None = None  # of an image file, on average
     margin_bytes: int = 0  # that the bare process may take beyond `runtime_bytes`
     engine: Engine = "torch"
+    wanted_evaluations: int | None = None  # in all epochs; None: one each
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the wanted epochs."""
+        return self.epochs if self.wanted_evaluations is None else self.wanted_evaluations
 
     def settings(self) -> Iterator[Setting]:
         """What a run may learn with, the method's own setting first; all of it kept as the method keeps it."""
@@ -153,7 +159,9 @@ class Problem(NamedTuple):
         """Predicted seconds."""
         if self.rates is None:
             return None
-        return time_of(job, self.train_images, self.val_images, self.rates, self.file_bytes)
+        return time_of(
+            job, self.train_images, self.val_images, self.rates, self.file_bytes, self.evaluations / self.epochs
+        )
 
     def price(self, job: Job, cost: Cost | None) -> float:
         """What an epoch takes in joules; in seconds or FLOPs of an image where those are unknown."""
@@ -342,7 +350,7 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float
         seconds = min(seconds, limits.energy_j / problem.watts)
     if seconds == math.inf or cost.total_s(problem.epochs) <= seconds:
         return problem.epochs
-    each_s = cost.epoch_s + cost.eval_s
+    each_s = cost.epoch_s + cost.between_s
     left_s = seconds - cost.start_s - cost.val_once_s - cost.first_step_s
     filling_s = each_s + cost.view_s  # an epoch that also fills a view of the cache
     if left_s >= cost.views * filling_s:

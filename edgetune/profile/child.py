@@ -22,12 +22,14 @@ from edgetune.profile.run import ProbeOrder
 def main(argument: str) -> None:
     """Run every registered probe there is time for."""
     order = msgspec.json.decode(argument, type=ProbeOrder)
+    began_s = time.monotonic()
     try:
         import torch
     except ImportError as error:
         reason = "torch is not installed: run `pip install 'edgetune[torch]'`"
         say({"compute": {"probe_error": reason if error.name == "torch" else f"torch can't be imported ({error})"}})
         return
+    import_s = time.monotonic() - began_s
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = _working_device()
     meter = PeakMeter.start(lambda: warm_up_torch(cores, device))
@@ -42,6 +44,7 @@ def main(argument: str) -> None:
                 "threads": torch.get_num_threads(),
                 "cores": cores,
                 "runtime_bytes": meter.baseline_bytes,
+                "import_s": import_s,
             }
         }
     )

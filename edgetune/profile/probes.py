@@ -7,6 +7,8 @@ others. Probes take a `Bench` and yield lines for the parent; torch is imported 
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -40,6 +42,7 @@ _USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so it need not be
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
+_FILE_BYTES = 8 << 20
 _PIECE = 1 << 17  # numbers quantised at a time, as the trainer does
 _SENSOR_WINDOWS, _LEAST_SAMPLES = 3, 10  # that a probe's energy must span; a shorter one shows what ran before it
 _LONGEST_ENERGY_S = 3.2  # a probe is not stretched further for a slow sensor: it has no joules then
@@ -179,6 +182,36 @@ def _copy(bench: Bench) -> Iterator[Line]:
     target = torch.empty_like(source)
     timing = bench.time(lambda: target.copy_(source))
     yield {"compute": {"copy_bytes_per_s": _COPY_BYTES / timing.seconds}}
+
+
+@probe("copy", "fresh")
+def _fresh(bench: Bench) -> Iterator[Line]:
+    """Memory written to for the first time, which the kernel has to find and to clear."""
+    import torch
+
+    timing = bench.time(lambda: torch.empty(_COPY_BYTES // 4, device=bench.device).fill_(1.0))
+    yield {"compute": {"fresh_bytes_per_s": _COPY_BYTES / timing.seconds}}
+
+
+@probe("copy", "file")
+def _file(bench: Bench) -> Iterator[Line]:
+    """A file brought to the disk of the working folder, and read while it is still in memory; nothing is left there."""
+    block = os.urandom(_FILE_BYTES)
+    try:
+        with tempfile.TemporaryFile(dir=".", buffering=0) as file:
+
+            def write() -> None:
+                os.pwrite(file.fileno(), block, 0)
+                os.fsync(file.fileno())
+
+            writing = bench.time(write)
+            buffer = bytearray(_FILE_BYTES)
+            reading = bench.time(lambda: os.preadv(file.fileno(), [buffer], 0))
+    except OSError as error:
+        yield {"warning": f"writing to the working folder could not be timed ({error.strerror}); its time is guessed."}
+        return
+    rates = {"write_bytes_per_s": _FILE_BYTES / writing.seconds, "read_bytes_per_s": _FILE_BYTES / reading.seconds}
+    yield {"compute": rates}
 
 
 @probe("quantise", "int8")

@@ -4,6 +4,10 @@ glibc keeps freed memory for reuse and raises its own thresholds as a program fr
 process holds more than it uses. Large blocks served by `mmap` go back to the kernel when freed, at the price of fresh
 zeroed pages: a ViT-S, 98 px, batch 32, every block trained, peaked at 800 MiB above the bare process instead of 945 MiB
 and took 1.86 s a step instead of 1.34 s. So it is a lever of the plan (`allocator`), for when memory is short.
+
+With the other one, the lean trainer wants freed memory kept: left alone, glibc hands the top of its heap back whenever
+a few temporaries of a block are freed, and the kernel finds and clears the same pages anew (44,646 page faults a step
+of that ViT-S, 1.4 times the time; the peak is the same).
 See mallopt(3).
 """
 
@@ -14,21 +18,45 @@ import os
 from functools import cache
 from pathlib import Path
 
+from edgetune.schema import Plan
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MMAP_FROM_BYTES = _TRIM_FROM_BYTES = 256 << 10  # smaller ones stay in a heap, which fragments
+_REUSED_BELOW_BYTES, _KEPT_BYTES = 32 << 20, 256 << 20  # the former is the most that glibc takes
 
 _MADV_DONTNEED = 4
 
 _ONEDNN_SHAPES = "32"
 
 
+def settle_allocators(plan: Plan) -> None:
+    """What a plan's run asks of malloc and of the libraries' own memory; before they are loaded."""
+    settle_malloc(plan)
+    if plan.allocator == "lean" or plan.feature_cache is not None:
+        keep_mkl_lean()
+    if plan.alast is not None and "bf16" in (plan.precision, plan.frozen_precision):
+        keep_onednn_lean()
+
+
+def settle_malloc(plan: Plan) -> None:
+    """Have malloc as a plan has it; also after `keep_malloc_lean`, when memory was short for a while."""
+    if plan.allocator == "lean":
+        keep_malloc_lean()
+    elif plan.trainer == "lean" and plan.engine == "torch" and plan.feature_cache is None:
+        # not over cached features: so little is freed in their steps that what is kept would show
+        _set_malloc((_M_MMAP_THRESHOLD, _REUSED_BELOW_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
 def keep_malloc_lean() -> bool:
     """Fix glibc's thresholds for this process; False where the C library is another one."""
+    return _set_malloc((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES))
+
+
+def _set_malloc(*settings: tuple[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES))
     return bool(sum(mallopt(option, value) for option, value in settings) == len(settings))
 
 

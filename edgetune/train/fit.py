@@ -30,7 +30,7 @@ from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.schema import Plan, Profile, Result
-from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean, keep_onednn_lean, release_free_memory
+from edgetune.train.allocator import release_free_memory, settle_allocators
 from edgetune.train.display import Display
 from edgetune.train.folder import RunFolder
 from edgetune.train.loop import Loop
@@ -208,12 +208,7 @@ def _train(
     plan: Plan, folder: RunFolder, sitting: _Sitting, energy: EnergyMeter, window: Window, *, resume: bool
 ) -> _Ended:
     display = Display(plan, sitting.quiet)  # now: what it imports belongs to the bare process
-    if plan.allocator == "lean":
-        keep_malloc_lean()
-    if plan.allocator == "lean" or plan.feature_cache is not None:
-        keep_mkl_lean()
-    if plan.alast is not None and "bf16" in (plan.precision, plan.frozen_precision):
-        keep_onednn_lean()
+    settle_allocators(plan)
     try:
         starter = import_module(_STARTERS[plan.engine])  # now: imports belong to the bare process
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from edgetune.device.throttle import delta, throttled
 from edgetune.errors import InputError
 from edgetune.model.registry import find_spec
 from edgetune.schema import Calibrated, Plan, StoppedBy
-from edgetune.train.allocator import keep_malloc_lean, release_free_memory
+from edgetune.train.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.train.budget import Budget
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, Source, StepReport
@@ -195,7 +195,8 @@ class Loop:
                     return stopped
                 if progress.cut_short:
                     self._reopen()
-                rate = learning_rate(self.plan.recipe, progress.step, self.budget.expected_steps(progress.step))
+                expected = self.budget.expected_steps(progress.step)
+                rate = learning_rate(self.plan.recipe, progress.step, expected, self.plan.total_steps)
                 report = self._attempt(batch, rate)
                 if report is None:
                     return "memory"
@@ -212,7 +213,7 @@ class Loop:
                 if every and progress.step % every == 0 and not self.budget.near_the_end():
                     self._record_accuracy()
                     mark, mark_j = clock(), window.joules  # nor is this part of the epoch's figures
-                if progress.step == _CALIBRATED_AFTER and not progress.evaluations:
+                if progress.step == min(_CALIBRATED_AFTER, self.plan.total_steps):
                     self._calibrate()
                 if clock() - self._saved_at > self.save_every_s:
                     self.save()
@@ -303,9 +304,13 @@ class Loop:
     def _calibrate(self) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
         plan, budget, seconds = self.plan, self.budget, self.seconds()
-        epoch_s = plan.steps_per_epoch * budget.step_s + budget.preparing_image_s * len(self.train) / plan.epochs
+        views = min(plan.feature_cache.views, plan.epochs) if plan.feature_cache else 1
+        preparing_s = views * budget.preparing_image_s * len(self.train)
+        epoch_s = plan.steps_per_epoch * budget.step_s + preparing_s / plan.epochs
         total_s = seconds + (plan.total_steps - self.progress.step) * budget.step_s
-        total_s += plan.epochs * (budget.evaluation_s / plan.recipe.evaluate_every + budget.save_s)
+        total_s += preparing_s * (views - 1) / views  # the first view is done
+        left_epochs = plan.epochs - self.progress.epoch
+        total_s += left_epochs * (budget.evaluation_s / plan.recipe.evaluate_every + budget.save_s)
         watts = None if self.meters.energy.watts is None else self._mean_w()
         joules = self._estimated_joules()
         found = Calibrated(
@@ -338,6 +343,8 @@ class Loop:
         growth = self._ladder[rung - 1].peak_bytes - self._ladder[rung].peak_bytes
         if self.governor.may_loosen(max(0, growth)):
             self._turn(rung - 1, "loosened", "there is room again")
+            if not self.progress.rung:
+                settle_malloc(self.plan)
 
     def _turn(self, rung: int, event: str, reason: str) -> None:
         knobs, before = self._ladder[rung], self._ladder[self.progress.rung]

@@ -75,5 +75,5 @@ class Adapters:
     def merged(self, weight: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
         """A matrix with its factors' product added, in the matrix's type."""
         if weight.dtype != inward.dtype:
-            return (weight.to(inward.dtype) + self._scale * (outward @ inward)).to(weight.dtype)
+            return torch.addmm(weight.to(inward.dtype), outward, inward, alpha=self._scale).to(weight.dtype)
         return torch.addmm(weight, outward, inward, alpha=self._scale)
