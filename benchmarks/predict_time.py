@@ -336,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--series", choices=("design", "held-out"), default="design")
+    running.add_argument("--series", default="design", help="a name: plans are drawn from it and a number")
     running.add_argument("--count", type=int, default=60)
     running.add_argument("--seconds", type=float, default=float("inf"), help="begin no plan after so many")
     running.add_argument("--threads", type=int, default=2)

@@ -2,7 +2,8 @@
 
 The table (two of them: a ViT-Ti at batch 8 and a ViT-B at batch 4, 224 px, 100 classes) was measured on one
 core of another AMD EPYC with AVX2, torch 2.14.1, timm 1.0.31; its times carry about ±10 %. Here every row runs again in
-a process of its own (`edgetune.bench.field5_row`), and both stand side by side. A row that has a line is not repeated.
+processes of its own (`edgetune.bench.field5_row`), all rows once before any runs again, and both stand side by side. Of
+a row's times the lowest counts: what others do to a machine only ever adds. A run that has a line is not repeated.
 """
 
 from __future__ import annotations
@@ -133,13 +134,19 @@ class Field5(Record, frozen=True, tag_field="schema", tag="edgetune/field5/1"):
     created: str
 
 
-def run_field5(out: Path, say: Callable[[str], None] = lambda line: None, rows: Sequence[str] | None = None) -> Field5:
-    """Measure every row that has no line yet; leave `field5.jsonl`, `field5.json` and `field5.md` at `out`.
+def run_field5(
+    out: Path,
+    say: Callable[[str], None] = lambda line: None,
+    rows: Sequence[str] | None = None,
+    repetitions: int = 1,
+) -> Field5:
+    """Measure every row that has too few lines; leave `field5.jsonl`, `field5.json` and `field5.md` at `out`.
 
     Args:
         out: a folder.
         say: shows a line to the user.
         rows: names of rows; None: all.
+        repetitions: of every row.
 
     Raises:
         MissingDependencyError: timm is not installed.
@@ -150,25 +157,24 @@ def run_field5(out: Path, say: Callable[[str], None] = lambda line: None, rows: 
     log = out / "field5.jsonl"
     machine = describe_machine(System())
     failed: list[str] = []
-    for table in TABLES:
-        for given in table.rows:
-            if rows is not None and given.name not in rows:
-                continue
-            if any((row.model, row.row) == (table.model, given.name) for row in _lines(log)):
-                say(f"{table.title}, {given.name}: done before")
-                continue
-            try:
-                found = _measure(table, given, machine)
-            except MissingDependencyError:
-                raise
-            except EdgetuneError as error:  # for want of memory, perhaps: other rows need less
-                failed.append(str(error))
-                say(failed[-1])
-                continue
-            append_line(log, msgspec.json.encode(found))
-            peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / MB:.0f} MB"
-            say(f"{table.title}, {given.name}: {peak}, {1000 * found.image_s:.3g} ms an image")
-            _write(out, log)
+    wanted = [(table, given) for table in TABLES for given in table.rows if rows is None or given.name in rows]
+    for (table, given), repetition in [(each, repetition) for repetition in range(repetitions) for each in wanted]:
+        name = f"{table.title}, {given.name}"
+        if sum((row.model, row.row) == (table.model, given.name) for row in _lines(log)) > repetition:
+            say(f"{name}: done before")
+            continue
+        try:
+            found = _measure(table, given, machine)
+        except MissingDependencyError:
+            raise
+        except EdgetuneError as error:  # for want of memory, perhaps: other rows need less
+            failed.append(str(error))
+            say(failed[-1])
+            continue
+        append_line(log, msgspec.json.encode(found))
+        peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / MB:.0f} MB"
+        say(f"{name}: {peak}, {1000 * found.image_s:.3g} ms an image")
+        _write(out, log)
     made = _write(out, log)
     if failed:
         raise EdgetuneError(f"{failed[0]} ({len(failed)} failed in all); the same command tries them again.")
@@ -220,7 +226,8 @@ def field5_markdown(made: Field5) -> str:
     """Given and measured side by side; `!` marks what differs by more than the noise."""
     lines = []
     for table in TABLES:
-        found = {row.row: row for row in made.rows if row.model == table.model}
+        rows = sorted((row for row in made.rows if row.model == table.model), key=lambda row: -row.image_s)
+        found = {row.row: row for row in rows}  # the last of a name: its fastest run
         if not found:
             continue
         lines += [
@@ -235,6 +242,7 @@ def field5_markdown(made: Field5) -> str:
         f"`!`: more than {_MEMORY_NOISE:.0%} off in memory, {_TIME_NOISE:.0%} off in the factor of time. Milliseconds"
         " are the process's own CPU time, and of other machines.",
     ]
+    lines += _spread(made.rows)
     lines += [f"- {text}" for text in dict.fromkeys(machine_text(row.machine) for row in made.rows)]
     shares = [row.others_share for row in made.rows if row.others_share is not None]
     if shares and max(shares) > _OTHERS_SHARE:
@@ -243,6 +251,20 @@ def field5_markdown(made: Field5) -> str:
             " bounds."
         )
     return "\n".join(lines) + "\n"
+
+
+def _spread(rows: Sequence[FieldRow]) -> list[str]:
+    """One line: how far the times of a row lie apart; none where rows ran once."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        times.setdefault((row.model, row.row), []).append(row.image_s)
+    apart = sorted(max(known) / min(known) - 1 for known in times.values() if len(known) > 1)
+    if not apart:
+        return []
+    return [
+        f"Times are the lowest of up to {max(map(len, times.values()))} runs; the highest of a row's lies"
+        f" {apart[len(apart) // 2]:.0%} above it in the middle of {len(apart)} rows, {apart[-1]:.0%} at most."
+    ]
 
 
 def _line(given: Given, found: dict[str, FieldRow], full: Given) -> str:

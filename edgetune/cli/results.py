@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,10 @@ def export(
     typer.echo(report.sentence)
 
 
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def bench(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The benchmark's folder; a cut-off one is gone on with.")
@@ -102,13 +107,14 @@ def bench(
     settled: dict[str, object] = {"--data": data, "--model": model, "--weights": weights, "--methods": methods}
     settled |= {"--recipe": recipe, "--image-size": image_size, "--batch-size": batch_size, "--epochs": epochs}
     settled |= {"--threads": threads, "--augment": augment, "--flip": flip, "--seed": seed, "--power": power}
-    settled |= {"--repetitions": repetitions, "--evaluate-steps": evaluate_steps, "--root": root}
+    settled |= {"--evaluate-steps": evaluate_steps, "--root": root}
     given = [flag for flag, value in settled.items() if value is not None]
     if compare is not None:
         from edgetune.bench.compare import Comparison
         from edgetune.files import write_atomically
 
-        given += ["--workload"] if workload is not None else []
+        more = {"--workload": workload, "--repetitions": repetitions}
+        given += [flag for flag, value in more.items() if value is not None]
         if given:
             raise InputError(f"--compare reads two finished benchmarks: leave out {', '.join(given)}.")
         compared = Comparison(*compare)
@@ -125,9 +131,11 @@ def bench(
 
         if given:
             raise InputError(f"--workload field5 has settled that already: leave out {', '.join(given)}.")
-        typer.echo(field5_markdown(run_field5(out, typer.echo)))
+        typer.echo(field5_markdown(run_field5(out, typer.echo, repetitions=3 if repetitions is None else repetitions)))
         return
     from edgetune.bench import bench as run_bench
+
+    signal.signal(signal.SIGTERM, _leave)  # as an exception, which ends the run under way too
     from edgetune.units import parse_power
 
     found = run_bench(

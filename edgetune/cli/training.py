@@ -48,6 +48,7 @@ def plan(
         bool, typer.Option("--elsewhere", help="The profile is of the board that will run it.")
     ] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the trade-off here.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="Show what a step takes, block by block.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Say what `fit` would do under the caps, what it would cost, and why. Trains nothing."""
@@ -61,7 +62,7 @@ def plan(
         from edgetune.report import write_plan_page
 
         write_plan_page(made, html)
-    _show(made, json=json)
+    _show(made, json=json, costs=costs)
     if json:
         return
     for written in (out, html):
@@ -232,13 +233,13 @@ def _planned_anew(options: Options, *, elsewhere: bool = False, json: bool = Fal
         raise
 
 
-def _show(made: Plan, *, json: bool) -> None:
+def _show(made: Plan, *, json: bool, costs: bool = False) -> None:
     if json:
         print_json(made)
         return
     from edgetune.plan.explain import print_plan
 
-    print_plan(made)
+    print_plan(made, costs=costs)
 
 
 def _planned(path: Path, options: Options) -> Plan:

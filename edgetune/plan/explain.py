@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgetune.schema import Plan
+from edgetune.schema import Plan, StepPart
 from edgetune.units import format_duration, format_energy, format_size
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def print_plan(plan: Plan, console: Console | None = None) -> None:
-    """The plan as a page for a terminal of 80 columns or more."""
+def print_plan(plan: Plan, console: Console | None = None, *, costs: bool = False) -> None:
+    """The plan as a page for a terminal of 80 columns or more; `costs`: with what a step takes, block by block."""
     from rich.console import Console as RichConsole
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -63,6 +63,13 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(bars)
     console.print()
 
+    if costs:
+        console.print(Text("What a step takes", style="bold"), Text("predicted, block by block", style="dim"))
+        if predicted.step_parts:
+            console.print(_step_table(predicted.step_parts))
+        else:
+            console.print("nothing was timed: plan with the --profile that `edgetune profile --out FILE` writes")
+        console.print()
     console.print(Text("Blocks", style="bold"), Text(_blocks_line(plan)))
     console.print(
         Text(
@@ -88,6 +95,31 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         sentences.add_row("!", Text(warning, style="yellow"))
     console.print(sentences)
     console.print()
+
+
+def _step_table(parts: Sequence[StepPart]) -> Table:
+    from rich.table import Table as RichTable
+
+    joules = any(part.energy_j is not None for part in parts)
+    table = RichTable(box=None, pad_edge=False, header_style="dim")
+    names = ("", "forward", "gradient on", "weights", "kept", *(("energy",) if joules else ()))
+    for name in names:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    total = StepPart(
+        name="a step",
+        forward_s=sum(part.forward_s for part in parts),
+        pass_gradient_s=sum(part.pass_gradient_s for part in parts),
+        weight_gradient_s=sum(part.weight_gradient_s for part in parts),
+        saved_bytes=sum(part.saved_bytes for part in parts),
+        energy_j=sum(part.energy_j or 0.0 for part in parts) if joules else None,
+    )
+    for part in (*parts, total):
+        figures = (part.forward_s, part.pass_gradient_s, part.weight_gradient_s)
+        row = [part.name, *(f"{1000 * figure:.3g} ms" if figure else "" for figure in figures)]
+        row.append(format_size(part.saved_bytes) if part.saved_bytes else "")
+        row += [format_energy(part.energy_j)] if joules else []
+        table.add_row(*row, style="bold" if part is total else None)
+    return table
 
 
 def _alternatives(plan: Plan) -> Table:

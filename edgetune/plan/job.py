@@ -70,6 +70,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a batch takes more than one forward and backward pass."""
         return self.micro_batch_size < self.batch_size
 
+    @property
+    def parts(self) -> int:
+        """Forward and backward passes that a batch takes."""
+        return -(-self.batch_size // self.micro_batch_size)
+
     def blocks(self) -> list[BlockPlan]:
         """The blocks as the plan lists them."""
         return [

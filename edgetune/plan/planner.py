@@ -15,7 +15,7 @@ from edgetune.data.folder import mean_file_bytes, scan
 from edgetune.errors import InfeasibleError, InputError
 from edgetune.model.registry import find_spec
 from edgetune.plan.cache import fit_to_disk, planned_cache
-from edgetune.plan.cost import predict
+from edgetune.plan.cost import predict, step_parts
 from edgetune.plan.engines import candidates, method_under
 from edgetune.plan.machine import default_workers, memory_cap, read_machine
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method
@@ -232,6 +232,7 @@ def make_plan(
             choice.epochs,
             time_factor=machine.time_factor,
             margin_bytes=machine.margin_bytes,
+            parts=step_parts(choice.job, machine.rates, machine.watts, problem.file_bytes) if machine.rates else (),
         ),
         why=why(decisions),
         warnings=[*folder.warnings, *machine.warnings, *disk_note],

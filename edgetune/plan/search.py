@@ -260,8 +260,8 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
             found = None if job is None else _chosen(problem, form, job, limits)
             if found and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
                 best = found
-            if found and found.learning == -negative:
-                break  # a form that saves more takes more time, and learns no more
+            if found and found.learning == -negative and found.job.micro_batch_size == problem.whole:
+                break  # a form that saves more takes more time and learns no more, unless this one splits batches
     return best, turned_down
 
 

@@ -51,8 +51,7 @@ _LONGEST_ENERGY_S = 3.2  # a probe is not stretched further for a slow sensor: i
 class Timing(NamedTuple):
     """Wall time of a call, and its joules where they could be measured.
 
-    `seconds` is the lower quartile of the repeats: short enough to leave out what other processes took, not the one
-    lucky run; `best_s` is that one.
+    `seconds` is the median of the repeats, since it adds up to what whole epochs take; `best_s` is the one lucky run.
     """
 
     seconds: float
@@ -101,7 +100,7 @@ class Bench:
                     break
         joules = self._joules(window)
         ranked = sorted(seconds)
-        return Timing(ranked[len(ranked) // 4], None if joules is None else joules / len(ranked), ranked[0])
+        return Timing(ranked[len(ranked) // 2], None if joules is None else joules / len(ranked), ranked[0])
 
     def _energy_s(self) -> float | None:
         """How long a call must be repeated for its joules to be known; None where that takes too long, or for ever."""

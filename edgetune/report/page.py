@@ -24,7 +24,7 @@ from edgetune.report.markup import Html, element, join, note, section, text
 from edgetune.report.mistakes import mistakes
 from edgetune.report.run import Run, read_run
 from edgetune.report.summary import data_name, header, headline
-from edgetune.report.tradeoff import tradeoff, tradeoff_charts
+from edgetune.report.tradeoff import step_table, tradeoff, tradeoff_charts
 from edgetune.schema import Plan
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -83,7 +83,7 @@ def write_plan_page(plan: Plan, path: Path) -> None:
     """
     charts = tradeoff_charts(plan)
     title = f"{plan.method}: {plan.model} on {data_name(plan)}"
-    content = join([element("header", element("h1", title)), tradeoff(plan, charts), why(plan)])
+    content = join([element("header", element("h1", title)), tradeoff(plan, charts), step_table(plan), why(plan)])
     footer = f"Planned by edgetune {plan.edgetune_version}, page by {__version__}. Charts: uPlot, MIT licence."
     written = page(title=f"{title} · edgetune", content=content, charts=[*charts], footer=footer)
     write_atomically(path, written.encode("utf-8"))

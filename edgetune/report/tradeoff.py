@@ -29,6 +29,38 @@ def tradeoff(plan: Plan, charts: list[Chart]) -> Html | None:
     )
 
 
+def step_table(plan: Plan) -> Html | None:
+    """What a step takes, row by row; None where nothing was timed."""
+    parts = plan.predicted.step_parts
+    if not parts:
+        return None
+
+    def seconds(value: float) -> str:
+        return f"{1000 * value:.3g} ms" if value else "—"
+
+    return section(
+        "What a step takes",
+        table(
+            ["", "forward", "passing the gradient on", "weight gradients", "kept", "energy"],
+            [
+                [
+                    part.name,
+                    seconds(part.forward_s),
+                    seconds(part.pass_gradient_s),
+                    seconds(part.weight_gradient_s),
+                    format_size(part.saved_bytes) if part.saved_bytes else "—",
+                    format_energy(part.energy_j) if part.energy_j is not None else "—",
+                ]
+                for part in parts
+            ],
+        ),
+        note(
+            "Predicted from the profile's probes, on average over the blocks that are drawn; kept: until the way back."
+        ),
+        id="step",
+    )
+
+
 def tradeoff_charts(plan: Plan) -> list[Chart]:
     """Expected learning and time over the predicted peak."""
     if len(plan.alternatives) < 2:

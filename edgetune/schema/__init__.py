@@ -29,6 +29,7 @@ from edgetune.schema.plan import NearestFeasible as NearestFeasible
 from edgetune.schema.plan import Plan as Plan
 from edgetune.schema.plan import Predicted as Predicted
 from edgetune.schema.plan import Recipe as Recipe
+from edgetune.schema.plan import StepPart as StepPart
 from edgetune.schema.profile import BlockCost as BlockCost
 from edgetune.schema.profile import Board as Board
 from edgetune.schema.profile import Compute as Compute

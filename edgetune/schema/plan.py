@@ -77,6 +77,19 @@ class MemoryBill(Record, frozen=True):
         return sum(getattr(self, name) for name in self.__struct_fields__)
 
 
+class StepPart(Record, frozen=True):
+    """One row of what an optimizer step takes, predicted: a block, or what happens besides, under `forward_s`."""
+
+    name: str
+    forward_s: float
+    pass_gradient_s: float  # what runs again for it included
+    weight_gradient_s: float
+    saved_bytes: (
+        int  # that wait for the backward pass, at the most tokens; 0 under autograd, whose bill is of the whole
+    )
+    energy_j: float | None  # None without watts
+
+
 class Predicted(Record, frozen=True):
     """What the plan will cost, as known before any step. `measured` is False: these come from a model."""
 
@@ -89,9 +102,10 @@ class Predicted(Record, frozen=True):
     total_energy_j: float | None
     train_flops_per_image: int
     measured: bool = False
-    model: str = "edgetune.plan.cost/2"
+    model: str = "edgetune.plan.cost/3"
     first_epoch_s: float | None = None  # the one that fills a feature cache; `epoch_s` is the mean over all
     peak_memory_most_bytes: int | None = None  # with what nobody is sure of; this is what a cap is held against
+    step_parts: list[StepPart] = []  # empty where nothing was timed
     time_factor: float | None = None  # that times and energies may be off by, either way
 
 

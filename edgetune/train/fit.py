@@ -85,21 +85,22 @@ def fit(
         DivergedError: the loss stopped being a number; the best checkpoint so far is kept.
     """
     folder = RunFolder(Path(out))
-    folder.create()
-    sitting = _sitting(plan, power_w, save_every_s, quiet, started, system)
-    try:
-        schema.save(plan, folder.plan)
-        here = None if sitting.system.live else sitting.system.root
-        schema.save(profile or _read_board(here, sitting.power_w), folder.profile)
-        schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
-        if graphs is not None:
-            from edgetune.train.onnx.exported import copy_graphs
+    with folder.held():
+        folder.create()
+        sitting = _sitting(plan, power_w, save_every_s, quiet, started, system)
+        try:
+            schema.save(plan, folder.plan)
+            here = None if sitting.system.live else sitting.system.root
+            schema.save(profile or _read_board(here, sitting.power_w), folder.profile)
+            schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
+            if graphs is not None:
+                from edgetune.train.onnx.exported import copy_graphs
 
-            copy_graphs(graphs, folder.graphs)
-        return _run(plan, folder, sitting, resume=False)
-    except BaseException:
-        folder.discard()
-        raise
+                copy_graphs(graphs, folder.graphs)
+            return _run(plan, folder, sitting, resume=False)
+        except BaseException:
+            folder.discard()
+            raise
 
 
 def resume(
@@ -128,9 +129,10 @@ def resume(
     """
     planned_engine(Path(out), engine)
     folder = RunFolder(Path(out))
-    folder.open()
-    plan = schema.load(folder.plan, Plan)
-    return _run(plan, folder, _sitting(plan, power_w, save_every_s, quiet, started, system), resume=True)
+    with folder.held():
+        folder.open()
+        plan = schema.load(folder.plan, Plan)
+        return _run(plan, folder, _sitting(plan, power_w, save_every_s, quiet, started, system), resume=True)
 
 
 def planned_engine(out: Path, engine: schema.Engine | None) -> schema.Engine:
@@ -140,12 +142,13 @@ def planned_engine(out: Path, engine: schema.Engine | None) -> schema.Engine:
         InputError: the folder holds no run to go on with, or the engine can't take it up.
     """
     folder = RunFolder(out)
-    folder.open()
-    plan = schema.load(folder.plan, Plan)
-    if engine is not None and engine != plan.engine:
-        plan = _under(plan, engine)
-        schema.save(plan, folder.plan)
-    return plan.engine
+    folder.check()
+    with folder.held():
+        plan = schema.load(folder.plan, Plan)
+        if engine is not None and engine != plan.engine:
+            plan = _under(plan, engine)
+            schema.save(plan, folder.plan)
+        return plan.engine
 
 
 def _under(plan: Plan, engine: schema.Engine) -> Plan:

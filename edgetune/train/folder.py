@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgetune.errors import InputError
@@ -28,6 +32,36 @@ class RunFolder:
         self.result = path / "result.json"
         self.mistakes = path / "mistakes.json"
         self.report = path / "report.html"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training here meanwhile; the folder is made if it isn't there.
+
+        The system lets go of it with the process, however that ends.
+
+        Raises:
+            InputError: another process has it, or it can't be made.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path} exists already; choose another folder.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise InputError(f"--out {self.path} can't be made ({error.strerror}); choose another folder.") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(
+                f"--out {self.path} is being trained in by another process; wait for it, or choose another folder."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def create(self) -> None:
         """Make the folder for a new run, also of what a run left that ended before its first state.
@@ -93,12 +127,20 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def open(self) -> None:
-        """Check that there is a run to go on with.
+        """Take up the run that is here.
+
+        Raises:
+            InputError: nothing here can be resumed.
+        """
+        self.check()
+        for unfinished in self.path.rglob(".*.new"):  # of a write that a power cut ended
+            unfinished.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Make sure that there is a run to go on with.
 
         Raises:
             InputError: nothing here can be resumed.
         """
         if not (self.plan.exists() and self.state.exists() and self.base.exists()):
             raise InputError(f"--out {self.path} holds no run that can be resumed; leave out --resume to start one.")
-        for unfinished in self.path.rglob(".*.new"):  # of a write that a power cut ended
-            unfinished.unlink(missing_ok=True)

@@ -41,6 +41,19 @@ def test_the_given_factors_follow_from_its_figures() -> None:
     assert "50%" in field5_markdown(crowded)
 
 
+def test_of_several_runs_the_fastest_counts_and_the_spread_is_said() -> None:
+    rows = [
+        a_row("all, AdamW", 229, 280, 0.2),
+        a_row("all, AdamW", 229, 281, 0.16),
+        a_row("all, AdamW", 229, 280, 0.24),
+    ]
+    text = field5_markdown(Field5(rows=[*rows, a_row("MeZO", 0, 28, 0.1)], created=""))
+    assert "| all, AdamW | 229 → 229 | 280 → 281 | 1 → 1 | 149 → 160 |" in text
+    assert (
+        "lowest of up to 3 runs; the highest of a row's lies 50% above it in the middle of 1 rows, 50% at most" in text
+    )
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -55,6 +68,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     made = run_field5(tmp_path, rows=["all, AdamW", "MeZO"])
     assert asked == ["all, AdamW", "head only", "MeZO"]
     assert [row.row for row in made.rows] == asked
+    made = run_field5(tmp_path, rows=["all, AdamW", "MeZO"], repetitions=2)
+    assert [row.row for row in made.rows] == asked == ["all, AdamW", "head only", "MeZO", "all, AdamW", "MeZO"]
     assert msgspec.json.decode((tmp_path / "field5.json").read_bytes())["schema"] == "edgetune/field5/1"
 
 
@@ -74,9 +89,9 @@ def test_a_row_that_fails_keeps_no_other_from_being_measured(tmp_path: Path, mon
 
 def test_options_that_the_table_settles_are_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        app, ["bench", "--workload", "field5", "--out", str(tmp_path), "--epochs", "3", "--repetitions", "5"]
+        app, ["bench", "--workload", "field5", "--out", str(tmp_path), "--epochs", "3", "--seed", "5"]
     )
-    assert "leave out --epochs, --repetitions" in str(done.exception)
+    assert "leave out --epochs, --seed" in str(done.exception)
 
 
 CHECK = """

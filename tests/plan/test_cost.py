@@ -10,7 +10,7 @@ import pytest
 from edgetune.model.registry import find_spec
 from edgetune.plan.cost import time_of, watts_of
 from edgetune.plan.job import job_for
-from edgetune.plan.methods import find_method
+from edgetune.plan.methods import find_method, with_levers
 from edgetune.plan.rates import Rates
 from edgetune.plan.work import work_of, work_per_image
 from edgetune.schema import Compute, Power
@@ -70,6 +70,44 @@ def test_seconds_follow_the_probed_rate() -> None:
     assert slow.epoch_s > 3 * fast.epoch_s
     arithmetic_s = 80 * work_per_image(job).total / 10e9
     assert arithmetic_s < slow.epoch_s < 1.2 * arithmetic_s
+
+
+def test_a_run_pays_for_the_evaluations_it_makes_and_for_what_it_writes() -> None:
+    job = job_for(find_method("full", 12), TINY, batch_size=8, micro_batch_size=8)
+    compute = msgspec.structs.replace(make_profile().compute, write_bytes_per_s=100e6, import_s=2.0)
+    each, few = (time_of(job, 80, 8, Rates(compute), evaluations=share) for share in (1.0, 0.1))
+    assert each is not None
+    assert few is not None
+    assert each.total_s(10) - few.total_s(10) == pytest.approx(9 * each.eval_s)
+    # parameters and two moments of them, then the model
+    assert each.save_s == pytest.approx(4 * TINY.parameter_count * 4 / 100e6, rel=0.001)
+    assert each.start_s == pytest.approx(3.0 + TINY.parameter_count * 4 / 100e6)
+    head = time_of(job_for(find_method("head", 12), TINY, batch_size=8, micro_batch_size=8), 80, 8, Rates(compute))
+    assert head is not None
+    assert head.save_s < 0.3 * each.save_s
+
+
+def test_frozen_weights_on_disk_are_read_for_every_batch_of_an_evaluation() -> None:
+    method = with_levers(find_method("edgetune", 12), ["feature_cache=off", "frozen_weights=disk"], 12)
+    job = job_for(method, TINY, batch_size=8, micro_batch_size=4)
+    rates = [msgspec.structs.replace(make_profile().compute, read_bytes_per_s=rate) for rate in (1e9, 1e8)]
+    fast, slow = (time_of(job, 80, 20, Rates(compute)) for compute in rates)
+    assert fast is not None
+    assert slow is not None
+    once_s = 12 * TINY.width**2 * job.lowest * 4 / 1e8 * 0.9  # by how much one reading is slower
+    assert slow.eval_s - fast.eval_s == pytest.approx(3 * once_s)
+    assert slow.epoch_s - fast.epoch_s == pytest.approx(10 * once_s)
+
+
+def test_merging_adapters_has_its_price() -> None:
+    method = with_levers(find_method("lora", 12), ["trainer=lean"], 12)
+    job = job_for(method, TINY, batch_size=8, micro_batch_size=8)
+    copies = [msgspec.structs.replace(make_profile().compute, copy_bytes_per_s=rate) for rate in (1e12, 1e9)]
+    fast, slow = (time_of(job, 80, 8, Rates(compute)) for compute in copies)
+    assert fast is not None
+    assert slow is not None
+    merged_s = 2 * 12 * 4 * TINY.width**2 * 2 * 4 / 1e9  # there and back, twelve blocks, twice copied
+    assert slow.step_s - fast.step_s > merged_s
 
 
 def test_without_probes_nothing_is_timed() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
+import tempfile
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +91,28 @@ def test_a_matrix_product_that_has_no_kernel_is_unknown(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "ones", refuse)
     (line,) = PROBES["matmul", "bf16"](quick_bench())
     assert line == {"gemm": {"bf16": None}}
+
+
+def test_the_disk_of_the_working_folder_is_timed_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = PROBES["copy", "file"](quick_bench())
+    assert line["compute"]["write_bytes_per_s"] > 0
+    assert line["compute"]["read_bytes_per_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(**options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    (line,) = PROBES["copy", "file"](quick_bench())
+    assert "could not be timed (Read-only file system)" in line["warning"]
+
+
+def test_memory_touched_for_the_first_time_is_no_faster_than_a_copy() -> None:
+    (fresh,), (copied,) = PROBES["copy", "fresh"](quick_bench()), PROBES["copy", "plain"](quick_bench())
+    assert 0 < fresh["compute"]["fresh_bytes_per_s"] < 2 * copied["compute"]["copy_bytes_per_s"]
 
 
 class Metered(PowerSource):

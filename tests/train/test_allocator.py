@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edgetune import schema
 from edgetune.train import allocator, fit
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -39,12 +42,50 @@ def test_only_products_in_bf16_on_changing_shapes_ask_for_it(
     def stop(name: str) -> None:
         raise InterruptedError(name)  # before anything heavy
 
-    monkeypatch.setattr(fit, "keep_onednn_lean", lambda: calls.append("lean"))
+    monkeypatch.setattr(allocator, "keep_onednn_lean", lambda: calls.append("lean"))
     monkeypatch.setattr(fit, "import_module", stop)
     plan = plan_for(method="edgetune", levers=levers, engine="torch")
     with pytest.raises(InterruptedError):
         fit.fit(plan, tmp_path / "run", quiet=True)
     assert bool(calls) is asked
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from edgetune.schema import Plan, load
+from edgetune.train.allocator import settle_malloc
+from pathlib import Path
+settle_malloc(load(Path(sys.argv[1]), Plan))
+def fill():
+    arrays = [np.ones(2 << 20, np.float32) for _ in range(4)]  # 8 MiB each: glibc's own thresholds give them back
+for _ in range(3):
+    fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+def faults_of(plan: schema.Plan, tmp_path: Path) -> float:
+    """Pages that the kernel has to find anew for 32 MiB of temporaries."""
+    schema.save(plan, tmp_path / "plan.json")
+    words = [sys.executable, "-c", FAULTS, str(tmp_path / "plan.json")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+def test_freed_memory_is_used_again_unless_memory_is_short(plan_for: Any, tmp_path: Path) -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("the C library has no mallopt")
+    whole = plan_for(method="full", levers=["trainer=lean"], engine="torch")
+    assert whole.feature_cache is None
+    fast = msgspec.structs.replace(whole, allocator="fast")
+    lean = msgspec.structs.replace(whole, allocator="lean")
+    assert faults_of(fast, tmp_path) < 100
+    assert faults_of(lean, tmp_path) > 8000
 
 
 def test_only_code_as_the_file_has_it_is_let_go(tmp_path: Path) -> None:

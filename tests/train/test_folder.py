@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,33 @@ EARLY = (
     "state/.state.safetensors.71.new",
     "state/graphs/embed.onnx",
 )
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from edgetune.train.folder import RunFolder
+with RunFolder(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="by another process"), RunFolder(out).held():
+            pass
+        other.kill()  # the system lets go with the process, however it ends
+        other.wait()
+        with RunFolder(out).held():
+            RunFolder(out).create()
+    finally:
+        other.kill()
+        other.wait()
 
 
 def filled(root: Path, *names: str) -> Path:

@@ -1,0 +1,236 @@
+"""Seconds of a job's pieces on a machine: blocks by its probes, what goes over memory and disk by their rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+
+from edgetune.plan.bill import FLOAT_BYTES, optimizer_bytes, trainable_count
+from edgetune.plan.cache import planned_cache
+from edgetune.plan.job import Job, entering
+from edgetune.plan.levers import frozen_arithmetic
+from edgetune.plan.rates import Part, Rates, Way
+from edgetune.plan.work import tail_share
+
+# Copies of a weight in fp32 that an update costs, by the optimizer; with its gradient's fresh pages.
+_UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
+# The same of AdamW with less state, in numbers quantised and read back.
+_UPDATE_VALUES = {"int8": 12.0, "factored": 6.0}
+# Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
+_PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
+# Frozen weights made ready for products in fp32 and in bf16: in copies of as many floats. Those on disk are read.
+_READY_COPIES = {
+    "fp32": {"fp32": 0.0, "bf16": 0.3, "int8": 0.4},
+    "bf16": {"fp32": 1.5, "bf16": 0.0, "int8": 0.4},
+}
+_READ_COPIES = 2.0  # of the file cache, where no probe says
+_MERGE_COPIES = {"fp32": 2.0, "bf16": 6.0}  # attention's matrices with their adapters added
+_COPY_BYTES_PER_S = 4e9  # where no probe says
+_LOWEST_SHARE = 0.75  # of passing the gradient on, in a block whose input needs none
+_ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of its adapters
+# Trained blocks in a run, against their probes, which find everything in caches: medians of 23 runs. Over
+# cached features the math library is told to give its memory back after each product (`edgetune.train.allocator`).
+_IN_A_RUN = {"autograd": 1.07, "lean": 1.05}
+_OVER_FEATURES = 1.25
+# A first step brings kernels into memory, and the pages of the optimizer's state and of the weights: in seconds, and in
+# how often they are touched for the first time. Fresh pages where no probe says: in copies.
+_FIRST_STEP_S, _FRESH_TIMES, _FRESH_COPIES = 0.1, {"lean": 1.0, "autograd": 3.0}, 4.0
+_ADDED_COPIES = 1.5  # autograd adds the gradients of a batch's further parts to the first one's
+_START_S, _IMPORT_S = 1.0, 4.0  # of a process; importing torch, where no probe says
+_WRITE_BYTES_PER_S = 50e6  # of a slow disk, where no probe says
+# Cached features read, checked and unpacked; a guess, and called one.
+_FEATURE_BYTES_PER_S = 400e6
+# Decode, crop, resize and normalise on one Cortex-A76-class core, where no probe says; a guess, and called one.
+_VALUES_PER_S = 12e6
+_BYTES_A_VALUE = 0.1  # of a JPEG
+
+
+class Clock:
+    """Seconds of a job's pieces, by the rates of the machine."""
+
+    def __init__(self, job: Job, rates: Rates) -> None:
+        self.job, self.rates = job, rates
+        self._images = job.batch_size / -(-job.batch_size // job.micro_batch_size)
+        self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
+        self._way, self._frozen_way = _ways(job)
+        self._in_a_run = (_OVER_FEATURES if job.cached else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
+        self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
+        self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
+        self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
+        self._value_s = 1 / (rates.compute.quantise_values_per_s or self._copy_bytes_per_s / 8)
+
+    def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
+        """A part of block `index`, the tail with as little work as it has."""
+        spec, tokens = self.job.spec, self._tokens[index]
+        if self.job.lean and index == spec.depth - 1:
+            share *= tail_share(spec, tokens)
+        found = self.rates.seconds(part, way, spec.width, tokens, images, share)
+        assert found is not None  # `known` was asked
+        return found
+
+    def frozen(self, images: float) -> float:
+        """The embedding and the blocks below the lowest trained one on so many images."""
+        return self._embedding(images) + self._run(range(self.job.lowest), self._tokens, images, self._frozen_way)
+
+    def evaluating(self, images: float) -> float:
+        """What lies above them, on so many images, all tokens kept."""
+        spec = self.job.spec
+        return self._run(range(self.job.lowest, spec.depth), [spec.tokens] * spec.depth, images, self._way)
+
+    def _run(self, blocks: range, tokens: list[int], images: float, way: Way) -> float:
+        """Forward through some blocks; neighbours that get as many tokens take as long."""
+        spec, tail = self.job.spec, self.job.spec.depth - 1 if self.job.lean else -1
+        seconds = 0.0
+        for count, equal in groupby([tokens[index] for index in blocks if index != tail]):
+            seconds += len(list(equal)) * (self.rates.seconds("forward", way, spec.width, count, images) or 0.0)
+        if tail in blocks:
+            seconds += self._block("forward", tail, images, way)
+        return seconds
+
+    def _embedding(self, images: float) -> float:
+        spec = self.job.spec
+        block = self.rates.seconds("forward", self._frozen_way, spec.width, spec.tokens, images) or 0.0
+        return block * spec.embed_flops() / spec.block_flops(spec.tokens).forward
+
+    def forward(self) -> float:
+        """Forward through one part of a batch."""
+        return self.below() + self.above(range(self.job.lowest, self.job.spec.depth))
+
+    def below(self) -> float:
+        """Of it, what lies below the lowest trained block; nothing where that is cached."""
+        return 0.0 if self.job.cached and self.job.lowest else self.frozen(self._images)
+
+    def above(self, blocks: range) -> float:
+        """Of it, some of the blocks from the lowest trained one on."""
+        adapters = 1.0 + (_ADAPTER_SHARE if self.job.lora_rank else 0.0)
+        return self._in_a_run * adapters * self._run(blocks, self._tokens, self._images, self._way)
+
+    def backward(self) -> float:
+        """Backward through one part of a batch, on average over the draws of K blocks."""
+        blocks = sum(passing + weights for _, passing, weights in self.backward_blocks())
+        return blocks + (self.embedding_backward() if self.job.embeddings_trainable else 0.0)
+
+    def backward_blocks(self) -> Iterator[tuple[int, float, float]]:
+        """Of it, each block that may train: passing the gradient on (what is run again included), weight gradients."""
+        job, images = self.job, self._images
+        trained = [index for index, trains in enumerate(job.trainable) if trains]
+        number, k = len(trained), min(job.k, len(trained))
+        # as in `work_per_image`
+        lowest = [math.comb(number - 1 - place, k - 1) / math.comb(number, k) for place in range(number)]
+        below = 0.0
+        for place, index in enumerate(trained):
+            passes = 1.0 if job.embeddings_trainable else below
+            below += lowest[place]
+            passing = passes * self._block("pass_gradient", index, images, self._way)
+            if not job.embeddings_trainable:  # nothing below asks for the gradient of its input
+                passing += lowest[place] * self._block("pass_gradient", index, images, self._way, _LOWEST_SHARE)
+            if job.saved_activations == "recompute":
+                passing += min(1.0, passes + lowest[place]) * self._block("forward", index, images, self._way)
+            if job.lora_rank:
+                weights = 2 * _ADAPTER_SHARE * self._block("forward", index, images, self._way)
+            else:
+                weights = k / number * self._block("weight_gradient", index, images, self._way)
+            yield index, self._in_a_run * passing, self._in_a_run * weights
+
+    def embedding_backward(self) -> float:
+        """Weight gradients of the embedding, of one part of a batch."""
+        return self._in_a_run * self._embedding(self._images)
+
+    def packing_s(self) -> float:
+        """Putting what one image leaves for the backward pass away, and back."""
+        job, spec = self.job, self.job.spec
+        if not job.lean:
+            return 0.0
+        first = 0 if job.embeddings_trainable else job.lowest
+        tokens = sum(self._tokens[first:])
+        numbers = tokens * (2 * spec.width if job.saved_activations == "recompute" else 6 * spec.width + spec.hidden)
+        again = tokens * (6 * spec.width + spec.hidden) if job.saved_activations == "recompute" else 0
+        copy_s = FLOAT_BYTES / self._copy_bytes_per_s
+        prices = {
+            "fp32": _PACK_COPIES["fp32"] * copy_s,
+            "bf16": _PACK_COPIES["bf16"] * copy_s,
+            "int8": self._value_s,
+            "int4": _INT4 * self._value_s,
+        }
+        return numbers * prices[job.levers.saved_precision] + again * prices["fp32"]
+
+    def update_s(self, parts: int) -> float:
+        """The optimizer's work in a step, and autograd's in adding the gradients of its parts."""
+        job = self.job
+        weights = trainable_count(job) * (job.k / max(1, sum(job.trainable)) if job.k else 1.0)
+        added = 0.0 if job.lean else (parts - 1) * _ADDED_COPIES
+        copies = (_UPDATE_COPIES[job.levers.optimizer] + added) * FLOAT_BYTES / self._copy_bytes_per_s
+        if job.lean and job.levers.optimizer == "adamw" and job.levers.optimizer_state != "fp32":
+            return weights * _UPDATE_VALUES[job.levers.optimizer_state] * self._value_s
+        return weights * copies
+
+    def first_step_s(self) -> float:
+        """What the first step takes beyond the others."""
+        job = self.job
+        if not job.k:
+            return _FIRST_STEP_S
+        touched = optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)  # autograd has gradients beside weights
+        rate = self.rates.compute.fresh_bytes_per_s or self._copy_bytes_per_s / _FRESH_COPIES
+        return _FIRST_STEP_S + _FRESH_TIMES[job.levers.trainer] * touched / rate
+
+    def ready_s(self, blocks: int) -> float:
+        """Making the weights of so many frozen blocks ready, once."""
+        job = self.job
+        if not job.lean:
+            return 0.0
+        count = blocks * 12 * job.spec.width**2
+        if job.levers.frozen_weights == "disk":
+            rate = self.rates.compute.read_bytes_per_s or self._copy_bytes_per_s / _READ_COPIES
+            return count * FLOAT_BYTES / rate
+        ready = _READY_COPIES[self._frozen_type]
+        return count * ready[job.levers.frozen_weights] * FLOAT_BYTES / self._copy_bytes_per_s
+
+    def merging_s(self) -> float:
+        """Making the weights of all blocks with adapters ready and adding their adapters, once."""
+        job = self.job
+        if not (job.lean and job.lora_rank):
+            return 0.0
+        adapted = sum(job.trainable)
+        copies = 4 * job.spec.width**2 * _MERGE_COPIES[self._frozen_type]
+        return self.ready_s(adapted) + adapted * copies * FLOAT_BYTES / self._copy_bytes_per_s
+
+    def adapters_s(self) -> float:
+        """The same in a step: on the way up and on the way back."""
+        return 2 * self.merging_s()
+
+    def feature_s(self) -> float:
+        """Reading what a cache keeps of one image."""
+        cache = planned_cache(self.job, 1, 1, 2)
+        assert cache is not None
+        return FLOAT_BYTES * cache.tokens * self.job.spec.width / _FEATURE_BYTES_PER_S
+
+    def start_s(self) -> float:
+        """Until the first image is read: imports, weights read and a copy of them kept."""
+        compute = self.rates.compute
+        weights = FLOAT_BYTES * self.job.spec.parameter_count
+        imports_s = _IMPORT_S if compute.import_s is None else compute.import_s
+        return _START_S + imports_s + weights / self._write_bytes_per_s
+
+    def save_s(self) -> float:
+        """A state and the model, at the end of an epoch."""
+        job = self.job
+        state = optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)
+        return (state + FLOAT_BYTES * job.spec.parameter_count) / self._write_bytes_per_s
+
+    def image_s(self, file_bytes: float | None) -> float:
+        """Reading one image."""
+        compute, values = self.rates.compute, 3 * self.job.spec.image_size**2
+        if not compute.decode_bytes_per_s or not compute.render_values_per_s:
+            return values / _VALUES_PER_S
+        size = _BYTES_A_VALUE * 4 * values if file_bytes is None else file_bytes
+        return size / compute.decode_bytes_per_s + values / compute.render_values_per_s
+
+
+def _ways(job: Job) -> tuple[Way, Way]:
+    """How the trained blocks are run, and how the frozen ones."""
+    if not job.lean:
+        return "eager", "eager"
+    ours: Way = "lean-bf16" if job.levers.precision == "bf16" else "lean"
+    frozen = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
+    return ours, "lean-bf16" if frozen == "bf16" else "lean"
