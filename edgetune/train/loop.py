@@ -213,7 +213,7 @@ class Loop:
                 if every and progress.step % every == 0 and not self.budget.near_the_end():
                     self._record_accuracy()
                     mark, mark_j = clock(), window.joules  # nor is this part of the epoch's figures
-                if progress.step == min(_CALIBRATED_AFTER, self.plan.total_steps):
+                if progress.step == _CALIBRATED_AFTER:
                     self._calibrate()
                 if clock() - self._saved_at > self.save_every_s:
                     self.save()

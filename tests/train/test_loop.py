@@ -27,7 +27,7 @@ def test_runs_every_epoch_and_counts_what_was_done(stage: Any) -> None:
     assert loop.progress.epochs_s == [4.0] * 5  # four steps of a second; evaluation and saving are not in it
     assert loop.progress.eval_s == 10.0
     assert {path.name for path in made.out.iterdir()} == {
-        "best.safetensors", "last.safetensors", "metrics.jsonl", "mistakes.json", "state",
+        "best.safetensors", "last.safetensors", "metrics.jsonl", "mistakes.json", "plan.json", "state",
     }  # fmt: skip
 
 
