@@ -3,10 +3,12 @@
     edgetune bench --workload w2 --methods all,lean-full --recipe benchmarks/recipes.json --out runs/w2
     python benchmarks/publish.py runs/w2
     python benchmarks/publish.py runs/field5
+    python benchmarks/publish.py --again
 
 Copies `bench.json`, `bench.md` and `runs.jsonl` (or `field5.*`) of each folder to `benchmarks/results/bench/`, under
 the workload's name, and writes tables between the marks `<!-- NAME -->` and `<!-- end NAME -->` of the document. No
-figure is typed by hand.
+figure is typed by hand. `--again` makes records and tables anew from the raw lines that are in the repository, for when
+what is made of them has changed.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ from pathlib import Path
 import msgspec
 from machine import RESULTS
 
-from edgetune.bench.page import documented
+from edgetune import schema
+from edgetune.bench.field5 import run_field5
+from edgetune.bench.page import documented, markdown
 from edgetune.bench.records import Bench
+from edgetune.bench.series import read_runs
+from edgetune.bench.summary import summarise
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
 FOLDER = RESULTS / "bench"
@@ -43,6 +49,31 @@ def publish(folder: Path, document: Path = DOCUMENT, results: Path = FOLDER) -> 
     return name
 
 
+def again(document: Path = DOCUMENT, results: Path = FOLDER) -> list[str]:
+    """Make every record and table anew from its raw lines; returns their names."""
+    done = []
+    for log in sorted(results.glob("*.runs.jsonl")):
+        name = log.name.removesuffix(".runs.jsonl")
+        record = results / f"{name}.json"
+        if not record.exists():
+            continue
+        before = msgspec.json.decode(record.read_bytes(), type=Bench)
+        entries = [row.entry for row in before.methods]
+        wanted = {entry.name for entry in entries}
+        last = {(run.entry.name, run.repetition): run for run in read_runs(log) if run.entry.name in wanted}
+        made = summarise(before.settings, entries, list(last.values()), before.repetitions)
+        made = msgspec.structs.replace(made, created=before.created)
+        schema.save(made, record)
+        (results / f"{name}.md").write_text(markdown(made))
+        document.write_text(placed(document.read_text(), name, documented(made)))
+        done.append(name)
+    if (results / "field5.jsonl").exists():
+        run_field5(results, rows=[])
+        document.write_text(placed(document.read_text(), "field5", (results / "field5.md").read_text()))
+        done.append("field5")
+    return done
+
+
 def placed(document: str, name: str, text: str) -> str:
     """The document with `text` between the marks of `name`."""
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
@@ -55,9 +86,13 @@ def placed(document: str, name: str, text: str) -> str:
 def main() -> None:
     """Parse and dispatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that `edgetune bench --out` wrote")
-    for folder in parser.parse_args().folders:
+    parser.add_argument("folders", nargs="*", type=Path, help="folders that `edgetune bench --out` wrote")
+    parser.add_argument("--again", action="store_true", help="what is in the repository, from its raw lines")
+    arguments = parser.parse_args()
+    for folder in arguments.folders:
         print(f"published: {publish(folder)}")
+    for name in again() if arguments.again else ():
+        print(f"made anew: {name}")
 
 
 if __name__ == "__main__":
