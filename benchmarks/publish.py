@@ -25,7 +25,7 @@ from edgetune import schema
 from edgetune.bench.field5 import run_field5
 from edgetune.bench.page import documented, markdown
 from edgetune.bench.records import Bench
-from edgetune.bench.series import read_runs
+from edgetune.bench.series import read_runs, recipe_of
 from edgetune.bench.summary import summarise
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
@@ -59,8 +59,12 @@ def again(document: Path = DOCUMENT, results: Path = FOLDER) -> list[str]:
             continue
         before = msgspec.json.decode(record.read_bytes(), type=Bench)
         entries = [row.entry for row in before.methods]
-        wanted = {entry.name for entry in entries}
-        last = {(run.entry.name, run.repetition): run for run in read_runs(log) if run.entry.name in wanted}
+        wanted = {recipe_of(entry) for entry in entries}
+        last = {
+            (run.entry.name, run.repetition): run
+            for run in read_runs(log)
+            if recipe_of(run.entry) in wanted and run.repetition < before.repetitions
+        }
         made = summarise(before.settings, entries, list(last.values()), before.repetitions)
         made = msgspec.structs.replace(made, created=before.created)
         schema.save(made, record)

@@ -161,7 +161,10 @@ def _bars(
 def _course(rows: Sequence[MethodRow], full: str | None) -> Chart | None:
     """Accuracy over training time: as many methods as there are colours, edgetune and full fine-tuning first."""
     first = [_OURS, full]
-    ranked = sorted((row for row in rows if row.curve), key=lambda row: row.entry.name not in first)
+    ranked = sorted(
+        (row for row in rows if row.curve),
+        key=lambda row: first.index(row.entry.name) if row.entry.name in first else len(first),
+    )
     drawn = ranked[: len(_COLORS)]
     if not drawn:
         return None

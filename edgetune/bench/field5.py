@@ -156,10 +156,12 @@ def run_field5(
         out.mkdir(parents=True, exist_ok=True)
     log = out / "field5.jsonl"
     machine = describe_machine(System())
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     wanted = [(table, given) for table in TABLES for given in table.rows if rows is None or given.name in rows]
     for (table, given), repetition in [(each, repetition) for repetition in range(repetitions) for each in wanted]:
         name = f"{table.title}, {given.name}"
+        if name in failed:
+            continue
         if sum((row.model, row.row) == (table.model, given.name) for row in _lines(log)) > repetition:
             say(f"{name}: done before")
             continue
@@ -168,8 +170,8 @@ def run_field5(
         except MissingDependencyError:
             raise
         except EdgetuneError as error:  # for want of memory, perhaps: other rows need less
-            failed.append(str(error))
-            say(failed[-1])
+            failed[name] = str(error)
+            say(failed[name])
             continue
         append_line(log, msgspec.json.encode(found))
         peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / MB:.0f} MB"
@@ -177,7 +179,8 @@ def run_field5(
         _write(out, log)
     made = _write(out, log)
     if failed:
-        raise EdgetuneError(f"{failed[0]} ({len(failed)} failed in all); the same command tries them again.")
+        first = next(iter(failed.values()))
+        raise EdgetuneError(f"{first} ({len(failed)} failed in all); the same command tries them again.")
     return made
 
 

@@ -237,9 +237,9 @@ def rotated(entries: Sequence[Entry], repetition: int) -> list[Entry]:
     return [*entries[start:], *entries[:start]]
 
 
-def recipe_of(entry: Entry) -> tuple[str, str, tuple[str, ...], dict[str, str]]:
+def recipe_of(entry: Entry) -> tuple[str, str, tuple[str, ...], tuple[tuple[str, str], ...]]:
     """What makes two runs of one repetition the same; a note does not."""
-    return entry.name, entry.method, entry.arguments, entry.environment
+    return entry.name, entry.method, entry.arguments, tuple(sorted(entry.environment.items()))
 
 
 def read_runs(path: Path) -> list[Run]:

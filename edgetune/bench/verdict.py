@@ -35,13 +35,13 @@ def losses(bench: Bench) -> str | None:
     found, held = [], []
     for what, name in _FIGURES.items():
         mine: Spread | None = getattr(ours, name)
-        known = [(row.entry.name, theirs) for row in others if mine and (theirs := getattr(row, name))]
+        known = [(row, theirs) for row in others if mine and (theirs := getattr(row, name))]
         if mine is None or not known:
             continue
         held.append(what)
         ahead = [
-            f"`{other}` ({_behind(mine.median, theirs.median, name)})"
-            for other, theirs in known
+            f"`{row.entry.name}` ({_behind(mine.median, theirs.median, name)}{_mark(ours, row, name)})"
+            for row, theirs in known
             if (theirs.median > mine.median if name == "accuracy" else theirs.median < mine.median)
         ]
         if ahead:
@@ -49,6 +49,10 @@ def losses(bench: Bench) -> str | None:
     if found:
         return f"`edgetune` loses {'; '.join(found)}."
     return f"`edgetune` loses to none of them in {', '.join(held)}." if held else None
+
+
+def _mark(ours: MethodRow, row: MethodRow, name: str) -> str:
+    return ", modelled" if name == "epoch_j" and False in (ours.energy_measured, row.energy_measured) else ""
 
 
 def _behind(mine: float, theirs: float, name: str) -> str:

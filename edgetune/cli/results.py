@@ -126,6 +126,7 @@ def bench(
         return
     if out is None:
         raise InputError("--out is missing: name the benchmark's folder, for example --out runs/bench.")
+    signal.signal(signal.SIGTERM, _leave)  # as an exception, which ends the run under way too
     if workload == "field5":
         from edgetune.bench.field5 import field5_markdown, run_field5
 
@@ -134,8 +135,6 @@ def bench(
         typer.echo(field5_markdown(run_field5(out, typer.echo, repetitions=3 if repetitions is None else repetitions)))
         return
     from edgetune.bench import bench as run_bench
-
-    signal.signal(signal.SIGTERM, _leave)  # as an exception, which ends the run under way too
     from edgetune.units import parse_power
 
     found = run_bench(

@@ -54,7 +54,9 @@ class Clock:
         self._images = job.batch_size / -(-job.batch_size // job.micro_batch_size)
         self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
         self._way, self._frozen_way = _ways(job)
-        self._in_a_run = (_OVER_FEATURES if job.cached else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
+        self._in_a_run = (
+            (_OVER_FEATURES if job.cached and job.lowest else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
+        )
         self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
         self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
         self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
@@ -182,7 +184,7 @@ class Clock:
         count = blocks * 12 * job.spec.width**2
         if job.levers.frozen_weights == "disk":
             rate = self.rates.compute.read_bytes_per_s or self._copy_bytes_per_s / _READ_COPIES
-            return count * FLOAT_BYTES / rate
+            return count * (2 if self._frozen_type == "bf16" else FLOAT_BYTES) / rate  # as the run's own copy has them
         ready = _READY_COPIES[self._frozen_type]
         return count * ready[job.levers.frozen_weights] * FLOAT_BYTES / self._copy_bytes_per_s
 

@@ -40,10 +40,9 @@ class Cost(NamedTuple):
     evaluations: float = 1.0  # an epoch
     save_s: float = 0.0  # at the end of an epoch: a state and the model
 
-    @property
-    def between_s(self) -> float:
-        """What an epoch takes besides training."""
-        return self.evaluations * self.eval_s + self.save_s
+    def between_s(self, epochs: float) -> float:
+        """What so many epochs take besides training; the last one is always evaluated."""
+        return max(1.0, self.evaluations * epochs) * self.eval_s + epochs * self.save_s
 
     def once_s(self, epochs: float) -> float:
         """What is spent once, on caches and the first step, in a run of so many epochs."""
@@ -55,7 +54,7 @@ class Cost(NamedTuple):
 
     def total_s(self, epochs: float) -> float:
         """The whole run."""
-        return self.start_s + self.once_s(epochs) + epochs * (self.epoch_s + self.between_s)
+        return self.start_s + self.once_s(epochs) + epochs * self.epoch_s + self.between_s(epochs)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -350,7 +350,15 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float
         seconds = min(seconds, limits.energy_j / problem.watts)
     if seconds == math.inf or cost.total_s(problem.epochs) <= seconds:
         return problem.epochs
-    each_s = cost.epoch_s + cost.between_s
+    often = _epochs_for(cost, seconds, cost.evaluations * cost.eval_s)
+    if cost.evaluations * often >= 1:
+        return often
+    return _epochs_for(cost, seconds - cost.eval_s, 0.0)  # the one at the end, whenever that is
+
+
+def _epochs_for(cost: Cost, seconds: float, evaluating_s: float) -> float:
+    """Epochs that fit so many seconds, with so much evaluation in each."""
+    each_s = cost.epoch_s + cost.save_s + evaluating_s
     left_s = seconds - cost.start_s - cost.val_once_s - cost.first_step_s
     filling_s = each_s + cost.view_s  # an epoch that also fills a view of the cache
     if left_s >= cost.views * filling_s:

@@ -183,12 +183,17 @@ def _copy(bench: Bench) -> Iterator[Line]:
     yield {"compute": {"copy_bytes_per_s": _COPY_BYTES / timing.seconds}}
 
 
+def _briefly(bench: Bench) -> float:
+    """For what needs no joules, however slow a sensor is: cards and flash wear with every write."""
+    return 0.1 if bench.quick else 0.3
+
+
 @probe("copy", "fresh")
 def _fresh(bench: Bench) -> Iterator[Line]:
     """Memory written to for the first time, which the kernel has to find and to clear."""
     import torch
 
-    timing = bench.time(lambda: torch.empty(_COPY_BYTES // 4, device=bench.device).fill_(1.0))
+    timing = bench.time(lambda: torch.empty(_COPY_BYTES // 4, device=bench.device).fill_(1.0), _briefly(bench))
     yield {"compute": {"fresh_bytes_per_s": _COPY_BYTES / timing.seconds}}
 
 
@@ -203,9 +208,9 @@ def _file(bench: Bench) -> Iterator[Line]:
                 os.pwrite(file.fileno(), block, 0)
                 os.fsync(file.fileno())
 
-            writing = bench.time(write)
+            writing = bench.time(write, _briefly(bench))
             buffer = bytearray(_FILE_BYTES)
-            reading = bench.time(lambda: os.preadv(file.fileno(), [buffer], 0))
+            reading = bench.time(lambda: os.preadv(file.fileno(), [buffer], 0), _briefly(bench))
     except OSError as error:
         yield {"warning": f"writing to the working folder could not be timed ({error.strerror}); its time is guessed."}
         return

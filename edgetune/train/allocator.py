@@ -39,7 +39,10 @@ def settle_allocators(plan: Plan) -> None:
 
 
 def settle_malloc(plan: Plan) -> None:
-    """Have malloc as a plan has it; also after `keep_malloc_lean`, when memory was short for a while."""
+    """Have malloc as a plan has it; also after `keep_malloc_lean`, when memory was short for a while.
+
+    glibc can't be left to itself again: a plan that asks for nothing stays as lean as it was made.
+    """
     if plan.allocator == "lean":
         keep_malloc_lean()
     elif plan.trainer == "lean" and plan.engine == "torch" and plan.feature_cache is None:
@@ -57,7 +60,7 @@ def _set_malloc(*settings: tuple[int, int]) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(sum(mallopt(option, value) for option, value in settings) == len(settings))
+    return all(mallopt(option, value) for option, value in settings)  # none alone: one stops glibc's own choice of all
 
 
 def keep_mkl_lean() -> None:

@@ -15,6 +15,7 @@ from edgetune.train.governor import Governor, Spent
 from edgetune.train.progress import Pace
 
 _RECENT_STEPS = 20  # whose median says what a step takes
+_UNSETTLED_STEPS = 2
 _WRITE_BYTES_PER_S = 50e6  # of a slow disk: until a model was written
 _AMPLY, _LEAST_SAVE_S = 1.25, 0.2
 
@@ -36,6 +37,7 @@ class Budget:
         self._plan, self._governor, self._val_images, self._spent = plan, governor, val_images, spent
         self._weights_bytes = weights_bytes
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._steps = 0  # of this sitting
         self.pace = Pace()
 
     def resume(self, pace: Pace) -> None:
@@ -45,6 +47,11 @@ class Budget:
             self._recent_s.append(pace.step_s)
 
     @property
+    def settled(self) -> bool:
+        """Whether a step's time is known well enough to say how long the run will be."""
+        return self._steps > _UNSETTLED_STEPS or len(self._recent_s) > self._steps  # an earlier sitting's pace
+
+    @property
     def most_epochs(self) -> int:
         """Epochs to go on for: a plan foresees what a cap has room for, and a faster run goes on towards the wish."""
         return self._plan.wanted_epochs if self._governor.budgeted else self._plan.epochs
@@ -52,7 +59,10 @@ class Budget:
     # -- what was seen ------------------------------------------------------------------------------------------------
 
     def note_step(self, seconds: float) -> None:
-        """A step took so long."""
+        """A step took so long; a sitting's first, which brings in code and memory, counts until there is another."""
+        if self._steps == 1:
+            self._recent_s.pop()
+        self._steps += 1
         self._recent_s.append(seconds)
         self.pace.step_s = statistics.median(self._recent_s)
 

@@ -127,11 +127,13 @@ def resume(
     Raises:
         InputError: the folder holds no run to go on with, or the engine can't take it up.
     """
-    planned_engine(Path(out), engine)
+    agreed = planned_engine(Path(out), engine)
     folder = RunFolder(Path(out))
     with folder.held():
         folder.open()
         plan = schema.load(folder.plan, Plan)
+        if plan.engine != agreed:
+            raise InputError(f"--out {folder.path} was taken up by another process meanwhile; try again.")
         return _run(plan, folder, _sitting(plan, power_w, save_every_s, quiet, started, system), resume=True)
 
 

@@ -89,6 +89,9 @@ class Loop:
         progress.rung = min(progress.rung, len(self._ladder) - 1)  # another engine's ladder may be shorter
         knobs = self._ladder[progress.rung]
         progress.micro_batch_size = knobs.micro_batch_size
+        if progress.rung:  # memory was short
+            keep_malloc_lean()
+            release_free_memory()
         self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
         self._event("resumed", f"resumed after step {self.progress.step}")
 
@@ -196,7 +199,8 @@ class Loop:
                 if progress.cut_short:
                     self._reopen()
                 expected = self.budget.expected_steps(progress.step)
-                rate = learning_rate(self.plan.recipe, progress.step, expected, self.plan.total_steps)
+                planned = self.plan.total_steps if self.budget.settled else None
+                rate = learning_rate(self.plan.recipe, progress.step, expected, planned)
                 report = self._attempt(batch, rate)
                 if report is None:
                     return "memory"
@@ -307,10 +311,14 @@ class Loop:
         views = min(plan.feature_cache.views, plan.epochs) if plan.feature_cache else 1
         preparing_s = views * budget.preparing_image_s * len(self.train)
         epoch_s = plan.steps_per_epoch * budget.step_s + preparing_s / plan.epochs
-        total_s = seconds + (plan.total_steps - self.progress.step) * budget.step_s
-        total_s += preparing_s * (views - 1) / views  # the first view is done
-        left_epochs = plan.epochs - self.progress.epoch
-        total_s += left_epochs * (budget.evaluation_s / plan.recipe.evaluate_every + budget.save_s)
+        left_steps = max(0, plan.total_steps - self.progress.step)
+        left_epochs = max(0, plan.epochs - self.progress.epoch)
+        total_s = seconds + left_steps * budget.step_s + left_epochs * budget.save_s
+        total_s += preparing_s * (views - min(views, self.progress.epoch + 1)) / views  # of those that are to come
+        evaluations = left_epochs / plan.recipe.evaluate_every
+        if plan.recipe.evaluate_steps:
+            evaluations += left_steps // plan.recipe.evaluate_steps
+        total_s += evaluations * budget.evaluation_s
         watts = None if self.meters.energy.watts is None else self._mean_w()
         joules = self._estimated_joules()
         found = Calibrated(

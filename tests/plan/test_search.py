@@ -50,7 +50,7 @@ class Tried:
             float("inf") if limits.energy_j is None or not problem.watts else limits.energy_j / problem.watts,
         )
         if cost is not None and cost.total_s(problem.epochs) > seconds:
-            each_s = cost.epoch_s + cost.between_s
+            each_s = cost.epoch_s + cost.eval_s + cost.save_s
             self.epochs = max(  # a view more in the cache each epoch, until there are as many as are wanted
                 min(float(filled), (seconds - cost.start_s - cost.once_s(filled)) / each_s)
                 for filled in range(1, problem.epochs + 1)

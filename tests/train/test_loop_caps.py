@@ -100,6 +100,26 @@ def test_accuracies_on_the_way_do_not_break_a_cap(time_s: float, stage: Any) -> 
     assert loop.seconds() <= time_s
 
 
+def test_a_cold_first_step_does_not_end_the_warm_up(stage: Any) -> None:
+    """160 steps are planned and some 100 fit; the first takes ten times as long as the others."""
+    made = stage(epochs=40, evaluate_every=40, time_s=130.0)
+    recipe = msgspec.structs.replace(made.plan.recipe, warmup_steps=16, schedule="cosine")
+    made.plan = msgspec.structs.replace(made.plan, recipe=recipe)
+
+    def cold(step: int) -> None:
+        made.clock.now += 9.0 if step == 0 else 0.0
+
+    made.engine.on_step = cold
+    loop = made.loop()
+    assert loop.run() == "time"
+    assert loop.progress.step > 80
+    rates = [rate / recipe.learning_rate for rate in made.engine.rates]
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[2] < 0.4
+    assert max(rates) > 0.95
+    assert 6 <= rates.index(max(rates)) <= 14  # the warm-up of a run of a hundred steps is shorter than that of 160
+
+
 def test_what_the_start_took_before_the_meter_is_counted_at_the_mean_power(stage: Any) -> None:
     made = stage(power_w=10.0, epochs=40, energy_j=300.0)
     made.started_s = 10.0

@@ -31,6 +31,7 @@ Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]
 
 _SCALE_GROUP = 256  # values of a moment that share a scale
+_FACTORED_FIRST = "first_by_parameter"  # laid out otherwise than "first", parameter by parameter
 _PIECE = 1 << 18  # values worked on at a time: a MiB, a multiple of the above
 
 
@@ -113,7 +114,8 @@ class GroupOptimizer:
         if self._precision == "factored":
             scales = self._codes_starts[-1] // _SCALE_GROUP
         codes = scales * _SCALE_GROUP  # the last group is filled up
-        layout = {"first": (codes, torch.int8), "first_scales": (scales, torch.float32)}
+        name = _FACTORED_FIRST if self._precision == "factored" else "first"
+        layout = {name: (codes, torch.int8), f"{name}_scales": (scales, torch.float32)}
         if self._precision == "int8":
             return layout | {"second": (codes, torch.uint8), "second_scales": (scales, torch.float32)}
         vectors = size
@@ -202,7 +204,7 @@ class GroupOptimizer:
 
     def _follow(self, part: Stretch, codes_start: int, start: int, scaled: Tensor, learning_rate: float) -> None:
         """Momentum of a piece of scaled gradient, and the step along it; what is scaled is still in the cache."""
-        first = _Moment(self.state, "first", codes_start + start, len(scaled))
+        first = _Moment(self.state, _FACTORED_FIRST, codes_start + start, len(scaled))
         first.values.lerp_(scaled, 1 - BETAS[0])
         begin = part.start + start
         values = self._group.values[begin : begin + len(scaled)]
