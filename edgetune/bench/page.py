@@ -124,11 +124,11 @@ def cost_cells(bench: Bench) -> list[list[str]]:
     return [
         [
             row.entry.name,
-            _middle(row.epoch_j, _joules) + (MODELLED if row.epoch_j and row.energy_measured is False else ""),
+            _middle(row.epoch_j, _three) + (MODELLED if row.epoch_j and row.energy_measured is False else ""),
             _ratio(row.to_eager.epoch_j if row.to_eager else None)
             + (MODELLED if row.to_eager and row.to_eager.epoch_j and row.energy_measured is False else ""),
-            _middle(row.net_epoch_j, _joules),
-            _middle(row.image_s, lambda seconds: f"{1000 * seconds:.3g}"),
+            _middle(row.net_epoch_j, _three),
+            _middle(row.image_s, lambda seconds: _three(1000 * seconds)),
             _middle(row.gemm_share, lambda share: f"{share:.0%}"),
             _middle(row.predicted_above_baseline_bytes, lambda size: _mib(size) + MODELLED),
             _middle(row.peak_bytes, _mib),
@@ -177,7 +177,7 @@ def reach_tables(bench: Bench) -> list[tuple[tuple[str, ...], list[list[str]]]]:
         seconds = [[row.entry.name, *(cell(row, to, to.seconds, _seconds) for to in row.reach)] for row in rows]
         found.append((("method", *(f"s to {share}" for share in shares)), seconds))
     if any(row.epoch_j for row in rows):
-        joules = [[_marked(row), *(cell(row, to, to.joules, _joules) for to in row.reach)] for row in rows]
+        joules = [[_marked(row), *(cell(row, to, to.joules, _three) for to in row.reach)] for row in rows]
         found.append((("method", *(f"J to {share}" for share in shares)), joules))
     return found
 
@@ -266,7 +266,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
 
 
-def _joules(joules: float) -> str:
+def _three(joules: float) -> str:
     return f"{joules:.3g}" if joules < 1000 else f"{joules:.0f}"
 
 
