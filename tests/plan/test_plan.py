@@ -72,35 +72,6 @@ def test_every_method_plans_and_round_trips(photos: Path, method: str, tmp_path:
     assert "optimizer" in out.getvalue()
 
 
-@pytest.mark.parametrize("method", ["edgetune", "alast", "full", "checkpoint", "head", "last-2", "lora", "random-k"])
-@pytest.mark.parametrize("levers", [[], ["trainer=lean", "feature_cache=off"]])
-def test_the_rows_of_a_step_add_up(photos: Path, method: str, levers: list[str]) -> None:
-    try:
-        plan = make_plan(
-            photos, model=MODEL, profile=make_profile(watts=5.0), method=method, levers=levers, batch_size=7
-        )
-    except InputError:
-        pytest.skip("autograd alone has this method")
-    found = plan.predicted
-    assert found.step_s is not None
-    seconds = [part.forward_s + part.pass_gradient_s + part.weight_gradient_s for part in found.step_parts]
-    assert sum(seconds) == pytest.approx(found.step_s)
-    assert sum(part.energy_j or 0.0 for part in found.step_parts) == pytest.approx(5.0 * found.step_s)
-    blocks = [part for part in found.step_parts if part.name.startswith("block ")]
-    assert len(blocks) == len(plan.blocks) - plan.lowest_trainable_block
-    assert all(part.weight_gradient_s > 0 for part in blocks) or method == "random-k"
-
-
-def test_without_a_profile_there_are_no_rows_and_a_hint(photos: Path) -> None:
-    plan = make_plan(photos, model=MODEL)
-    assert plan.predicted.step_parts == []
-    out = io.StringIO()
-    from rich.console import Console
-
-    print_plan(plan, Console(file=out, width=80), costs=True)
-    assert "edgetune profile" in out.getvalue()
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(room=st.integers(20 * MIB, 400 * MIB), method=st.sampled_from(["edgetune", "full", "alast", "last-2", "lora"]))
 def test_a_plan_never_predicts_more_than_its_cap(photos: Path, room: int, method: str) -> None:
