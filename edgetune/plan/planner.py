@@ -165,7 +165,11 @@ def make_plan(
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
     augmented = augment and (cache is None or cache.views > 1)  # one view is the plain image
     steps_per_epoch = math.ceil(len(folder.train) / batch)
-    total_steps = math.floor(choice.epochs * steps_per_epoch + 1e-6)
+    total_steps = (
+        problem.epochs * steps_per_epoch  # whole numbers, however large
+        if choice.epochs == problem.epochs
+        else math.floor(choice.epochs * steps_per_epoch + 1e-6)
+    )
     learning_rate = lr if lr is not None else chosen_method.rate_for(batch)
     return Plan(
         model=model,
@@ -205,7 +209,7 @@ def make_plan(
         k=choice.job.k,
         lowest_trainable_block=choice.job.lowest,
         embeddings_trainable=chosen_method.embeddings_trainable,
-        epochs=math.ceil(total_steps / steps_per_epoch),
+        epochs=-(-total_steps // steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         wanted_epochs=problem.epochs,

@@ -204,14 +204,16 @@ def _run_for_processor_time(*arguments: str) -> tuple[float, str]:
 
 
 def test_profiling_a_root_takes_a_third_of_a_second() -> None:
-    spent = []
+    spent, imports = [], []
     for _ in range(6):  # the best of several
         seconds, said = _run_for_processor_time(
             "-m", "edgetune", "profile", "--root", str(FIXTURES / "orin-nano-super-jp6"), "--json"
         )
         assert json.loads(said)["power"]["total_w"] == pytest.approx(5.251904)
         spent.append(seconds)
-    assert 0 < min(spent) < 0.35 * slowness()
+        imports.append(_run_for_processor_time("-c", "import numpy, rich.table, typer")[0])
+    # 0.24 s where nothing else runs, which imports these in 0.2; a slower machine is given as much more
+    assert 0 < min(spent) < 0.35 * max(slowness(), min(imports) / 0.25)
 
 
 def test_profiling_a_root_stays_under_40_mb() -> None:
