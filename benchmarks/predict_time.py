@@ -171,6 +171,7 @@ def plan_of(case: Case, data: Path, weights: Path | None, profiled: Profiled, th
         "levers": case.levers,
         "threads": threads,
         "workers": 0,
+        "engine": "torch",
         "epochs": EPOCHS,
         "weights": weights,
         "profile": profiled.profile,

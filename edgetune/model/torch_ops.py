@@ -134,10 +134,11 @@ class TorchOps:
         return x * factor
 
     def add_scaled_rows(self, total: Tensor | None, weight: Tensor, factor: Tensor) -> Tensor:
+        weight = weight.to(factor.dtype)  # what a product in fewer bits gave; a gradient has all of them
         return weight.mul_(factor[:, None]) if total is None else total.addcmul_(weight, factor[:, None])
 
     def dot_rows(self, left: Tensor, right: Tensor) -> Tensor:
-        dots: Tensor = torch.linalg.vecdot(left, right)  # makes nothing of a matrix's size
+        dots: Tensor = torch.linalg.vecdot(left.to(right.dtype), right)  # makes nothing of a matrix's size
         return dots
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:

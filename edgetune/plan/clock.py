@@ -33,6 +33,7 @@ _ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of it
 # cached features the math library is told to give its memory back after each product (`edgetune.train.allocator`).
 _IN_A_RUN = {"autograd": 1.07, "lean": 1.05}
 _OVER_FEATURES = 1.25
+_STEP_S = 5e-3  # around a step: the batch put together, meters, log, governor
 # A first step brings kernels into memory, and the pages of the optimizer's state and of the weights: in seconds, and in
 # how often they are touched for the first time. Fresh pages where no probe says: in copies.
 _FIRST_STEP_S, _FRESH_TIMES, _FRESH_COPIES = 0.1, {"lean": 1.0, "autograd": 3.0}, 4.0
@@ -158,14 +159,14 @@ class Clock:
         return numbers * prices[job.levers.saved_precision] + again * prices["fp32"]
 
     def update_s(self, parts: int) -> float:
-        """The optimizer's work in a step, and autograd's in adding the gradients of its parts."""
+        """The optimizer, autograd adding the gradients of its parts, and what surrounds a step."""
         job = self.job
         weights = trainable_count(job) * (job.k / max(1, sum(job.trainable)) if job.k else 1.0)
         added = 0.0 if job.lean else (parts - 1) * _ADDED_COPIES
         copies = (_UPDATE_COPIES[job.levers.optimizer] + added) * FLOAT_BYTES / self._copy_bytes_per_s
         if job.lean and job.levers.optimizer == "adamw" and job.levers.optimizer_state != "fp32":
-            return weights * _UPDATE_VALUES[job.levers.optimizer_state] * self._value_s
-        return weights * copies
+            return _STEP_S + weights * _UPDATE_VALUES[job.levers.optimizer_state] * self._value_s
+        return _STEP_S + weights * copies
 
     def first_step_s(self) -> float:
         """What the first step takes beyond the others."""

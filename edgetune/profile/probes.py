@@ -38,7 +38,8 @@ LEAN_SHAPES: Shapes = (
     (_S, 50, 2), (_B, 50, 2), (_TI, 50, 2), (_S, 197, 8), (_B, 197, 1),
 )  # fmt: skip
 BF16_SHAPES: Shapes = ((_TI, 197, 2), (_S, 50, 8), (_B, 197, 1), (_B, 50, 8))
-_USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so it need not be timed
+SLOW_BF16_SHAPES: Shapes = ((_TI, 50, 2), (_S, 50, 2))
+_USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so two small shapes do
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
@@ -274,9 +275,10 @@ def _block_lean_bf16(bench: Bench) -> Iterator[Line]:
     """The same with products in bfloat16, where the processor multiplies that fast."""
     from edgetune.profile.block import lean_block_lines
 
-    if (bench.bf16_flops or 0.0) < _USEFUL_BF16 * (bench.fp32_flops or 0.0):
+    if bench.bf16_flops is None:
         return
-    for spec, tokens, batch in _timely(bench, BF16_SHAPES, 1):
+    useful = bench.bf16_flops >= _USEFUL_BF16 * (bench.fp32_flops or 0.0)
+    for spec, tokens, batch in _timely(bench, BF16_SHAPES if useful else SLOW_BF16_SHAPES, 1):
         yield from lean_block_lines(bench, spec, tokens, batch or 1, "lean-bf16")
 
 

@@ -18,12 +18,14 @@ EXACT = 1e-4
 BAND = AlastPlan(mode="constrained", alpha=1e-3, reduction="mean")
 
 
-def gradients(pair: Pair, micro_batch_size: int, batch: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gradients(
+    pair: Pair, micro_batch_size: int, batch: int = 5, loss_error: float = 1e-5
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of one step: the lean engine's and autograd's."""
     data = make_batch(pair.lean.spec, batch)
     ours = pair.lean.train_step(data, RATE, micro_batch_size)
     theirs = pair.autograd.train_step(data, RATE, batch)
-    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert ours.loss == pytest.approx(theirs.loss, rel=loss_error)
     assert ours.trained == theirs.trained
     assert ours.kept == theirs.kept
     after = pair.weights()
@@ -157,6 +159,15 @@ def test_saved_tensors_in_fewer_bits(model: str, precision: str, least: float, p
     exact = {key for key in cosines if key.startswith(("norm", "fc_norm", "head"))}  # nothing was saved for them
     assert all(cosines[key] > 1 - 1e-6 for key in exact)
     assert min(cosines.values()) < 1 - 1e-7, "nothing was rounded"
+
+
+@pytest.mark.parametrize("model", ["plain", "registers"])  # the latter with LayerScale
+@pytest.mark.parametrize("micro", [5, 2])
+def test_products_in_bf16(model: str, micro: int, pair) -> None:
+    ours, theirs = gradients(pair(model, "full", "optimizer=sgd-plain", "precision=bf16"), micro, loss_error=0.01)
+    for name, expected in theirs.items():
+        found = float(torch.nn.functional.cosine_similarity(ours[name].flatten(), expected.flatten(), dim=0))
+        assert found >= 0.99, name
 
 
 def test_fewer_bits_and_recomputation_together(pair) -> None:
