@@ -16,7 +16,7 @@ from edgetune.plan.work import tail_share
 # Copies of a weight in fp32 that an update costs, by the optimizer; with its gradient's fresh pages.
 _UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
 # The same of AdamW with less state, in numbers quantised and read back.
-_UPDATE_VALUES = {"int8": 12.0, "factored": 6.0}
+_UPDATE_VALUES = {"int8": 6.5, "factored": 3.0}
 # Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
 _PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
 # Frozen weights made ready for products in fp32 and in bf16: in copies of as many floats. Those on disk are read.
@@ -33,7 +33,7 @@ _ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of it
 # cached features the math library is told to give its memory back after each product (`edgetune.train.allocator`).
 _IN_A_RUN = {"autograd": 1.07, "lean": 1.05}
 _OVER_FEATURES = 1.25
-_STEP_S = 5e-3  # around a step: the batch put together, meters, log, governor
+_STEP_S = 1e-3  # around a step: the batch put together, meters, log, governor
 # A first step brings kernels into memory, and the pages of the optimizer's state and of the weights: in seconds, and in
 # how often they are touched for the first time. Fresh pages where no probe says: in copies.
 _FIRST_STEP_S, _FRESH_TIMES, _FRESH_COPIES = 0.1, {"lean": 1.0, "autograd": 3.0}, 4.0

@@ -40,6 +40,7 @@ from edgetune.schema import Engine, NearestFeasible
 
 _FOUR_BITS = 0.98  # of the learning, where saved tensors have no more
 _ROUNDING = 1 + 1e-9  # so that a cap named as feasible is feasible when it is asked for
+_SLACK = 1e-11  # so that no sum in another order is above a cap
 
 
 Allocator = Literal["fast", "lean"]
@@ -350,6 +351,7 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float
         seconds = min(seconds, limits.energy_j / problem.watts)
     if seconds == math.inf or cost.total_s(problem.epochs) <= seconds:
         return problem.epochs
+    seconds *= 1 - _SLACK
     often = _epochs_for(cost, seconds, cost.evaluations * cost.eval_s)
     if cost.evaluations * often >= 1:
         return often
