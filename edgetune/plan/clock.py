@@ -55,9 +55,7 @@ class Clock:
         self._images = job.batch_size / -(-job.batch_size // job.micro_batch_size)
         self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
         self._way, self._frozen_way = _ways(job)
-        self._in_a_run = (
-            (_OVER_FEATURES if job.cached and job.lowest else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
-        )
+        self._in_a_run = (_OVER_FEATURES if job.over_features else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
         self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
         self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
         self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
@@ -102,7 +100,7 @@ class Clock:
 
     def below(self) -> float:
         """Of it, what lies below the lowest trained block; nothing where that is cached."""
-        return 0.0 if self.job.cached and self.job.lowest else self.frozen(self._images)
+        return 0.0 if self.job.over_features else self.frozen(self._images)
 
     def above(self, blocks: range) -> float:
         """Of it, some of the blocks from the lowest trained one on."""
@@ -198,9 +196,9 @@ class Clock:
         copies = 4 * job.spec.width**2 * _MERGE_COPIES[self._frozen_type]
         return self.ready_s(adapted) + adapted * copies * FLOAT_BYTES / self._copy_bytes_per_s
 
-    def adapters_s(self) -> float:
-        """The same in a step: on the way up and on the way back."""
-        return 2 * self.merging_s()
+    def ready_in_step_s(self) -> float:
+        """Both in a step: blocks below that are passed in it once, those with adapters on the way up and back."""
+        return self.ready_s(0 if self.job.over_features else self.job.lowest) + 2 * self.merging_s()
 
     def feature_s(self) -> float:
         """Reading what a cache keeps of one image."""

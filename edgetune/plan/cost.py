@@ -83,12 +83,12 @@ def time_of(
     spec, clock = job.spec, Clock(job, rates)
     slower, parts = _slower(job), job.parts
     kept = job.batch_size * clock.packing_s()
-    update = clock.update_s(parts) + clock.ready_s(job.lowest if not job.cached else 0) + clock.adapters_s()
+    update = clock.update_s(parts) + clock.ready_in_step_s()
     image = clock.image_s(file_bytes)
     part, group = job.micro_batch_size, group_size(spec, job.micro_batch_size)
     evaluating = slower * clock.evaluating(part) / part
     view = val_once = weights = 0.0
-    if job.cached and job.lowest:
+    if job.over_features:
         frozen = slower * clock.frozen(part) / part + image
         view, val_once = (
             count * frozen + -(-count // group) * clock.ready_s(job.lowest) for count in (train_images, val_images)
@@ -136,10 +136,9 @@ def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | 
     spec, clock = job.spec, Clock(job, rates)
     times = job.parts * _slower(job)
     backward = {index: (passing, weights) for index, passing, weights in clock.backward_blocks()}
-    cached = job.cached and job.lowest > 0
     embedding = clock.embedding_backward() if job.embeddings_trainable else 0.0
     seconds: list[tuple[str, float, float, float, float]] = []
-    if not cached:
+    if not job.over_features:
         seconds.append(("embedding and frozen blocks", clock.below(), 0.0, embedding, 0.0))
     for index in range(job.lowest, spec.depth):
         passing, weights = backward.get(index, (0.0, 0.0))
@@ -149,13 +148,12 @@ def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | 
         _part(name, watts, times * forward, times * passing, times * weights, round(kept))
         for name, forward, passing, weights, kept in seconds
     ]
-    image_s = clock.feature_s() if cached else clock.image_s(file_bytes)
-    ready_s = clock.ready_s(0 if job.cached else job.lowest) + clock.adapters_s()
+    image_s = clock.feature_s() if job.over_features else clock.image_s(file_bytes)
     rest = {
         "saved tensors packed and unpacked": job.batch_size * clock.packing_s(),
-        "frozen weights made ready": ready_s,
+        "frozen weights made ready": clock.ready_in_step_s(),
         "optimizer": clock.update_s(job.parts),
-        "features read" if cached else "images read": job.batch_size * image_s,
+        "features read" if job.over_features else "images read": job.batch_size * image_s,
     }
     return found + [_part(name, watts, spent) for name, spent in rest.items() if spent]
 

@@ -66,6 +66,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return self.levers.feature_cache != "off"
 
     @property
+    def over_features(self) -> bool:
+        """Whether steps train over cached features: there is a cache, and something lies below it."""
+        return self.cached and self.lowest > 0
+
+    @property
     def accumulates(self) -> bool:
         """Whether a batch takes more than one forward and backward pass."""
         return self.micro_batch_size < self.batch_size

@@ -135,7 +135,7 @@ def make_plan(
             file_bytes=mean_file_bytes(folder.train),
             margin_bytes=its_machine.margin_bytes,
             engine=name,
-            wanted_evaluations=evaluations,
+            evaluations=evaluations / (epochs or DEFAULT_EPOCHS),
         )
         choice = search(problem, limits)
         if choice is None:

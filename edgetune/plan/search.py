@@ -92,12 +92,7 @@ class Problem(NamedTuple):
     file_bytes: float | None = None  # of an image file, on average
     margin_bytes: int = 0  # that the bare process may take beyond `runtime_bytes`
     engine: Engine = "torch"
-    wanted_evaluations: int | None = None  # in all epochs; None: one each
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the wanted epochs."""
-        return self.epochs if self.wanted_evaluations is None else self.wanted_evaluations
+    evaluations: float = 1.0  # an epoch, on average
 
     def settings(self) -> Iterator[Setting]:
         """What a run may learn with, the method's own setting first; all of it kept as the method keeps it."""
@@ -160,9 +155,7 @@ class Problem(NamedTuple):
         """Predicted seconds."""
         if self.rates is None:
             return None
-        return time_of(
-            job, self.train_images, self.val_images, self.rates, self.file_bytes, self.evaluations / self.epochs
-        )
+        return time_of(job, self.train_images, self.val_images, self.rates, self.file_bytes, self.evaluations)
 
     def price(self, job: Job, cost: Cost | None) -> float:
         """What an epoch takes in joules; in seconds or FLOPs of an image where those are unknown."""

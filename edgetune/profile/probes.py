@@ -78,6 +78,11 @@ class Bench:
         facts: Facts = source.facts() if source is not None and hasattr(source, "facts") else Facts()
         self.sensor_window_s = facts.interval_s or 0.0
 
+    @property
+    def brief_s(self) -> float:
+        """How long to time what needs no joules, however slow the sensor is."""
+        return 0.1 if self.quick else 0.3
+
     def late(self) -> bool:
         """Whether there is no time for another probe."""
         return time.monotonic() > self.deadline_s
@@ -85,7 +90,7 @@ class Bench:
     def time(self, call: Callable[[], object], least_s: float | None = None) -> Timing:
         """Time a call: once to warm up, then until `least_s` has passed and at least three times (once when slow)."""
         if least_s is None:
-            least_s = 0.1 if self.quick else self._energy_s() or 0.3
+            least_s = self.brief_s if self.quick else self._energy_s() or self.brief_s
         call()
         self._wait()
         seconds: list[float] = []
@@ -184,17 +189,12 @@ def _copy(bench: Bench) -> Iterator[Line]:
     yield {"compute": {"copy_bytes_per_s": _COPY_BYTES / timing.seconds}}
 
 
-def _briefly(bench: Bench) -> float:
-    """For what needs no joules, however slow a sensor is: cards and flash wear with every write."""
-    return 0.1 if bench.quick else 0.3
-
-
 @probe("copy", "fresh")
 def _fresh(bench: Bench) -> Iterator[Line]:
     """Memory written to for the first time, which the kernel has to find and to clear."""
     import torch
 
-    timing = bench.time(lambda: torch.empty(_COPY_BYTES // 4, device=bench.device).fill_(1.0), _briefly(bench))
+    timing = bench.time(lambda: torch.empty(_COPY_BYTES // 4, device=bench.device).fill_(1.0), bench.brief_s)
     yield {"compute": {"fresh_bytes_per_s": _COPY_BYTES / timing.seconds}}
 
 
@@ -209,9 +209,9 @@ def _file(bench: Bench) -> Iterator[Line]:
                 os.pwrite(file.fileno(), block, 0)
                 os.fsync(file.fileno())
 
-            writing = bench.time(write, _briefly(bench))
+            writing = bench.time(write, bench.brief_s)  # cards wear with every write, and nobody asks for its joules
             buffer = bytearray(_FILE_BYTES)
-            reading = bench.time(lambda: os.preadv(file.fileno(), [buffer], 0), _briefly(bench))
+            reading = bench.time(lambda: os.preadv(file.fileno(), [buffer], 0), bench.brief_s)
     except OSError as error:
         yield {"warning": f"writing to the working folder could not be timed ({error.strerror}); its time is guessed."}
         return
