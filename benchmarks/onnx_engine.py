@@ -1,6 +1,7 @@
 """The engine without torch against the lean trainer: the same losses, and what a run costs with each.
 
     python benchmarks/onnx_engine.py equal --model tiny --method last-4 --steps 20  # both engines, step by step
+    python benchmarks/onnx_engine.py turns --model tiny --method half --steps 40  # step times, a step of each in turns
     python benchmarks/onnx_engine.py run --engine onnx --model tiny --method half  # one run of `edgetune fit`
     python benchmarks/onnx_engine.py capped --limit-mb 256 --model w1 --data W1 --weights FILE  # in a control group
     python benchmarks/onnx_engine.py accuracy  # of the runs of each engine on the same images, by seed
@@ -14,6 +15,7 @@ benchmarks/results/onnx_engine.jsonl.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
+from turns import ratios, serve, take_turns
 
 MODELS = {
     "nano": ("vit_nano_patch8_64", 64, 32),
@@ -35,7 +38,7 @@ MODELS = {
     "w1": ("vit_small_patch14_dinov2", 98, 32),
 }
 LEAN = ["trainer=lean", "precision=fp32", "saved_precision=fp32", "optimizer_state=fp32", "frozen_precision=fp32"]
-UNCACHED = ["feature_cache=off", "frozen_weights=fp32", "part_tokens=400"]
+UNCACHED = ["feature_cache=off", "frozen_weights=fp32", "part_tokens=800"]
 HALF = ["trained_blocks=4", "token_min=0.5", "token_max=0.5", "feature_cache=off", "frozen_weights=disk"]
 HELD_OUT = 64  # images, at least, that `equal` asks both engines about after their steps
 METHODS: dict[str, tuple[str, list[str]]] = {
@@ -51,7 +54,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("equal", "run", "capped", "accuracy", "table"))
+    parser.add_argument("what", choices=("equal", "turns", "worker", "run", "capped", "accuracy", "table"))
     parser.add_argument("--engine", default="onnx", choices=("onnx", "torch"))
     parser.add_argument("--model", default="tiny", choices=MODELS)
     parser.add_argument("--method", default="last-4", choices=METHODS)
@@ -59,19 +62,78 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="default: the model's usual one")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="of `run` and `capped`")
+    parser.add_argument("--threads", type=int, default=2, help="of `turns`, `run` and `capped`")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--limit-mb", type=int, default=256)
+    parser.add_argument("--scratch", type=Path, help="of `worker`, which `turns` starts")
     options = parser.parse_args()
     if options.batch_size:
         MODELS[options.model] = (*MODELS[options.model][:2], options.batch_size)
     if options.what in ("table", "accuracy"):
         {"table": table, "accuracy": accuracies}[options.what]()
         return
+    if options.what == "worker":
+        worker(options, options.scratch)
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        {"equal": equal, "run": run, "capped": run}[options.what](options, Path(scratch))
+        {"equal": equal, "turns": turns, "run": run, "capped": run}[options.what](options, Path(scratch))
+
+
+def turns(options: argparse.Namespace, scratch: Path) -> None:
+    """Steps of both engines by the same plan, in turns, each in a process of its own; a step's time and nothing else.
+
+    Where the plan caches features, steps take random ones: what a later epoch does.
+    """
+    _data(scratch, 160, 16)
+    name, _, batch = MODELS[options.model]
+    command = [sys.executable, __file__, "worker", "--scratch", str(scratch), "--threads", str(options.threads)]
+    command += ["--model", options.model, "--method", options.method, "--batch-size", str(batch), "--engine"]
+    found = take_turns({engine: [*command, engine] for engine in ("torch", "onnx")}, options.steps)
+    record = {"what": "turns", "model": name, "method": options.method, "batch_size": batch}
+    record |= {"threads": options.threads, "engines": found}
+    append("onnx_engine", record)
+    median, low, high = ratios(found["onnx"]["steps_s"], of=found["torch"]["steps_s"])
+    print(f"onnx by torch, {options.steps} rounds: {median:.2f} [{low:.2f}, {high:.2f}]")
+
+
+def worker(options: argparse.Namespace, scratch: Path) -> None:
+    """One engine's side of `turns`."""
+    import numpy as np
+
+    from edgetune.data.loader import Batch
+    from edgetune.measure import PeakMeter
+
+    _, side, batch = MODELS[options.model]
+    plan = _plan(options, scratch, options.engine)
+    starter = _starter(options.engine)
+    if options.engine == "torch":
+        from edgetune.train.allocator import settle_allocators
+
+        settle_allocators(plan)
+    meter = PeakMeter.start(lambda: starter.warm_up(plan))
+    engine = _engine(starter, plan, scratch / f"run-{options.engine}")
+    rng = np.random.default_rng(options.seed)
+    shape: tuple[int, ...] = (batch, 3, side, side)
+    if plan.feature_cache is not None:
+        shape = (batch, plan.feature_cache.tokens, engine.spec.width)
+    taken = Batch(rng.standard_normal(shape, np.float32), rng.integers(0, 10, batch), np.arange(batch))
+    serve(
+        lambda: engine.train_step(taken, 1e-5, plan.micro_batch_size),
+        lambda: (meter.peak_bytes() or 0) - (meter.baseline_bytes or 0),
+    )
+
+
+def _starter(engine: str) -> Any:
+    """What starts an engine."""
+    return importlib.import_module(f"edgetune.train.{'torch_start' if engine == 'torch' else 'onnx.start'}")
+
+
+def _engine(starter: Any, plan: Any, folder: Path) -> Any:
+    from edgetune.train.folder import RunFolder
+
+    return starter.start_engine(plan, RunFolder(folder), None, None, resume=False)[0]
 
 
 def equal(options: argparse.Namespace, scratch: Path) -> None:
@@ -79,20 +141,15 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
     import numpy as np
 
     from edgetune.data.loader import Batch
-    from edgetune.train import torch_start
-    from edgetune.train.folder import RunFolder
-    from edgetune.train.onnx import start as onnx_start
 
-    (method, levers), (name, side, batch) = METHODS[options.method], MODELS[options.model]
-    plans = {
-        engine: _plan(options, scratch, engine, method, [*levers, *(LEAN if engine == "torch" else [])])
-        for engine in ("onnx", "torch")
-    }
+    name, side, batch = MODELS[options.model]
+    options.threads = 1  # for the numbers alone
+    plans = {engine: _plan(options, scratch, engine) for engine in ("onnx", "torch")}
     engines: dict[str, Any] = {}
-    for engine, starter in (("torch", torch_start), ("onnx", onnx_start)):
+    for engine in ("torch", "onnx"):
+        starter = _starter(engine)
         starter.warm_up(plans[engine])
-        folder = RunFolder(scratch / engine)
-        engines[engine] = starter.start_engine(plans[engine], folder, None, None, resume=False)[0]
+        engines[engine] = _engine(starter, plans[engine], scratch / engine)
     rng = np.random.default_rng(options.seed)
     centres = rng.standard_normal((10, 3, 1, 1), np.float32)  # so that there is something to learn
     found: dict[str, list[float]] = {"onnx": [], "torch": []}
@@ -137,10 +194,12 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
     print(json.dumps({key: value for key, value in record.items() if key != "losses"}))
 
 
-def _plan(options: argparse.Namespace, scratch: Path, engine: str, method: str, levers: list[str]) -> Any:
+def _plan(options: argparse.Namespace, scratch: Path, engine: str) -> Any:
     from edgetune.plan import make_plan
 
-    name, side, batch = MODELS[options.model]
+    (method, levers), (name, side, batch) = METHODS[options.method], MODELS[options.model]
+    if engine == "torch":
+        levers = [*levers, *LEAN]
     return make_plan(
         _data(scratch, 160, 16),
         model=name,
@@ -150,7 +209,7 @@ def _plan(options: argparse.Namespace, scratch: Path, engine: str, method: str, 
         method=method,
         engine=engine,
         levers=levers,
-        threads=1,  # for the numbers alone
+        threads=options.threads,
         epochs=1,
         seed=options.seed,
     )

@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from machine import append, lines
 from steps import EAGER, RECIPES, add_options, plan_of, prepare, step_of
+from turns import ratios, serve, take_turns
 
 from edgetune.measure import PeakMeter
 from edgetune.model.registry import find_spec
@@ -37,9 +35,6 @@ from edgetune.train import torch_engine
 
 NAME = "paired_steps"
 DEFAULT = "lean-full,edgetune"  # of recipes.json
-WARM_UP = 3  # steps of each that are not counted
-RESAMPLES = 2000
-_PAUSE_S = 0.05  # between two steps: threads of the last one may wait for work a moment longer
 
 
 def worker(name: str, scratch: Path, recipes: Path, settings: dict[str, Any]) -> None:
@@ -47,47 +42,7 @@ def worker(name: str, scratch: Path, recipes: Path, settings: dict[str, Any]) ->
     plan = plan_of(name, scratch, recipes, **settings)
     meter = PeakMeter.start(lambda: torch_engine.start(plan))
     step = step_of(plan, scratch)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - started
-        print(json.dumps([seconds, (meter.peak_bytes() or 0) - (meter.baseline_bytes or 0)]), flush=True)
-
-
-def take_turns(names: list[str], command: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each round's step of each trainer, and its peak above the bare process."""
-    workers = {
-        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in names
-    }
-    found: dict[str, dict[str, Any]] = {name: {"steps_s": []} for name in names}
-    try:
-        for number in range(WARM_UP + rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                process = workers[name]
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write("step\n")
-                process.stdin.flush()
-                said = process.stdout.readline()
-                if not said:
-                    raise SystemExit(f"{name} ended before its time; what it said is above.")
-                seconds, found[name]["above_bytes"] = json.loads(said)
-                if number >= WARM_UP:
-                    found[name]["steps_s"].append(round(seconds, 5))
-                time.sleep(_PAUSE_S)
-    finally:
-        for process in workers.values():
-            process.kill()
-            process.wait()
-    return found
-
-
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """95 % of bootstrap medians."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]
+    serve(step, lambda: (meter.peak_bytes() or 0) - (meter.baseline_bytes or 0))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +58,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         settings = json.dumps(shared | {"threads": options.threads})
         command = [sys.executable, __file__, "worker", scratch, str(options.recipe), settings]
         for start in range(0, len(names), options.group):
-            groups.append(take_turns([EAGER, *names[start : start + options.group]], command, options.rounds))
+            taking = [EAGER, *names[start : start + options.group]]
+            groups.append(take_turns({name: [*command, name] for name in taking}, options.rounds))
             for name, found in groups[-1].items():
                 print(name, f"{1000 * statistics.median(found['steps_s']):.0f} ms", flush=True)
     return shared | {"recipe": options.recipe.name, "threads": options.threads, "groups": groups}
@@ -138,12 +94,11 @@ def table(recipe: Path) -> None:
         for name in (name for name in entries if name in groups):
             found, first = groups[name][name], groups[name][EAGER]["steps_s"]
             seconds = found["steps_s"]
-            ratios = [mine / theirs for mine, theirs in zip(seconds, first, strict=True)]
-            low, high = interval(ratios)
+            median, low, high = ratios(seconds, of=first)
             print(
                 f"| `{name}` | {found['above_bytes'] / 2**20:.0f} MiB |"
                 f" {1000 * statistics.median(seconds):.0f} ({1000 * min(seconds):.0f}) |"
-                f" {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] | {len(seconds)} |"
+                f" {median:.2f} [{low:.2f}, {high:.2f}] | {len(seconds)} |"
                 f" {cosine(entries[name], gradients.get(model, {}))} |"
             )
 

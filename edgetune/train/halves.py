@@ -95,6 +95,14 @@ class MergedWeights(Mapping[str, Array], Generic[Array]):
         return len(self._names)
 
 
+def part_behind(part: int, tokens: int, asked: int) -> int:
+    """Images that pass an MLP together: as many tokens as `part` images have before it, where `asked` are left of each.
+
+    The classifier reads one token: the last MLP would be passed by a handful of rows at a time.
+    """
+    return part * tokens // asked
+
+
 def strip(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     """Weights by their names within a block."""
     return {name.removeprefix(prefix): values for name, values in weights.items()}

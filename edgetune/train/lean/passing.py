@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgetune.model.block import Half, Saved, Shape, attention_forward, mlp_forward
 from edgetune.model.torch_ops import TorchOps
+from edgetune.train.halves import part_behind
 from edgetune.train.lean.saved import Discarded
 
 _DISCARDED = Discarded()
@@ -19,6 +20,11 @@ _DISCARDED = Discarded()
 def keep_nothing(half: Half) -> Discarded:
     """For `pass_block`, where no backward pass will follow."""
     return _DISCARDED
+
+
+def parts_of(x: Tensor, part: int) -> list[slice]:
+    """The images of x, `part` at a time."""
+    return [slice(start, start + part) for start in range(0, len(x), part)]
 
 
 def pass_block(
@@ -39,7 +45,7 @@ def pass_block(
         x: the stream (B, N, C), which is written over.
         weights: of a half, by names within the block; asked once for each half, and done with before the next.
         shape: heads and epsilon.
-        part: images at a time.
+        part: images at a time; of the MLP, more where few tokens are left.
         keeper: asked once for each half of each part: where it saves.
         readers: only the first so many tokens are needed behind the block; None: all.
         observe: also give the attention that the first so many tokens pay to every token.
@@ -48,7 +54,7 @@ def pass_block(
         The stream behind the block, (B, N or `readers`, C), and the attention received, (b, N) for each part.
     """
     received: list[Tensor] = []
-    parts = [slice(start, start + part) for start in range(0, len(x), part)]
+    tokens, parts = x.shape[1], parts_of(x, part)
     ours = weights("attention")
     for some in parts:
         half = attention_forward(ops, x[some], ours, shape, keeper("attention"), readers=readers, observe=observe)
@@ -56,6 +62,7 @@ def pass_block(
             received.append(half.received)
     if readers is not None:
         x = x[:, :readers].clone()  # the rest of the stream is free
+        parts = parts_of(x, part_behind(part, tokens, readers))
     ours = weights("mlp")
     for some in parts:
         mlp_forward(ops, x[some], ours, shape, keeper("mlp"))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgetune.data.loader import Batch
 from edgetune.model.block import Half
 from edgetune.schema import Plan
-from edgetune.train.halves import strip
+from edgetune.train.halves import part_behind, strip
 from edgetune.train.onnx.base import OnnxBase
 from edgetune.train.onnx.groups import Floats, Group
 from edgetune.train.onnx.memory import Arena
@@ -167,7 +167,8 @@ class OnnxEngine(OnnxBase):
         asked = ".last" if self._asked(index) is not None else ""
         group = self._groups.get(f"blocks.{index}.mlp") if trained else None
         needs = "nothing" if group is None else "weights"
-        dx = self._half_backward(index, "mlp", f"mlp.gradients.{needs}", trace.middle, dx, trace, part, group)
+        behind = part_behind(part, trace.x.shape[1], trace.middle.shape[1])
+        dx = self._half_backward(index, "mlp", f"mlp.gradients.{needs}", trace.middle, dx, trace, behind, group)
         if group is not None:
             self._update(group, learning_rate)
         group = self._groups[f"blocks.{index}.attention"] if trained else None
@@ -187,28 +188,38 @@ class OnnxEngine(OnnxBase):
         totals = {} if group is None else strip(self._zero_gradient(group), f"blocks.{index}.")
         sums = {f"total.{name}": view for name, view in totals.items()}
         outputs = {f"gradient.{name}": view for name, view in totals.items()}
+        saved: Kept = {}
         for start in range(0, len(x), part):
             some = slice(start, start + part)
             if trace.kept:
                 saved = {key: of_images(values, len(x), some) for key, values in trace.kept[half].items()}
             else:
-                saved = self._run_again(index, half, x[some], weights)
-            inputs: dict[str, NDArray[Any]] = {f"saved.{key}": values for key, values in saved.items()}
+                saved = self._run_again(index, half, x[some], weights, saved)
+            inputs: dict[str, NDArray[Any]] = {f"saved.{key}": values for key, values in saved.items() if key != "y"}
             inputs |= {**weights, **sums, "x": rows(x[some]), "dy": rows(dy[some]), "tokens": count(x.shape[1])}
             self._runtime.run(graph, inputs, {**outputs, "dx": rows(dx[some])})
         return dx
 
-    def _run_again(self, index: int, half: Half, x: Floats, weights: Mapping[str, Floats]) -> Kept:
-        """Run a half's forward pass again from its input, keeping everything."""
-        self._again.reset()
+    def _run_again(self, index: int, half: Half, x: Floats, weights: Mapping[str, Floats], last: Kept) -> Kept:
+        """Run a half's forward pass again from its input, keeping everything, and its output as `y`.
+
+        Args:
+            index: the block.
+            half: of it.
+            x: (b, N, C), of a part of the batch.
+            weights: of the half.
+            last: what was kept of the last part, to be written over where this one is as large; empty: nothing yet.
+        """
         images, tokens, width = x.shape
         asked = self._asked(index) if half == "attention" else None
-        saved = self._room(self._again, half, index, images, tokens)
-        y = self._again.empty((images, asked or tokens, width))
-        outputs = {f"saved.{key}": values for key, values in saved.items()} | {"y": rows(y)}
+        if not last or len(last["y"]) != images * (asked or tokens):
+            self._again.reset()
+            last = self._room(self._again, half, index, images, tokens)
+            last["y"] = rows(self._again.empty((images, asked or tokens, width)))
+        outputs = {key if key == "y" else f"saved.{key}": values for key, values in last.items()}
         name = f"{half}{'' if asked is None else '.last'}.save"
         self._runtime.run(name, {**weights, "x": rows(x), "tokens": count(tokens)}, outputs)
-        return saved
+        return last
 
     def _train_embeddings(self, images: NDArray[np.float32], dx: Floats, part: int, learning_rate: float) -> None:
         group = self._groups["embeddings"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgetune.model.block import Half
 from edgetune.model.spec import ViTSpec
+from edgetune.train.halves import part_behind
 from edgetune.train.onnx.groups import Floats
 from edgetune.train.onnx.runtime import Runtime
 
@@ -38,7 +40,7 @@ def pass_block(
         x: the stream (B, N, C).
         weights: of half a block, by names within it; asked once for each half, and done with before the next.
         index: the block.
-        part: images at a time.
+        part: images at a time; of the MLP, more where few tokens are left.
         place: gives memory for the stream behind each half.
         observe: also give the attention received.
         kept: where to find what each half saves, for graphs that save; None: nothing is saved.
@@ -47,7 +49,8 @@ def pass_block(
         The stream behind the block, (B, N or `readers`, C), and the attention received, (B, N).
     """
     last = index == spec.depth - 1
-    asked = spec.readers if last and spec.readers is not None else x.shape[1]
+    tokens = x.shape[1]
+    asked = spec.readers if last and spec.readers is not None else tokens
     received = np.empty(x.shape[:2], np.float32) if observe else None
     save = ".save" if kept is not None else ""
     name = f"attention{'.last' if last and spec.readers is not None else ''}{save}{'.observe' if observe else ''}"
@@ -55,8 +58,9 @@ def pass_block(
     for half, graph in graphs.items():
         ours = weights(index, half)
         y = place((len(x), asked, spec.width))
-        for start in range(0, len(x), part):
-            some = slice(start, start + part)
+        together = part if half == "attention" else part_behind(part, tokens, asked)
+        for start in range(0, len(x), together):
+            some = slice(start, start + together)
             outputs: dict[str, NDArray[Any]] = {"y": rows(y[some])}
             if received is not None:
                 outputs["received"] = received[some]
@@ -92,6 +96,9 @@ def of_images(values: Floats, images: int, some: slice) -> Floats:
     return values[some.start * each : some.stop * each]
 
 
+@cache
 def count(number: int) -> NDArray[np.int64]:
-    """A number as graphs take it."""
-    return np.array([number], np.int64)
+    """A number as graphs take it; the same array each time."""
+    found = np.array([number], np.int64)
+    found.setflags(write=False)
+    return found

@@ -2,14 +2,16 @@
 
 All sessions share one arena for what a graph computes on the way, which grows by what is asked for and no more: the
 same memory serves every half block of every step, and the kernel need not hand out fresh pages. Each has threads of
-its own, and none spins while it waits: the next graph's would have to wait for them (docs/onnx_engine.md has figures).
+its own, which spin for a moment between operators and never after a graph: the next graph's would have to wait for them
+(docs/onnx_engine.md has figures).
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -19,9 +21,22 @@ from edgetune.train.allocator import release_code
 
 Arrays = Mapping[str, NDArray[Any]]
 Load = Callable[[str], bytes]
+Bound = Callable[[], NDArray[Any] | None]  # a weak reference: memory that its owner lets go is free
 
 LIBRARY = "onnxruntime_pybind11_state"  # the file that holds onnxruntime
+# A runtime too old to know a duration spins for its own, a thousandth of a second about, until the graph has run.
+_WAITING = {"session.intra_op.spin_duration_us": "50", "session.force_spinning_stop": "1"}
 _ARENA = {"initial_chunk_size_bytes": 1 << 20, "max_dead_bytes_per_chunk": 1 << 16}
+
+
+class _Session(NamedTuple):
+    """A graph ready to run."""
+
+    session: Any
+    binding: Any
+    needs: list[str]  # names of inputs
+    gives: list[str]  # and of outputs
+    bound: dict[str, Bound]  # by name; binding costs several microseconds, so that what is bound already is left alone
 
 
 class Runtime:
@@ -34,7 +49,7 @@ class Runtime:
 
     def __init__(self, load: Load, threads: int) -> None:
         self._load, self._threads = load, threads
-        self._sessions: dict[str, tuple[Any, Any, list[str], list[str]]] = {}
+        self._sessions: dict[str, _Session] = {}
         self._shrink = False
         self._shrinking = onnxruntime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -48,26 +63,30 @@ class Runtime:
             inputs: contiguous arrays by name; those that the graph does not need are left alone.
             outputs: where its results go, of just their shapes.
         """
-        session, binding, needed, given = self._session(name)
-        for key in needed:
-            _bind(binding.bind_input, key, inputs[key])
-        for key in given:
-            _bind(binding.bind_output, key, outputs[key])
-        session.run_with_iobinding(binding, self._shrinking if self._shrink else None)
+        ours = self._session(name)
+        bound = ours.bound
+        for key in ours.needs:
+            if bound[key]() is not inputs[key]:
+                bound[key] = _bind(ours.binding.bind_input, key, inputs[key])
+        for key in ours.gives:
+            if bound[key]() is not outputs[key]:
+                bound[key] = _bind(ours.binding.bind_output, key, outputs[key])
+        ours.session.run_with_iobinding(ours.binding, self._shrinking if self._shrink else None)
         self._shrink = False
 
     def needs(self, name: str) -> list[str]:
         """The inputs of a graph."""
-        return self._session(name)[2]
+        return self._session(name).needs
 
-    def _session(self, name: str) -> tuple[Any, Any, list[str], list[str]]:
+    def _session(self, name: str) -> _Session:
         if name not in self._sessions:
             session = onnxruntime.InferenceSession(
                 self._load(name), self._options(), providers=["CPUExecutionProvider"]
             )
-            inputs = [item.name for item in session.get_inputs()]
-            outputs = [item.name for item in session.get_outputs()]
-            self._sessions[name] = session, session.io_binding(), inputs, outputs
+            needs = [item.name for item in session.get_inputs()]
+            gives = [item.name for item in session.get_outputs()]
+            bound: dict[str, Bound] = dict.fromkeys((*needs, *gives), _nothing)
+            self._sessions[name] = _Session(session, session.io_binding(), needs, gives, bound)
             release_code(LIBRARY)  # reading and rewriting graphs takes more of it than running them
         return self._sessions[name]
 
@@ -83,7 +102,8 @@ class Runtime:
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.intra_op_num_threads = self._threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in _WAITING.items():
+            options.add_session_config_entry(key, value)
         return options
 
 
@@ -95,10 +115,15 @@ def share_arena() -> None:
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), as_requested)
 
 
-def _bind(bind: Callable[..., None], key: str, array: NDArray[Any]) -> None:
+def _bind(bind: Callable[..., None], key: str, array: NDArray[Any]) -> Bound:
     if not array.flags.c_contiguous:
         raise ValueError(f"{key} is not contiguous")
     bind(key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    return weakref.ref(array)
+
+
+def _nothing() -> None:
+    """What a name is bound to before the first run."""
 
 
 def empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
