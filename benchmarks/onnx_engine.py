@@ -15,6 +15,7 @@ benchmarks/results/onnx_engine.jsonl.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--limit-mb", type=int, default=256)
+    parser.add_argument("--beside", type=int, default=0, help="of `turns`: processes that keep a processor busy")
     parser.add_argument("--scratch", type=Path, help="of `worker`, which `turns` starts")
     options = parser.parse_args()
     if options.batch_size:
@@ -90,12 +92,25 @@ def turns(options: argparse.Namespace, scratch: Path) -> None:
     name, _, batch = MODELS[options.model]
     command = [sys.executable, __file__, "worker", "--scratch", str(scratch), "--threads", str(options.threads)]
     command += ["--model", options.model, "--method", options.method, "--batch-size", str(batch), "--engine"]
-    found = take_turns({engine: [*command, engine] for engine in ("torch", "onnx")}, options.steps)
-    record = {"what": "turns", "model": name, "method": options.method, "batch_size": batch}
+    with _busy(options.beside):
+        found = take_turns({engine: [*command, engine] for engine in ("torch", "onnx")}, options.steps)
+    record = {"what": "turns", "model": name, "method": options.method, "batch_size": batch, "beside": options.beside}
     record |= {"threads": options.threads, "engines": found}
     append("onnx_engine", record)
     median, low, high = ratios(found["onnx"]["steps_s"], of=found["torch"]["steps_s"])
     print(f"onnx by torch, {options.steps} rounds: {median:.2f} [{low:.2f}, {high:.2f}]")
+
+
+@contextlib.contextmanager
+def _busy(processes: int) -> Iterator[None]:
+    """Processes that do nothing but use a processor each."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def worker(options: argparse.Namespace, scratch: Path) -> None:
@@ -370,6 +385,19 @@ def table() -> None:
         print(
             f"| {kind[0]}{'' if kind[3] else ', no torch'} | {kind[1]} | {kind[2]} | {len(ours)} | {peak / 1e6:.1f} |"
             f" {bare / 1e6:.1f} | {step:.3f} ({steps[0]:.3f} to {steps[-1]:.3f}) | {first:.1f} |"
+        )
+
+    print("\n| model | method | beside | rounds | onnx by torch, medians of each series | all rounds [95 %] |")
+    print("|---|---|---:|---:|---|---:|")
+    series = [line for line in lines("onnx_engine") if line["what"] == "turns"]
+    for turn in dict.fromkeys((line["model"], line["method"], line["beside"]) for line in series):
+        ours = [line["engines"] for line in series if (line["model"], line["method"], line["beside"]) == turn]
+        took = {name: [second for line in ours for second in line[name]["steps_s"]] for name in ("onnx", "torch")}
+        median, low, high = ratios(took["onnx"], of=took["torch"])
+        each = [ratios(line["onnx"]["steps_s"], of=line["torch"]["steps_s"])[0] for line in ours]
+        print(
+            f"| {' | '.join(map(str, turn))} | {len(took['onnx'])} | {', '.join(f'{value:.2f}' for value in each)} |"
+            f" {median:.2f} [{low:.2f}, {high:.2f}] |"
         )
 
 

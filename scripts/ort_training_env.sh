@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # An environment with onnxruntime-training and without onnxruntime or torch, for `edgetune export --format ort-training`,
-# tests/export/test_ort_training.py and benchmarks/ort_training.py.
+# tests/benchmarks/test_ort_training.py and benchmarks/ort_training.py.
 #
 #   scripts/ort_training_env.sh [FOLDER]      default: .venv-ort-training in the checkout
 #   PYTHON=python3.11 scripts/ort_training_env.sh

@@ -121,7 +121,7 @@ def _figures(bench: Bench) -> Html:
     numbers = numbered(bench)
     head: list[Child] = [
         *("method", "accuracy", "peak above bare process", "÷ eager", "s per epoch", "÷ eager", "later epochs"),
-        *("ms per image", "J per epoch", "net J", "GFLOP per image", "of machine's rate", "predicted peak"),
+        *("ms per image", "J per epoch", "net J", "GFLOP per image", "of machine's rate", "predicted peak", "written"),
     ]
     rows = [
         [
@@ -138,11 +138,13 @@ def _figures(bench: Bench) -> Html:
             _spread(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}"),
             _spread(row.gemm_share, lambda share: f"{share:.0%}"),
             _spread(row.predicted_above_baseline_bytes, _mib, modelled=True),
+            _spread(row.bytes_written, _mib),
         ]
         for row in bench.methods
     ]
     eager = [name for name in (bench.memory_baseline, bench.time_baseline) if name]
-    by = f" ÷ eager: by {' (memory) and '.join(dict.fromkeys(eager))}{' (time)' if len(set(eager)) > 1 else ''}."
+    names = f"{' (memory) and '.join(dict.fromkeys(eager))}{' (time)' if len(set(eager)) > 1 else ''}"
+    by = f" ÷ eager: within a repetition, by {names}."
     return section(
         "Figures",
         table(head, rows),
@@ -180,7 +182,8 @@ def _verdict(bench: Bench) -> Html | None:
         "What edgetune wins and loses",
         table(list(HEADS), rows),
         note(
-            "Edgetune's medians divided by the other's: below 1 it needs less. Points of accuracy: above 0 it is right"
+            "Edgetune's figures divided by the other's, within a repetition: below 1 it needs less. Whole: from process"
+            " start to exit. Points of accuracy: above 0 it is right"
             f" more often. {MODELLED}: modelled. {(losses(bench) or '').replace('`', '')}"
         ),
         id="verdict",

@@ -27,6 +27,7 @@ def markdown(bench: Bench) -> str:
     if verdict_cells(bench):
         lines += [*markdown_table(HEADS, verdict_cells(bench)), "", losses(bench) or "", ""]
     lines += [f"Lowest to highest of {bench.repetitions}:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
+    lines += [written(bench), ""] if written(bench) else []
     lines += [f"- `{row.entry.name}`: {_how(row)}" for row in bench.methods]
     lines += ["", *machine_lines(bench)]
     if bench.warnings:
@@ -43,6 +44,7 @@ def documented(bench: Bench) -> str:
     if verdict_cells(bench):
         lines += [*markdown_table(HEADS, verdict_cells(bench)), "", losses(bench) or "", ""]
     lines += ["Lowest to highest:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
+    lines += [written(bench), ""] if written(bench) else []
     lines += [" ".join([*legend(bench), *cost_legend(bench), *reach_legend(bench)]), "", *machine_lines(bench)]
     lines += [f"- Warning: {warning}" for warning in bench.warnings]
     return "\n".join(lines) + "\n"
@@ -67,7 +69,7 @@ def print_bench(bench: Bench) -> None:
             table.add_row(*row)
         console.print(table)
         console.print()
-    for line in (*legend(bench), *cost_legend(bench), *reach_legend(bench)):
+    for line in (*legend(bench), *cost_legend(bench), *reach_legend(bench), written(bench)):
         console.print(line, markup=False, soft_wrap=True)
     for warning in bench.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
@@ -96,7 +98,8 @@ def legend(bench: Bench) -> list[str]:
     return [
         "acc.: last epoch's accuracy, %. MiB: peak above the bare process. s/ep: mean of",
         "all epochs, caching included; later: without the first. GFLOP: per training",
-        f"image. bare: MiB before the model. Medians of {bench.repetitions}; rel.: to",
+        "image, reckoned from what had to be done, recomputation left out. bare: MiB before",
+        f"the model. Medians of {bench.repetitions}; rel.: within a repetition to",
         f"{relative}.",
     ]
 
@@ -143,7 +146,7 @@ def cost_legend(bench: Bench) -> list[str]:
     rate = f" of {bench.gemm_flops.median / 1e9:.3g} GFLOP/s" if bench.gemm_flops else ""
     return [
         "J/ep: joules of an epoch, all; rel.: to eager's; net: above idle. ms/im: an",
-        "epoch's time by its images. GEMM: training FLOPs a second over the machine's",
+        "epoch's time by its images. GEMM: those FLOPs a second over the machine's",
         f"rate of fp32 matrix products just before{rate}. pred.: MiB above the",
         "bare process, as planned; all: MiB of all processes at their peak, the bare",
         f"process included. °C: hottest zone. {MODELLED}: modelled, not measured.",
@@ -212,6 +215,12 @@ def spread_cells(bench: Bench) -> list[list[str]]:
         ]
         for row in bench.methods
     ]
+
+
+def written(bench: Bench) -> str:
+    """What was put on disk, in one sentence: cards wear; empty where nothing was counted."""
+    known = [f"`{row.entry.name}` {_mib(row.bytes_written.median)}" for row in bench.methods if row.bytes_written]
+    return f"MiB written to disk, caches and states included: {', '.join(known)}; peers save nothing." if known else ""
 
 
 def markdown_table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:

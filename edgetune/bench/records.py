@@ -12,6 +12,8 @@ import msgspec
 
 from edgetune.schema import Record
 
+MADE_UP = "made up: "  # how `Settings.data` begins where the images are
+
 
 class Settings(Record, frozen=True):
     """What every method of a benchmark has in common."""
@@ -32,6 +34,11 @@ class Settings(Record, frozen=True):
     val_images: int
     evaluate_steps: int = 0  # steps between the points of the accuracy's course; 0: only at the end
     power_w: float | None = None  # what the user says the machine draws; energy is then modelled
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the images are, on which every method is right: their accuracy says nothing."""
+        return self.data.startswith(MADE_UP)
 
 
 class Entry(Record, frozen=True):
@@ -142,7 +149,7 @@ class Spread(Record, frozen=True):
     median: float
     low: float
     high: float
-    values: list[float]  # by repetition
+    values: list[float]  # in the order of `MethodRow.repetitions`, where it is a method's
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
@@ -159,7 +166,7 @@ class Spread(Record, frozen=True):
 
 
 class Ratios(Record, frozen=True):
-    """A method's medians divided by another's: below 1 is less memory, less time."""
+    """A method's figures divided by another's (see `MethodRow.by`): below 1 is less memory, less time."""
 
     above_baseline: float | None
     epoch: float | None
@@ -207,6 +214,29 @@ class MethodRow(Record, frozen=True):
     curve: list[CurvePoint] = msgspec.field(default_factory=list)  # of the first repetition that ended well
     to_eager: Ratios | None = None
     to_alast: Ratios | None = None
+    repetitions: list[int] = msgspec.field(default_factory=list)  # that ended well, rising; none: an earlier version
+
+    def by(self, other: MethodRow | None, figure: str) -> float | None:
+        """A figure of this method divided by another's: the median of the repetitions' ratios.
+
+        Runs of one repetition are neighbours in time. Where a machine is slower an hour or a day later, it is for both;
+        a ratio of medians could be that of two runs that have no more in common than their machine. Without a
+        repetition in common the medians are all there is.
+
+        Args:
+            other: the method to divide by.
+            figure: the name of a field that is a `Spread`.
+
+        Returns:
+            None where either has no such figure.
+        """
+        mine: Spread | None = getattr(self, figure)
+        theirs: Spread | None = getattr(other, figure) if other is not None else None
+        if other is None or mine is None or theirs is None or theirs.low <= 0:
+            return None
+        found = dict(zip(other.repetitions, theirs.values, strict=False))
+        pairs = zip(self.repetitions, mine.values, strict=False)
+        return median([value / found[at] for at, value in pairs if at in found] or [mine.median / theirs.median])
 
 
 class Bench(Record, frozen=True, tag_field="schema", tag="edgetune/bench/1"):

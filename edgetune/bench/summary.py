@@ -1,4 +1,4 @@
-"""From runs to a benchmark: medians over repetitions, their spread, and ratios of medians."""
+"""From runs to a benchmark: medians over repetitions, their spread, and ratios within them."""
 
 from __future__ import annotations
 
@@ -79,19 +79,15 @@ def summarise(settings: Settings, entries: Sequence[Entry], runs: Sequence[Run],
 
 
 def ratios(row: MethodRow, memory: MethodRow | None, time: MethodRow | None) -> Ratios | None:
-    """A row's medians over those of the rows that `memory` and `time` (and joules) are measured by; None without."""
+    """A row by the rows that `memory` and `time` (and joules) are measured by; None without."""
     if memory is None and time is None:
         return None
     return Ratios(
-        above_baseline=_ratio(row.above_baseline_bytes, memory.above_baseline_bytes if memory else None),
-        epoch=_ratio(row.epoch_s, time.epoch_s if time else None),
-        later_epoch=_ratio(row.later_epoch_s, time.later_epoch_s if time else None),
-        epoch_j=_ratio(row.epoch_j, time.epoch_j if time else None),
+        above_baseline=row.by(memory, "above_baseline_bytes"),
+        epoch=row.by(time, "epoch_s"),
+        later_epoch=row.by(time, "later_epoch_s"),
+        epoch_j=row.by(time, "epoch_j"),
     )
-
-
-def _ratio(mine: Spread | None, other: Spread | None) -> float | None:
-    return mine.median / other.median if mine and other and other.median > 0 else None
 
 
 def _least(rows: Sequence[MethodRow], figure: Callable[[MethodRow], Spread | None]) -> MethodRow | None:
@@ -101,6 +97,7 @@ def _least(rows: Sequence[MethodRow], figure: Callable[[MethodRow], Spread | Non
 
 
 def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
+    runs = sorted(runs, key=lambda run: run.repetition)
     good = [(run, run.figures) for run in runs if run.figures is not None]
 
     def over(figure: Callable[[Figures], float | None]) -> Spread | None:
@@ -145,6 +142,7 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         gemm_share=Spread.of([gemm_share(run, figures) for run, figures in good]),
         hottest_c=Spread.of([_hottest_c(run) for run, _ in good]),
         curve=first.curve if first else [],
+        repetitions=[run.repetition for run, _ in good],
     )
 
 
@@ -210,8 +208,10 @@ def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) 
         for row in rows
         if row.errors
     ]
-    if len(_machines(runs)) > 1:
-        said.append("the runs are of different machines or versions (see machines): their ratios mean little.")
+    if any(len(_machines([run for run in runs if run.repetition == at])) > 1 for at in range(repetitions)):
+        said.append("runs of one repetition are of different machines or versions (see machines): ratios mean little.")
+    elif len(_machines(runs)) > 1:
+        said.append("each repetition is of another machine or version (see machines): ratios hold, medians are of all.")
     crowded = [run for run in runs if run.others_share is not None and run.others_share > _OTHERS_SHARE]
     if crowded:
         said.append(

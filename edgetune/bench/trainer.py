@@ -10,7 +10,6 @@ than three. `peft-lorafa`: PEFT's LoRA-FA optimizer, which freezes A (arXiv 2308
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -165,5 +164,4 @@ def _arguments(plan: Plan, scratch: str) -> TrainingArguments:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
     eager.main(sys.argv[1:], run)

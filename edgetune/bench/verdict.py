@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from edgetune.bench.records import Bench, MethodRow, Spread
+from edgetune.bench.records import Bench, MethodRow, Settings, Spread
 
 OURS = "edgetune"
 _FIGURES = {
     "memory": "above_baseline_bytes",
     "time per epoch": "epoch_s",
+    "first epoch": "first_epoch_s",
     "later epochs": "later_epoch_s",
+    "whole process": "total_s",
     "joules per epoch": "epoch_j",
     "accuracy": "accuracy",
 }
-HEADS = ("edgetune against", "memory", "time", "later", "joules", "points")
+HEADS = ("edgetune against", "memory", "time", "first", "later", "whole", "joules", "points")
 
 
 def verdict_cells(bench: Bench) -> list[list[str]]:
-    """Edgetune's medians divided by each other method's, and how many points more accurate it is.
+    """Edgetune's figures divided by each other method's, and how many points more accurate it is.
 
     Empty where there is no `edgetune` among the methods, or nobody to hold it against.
     """
     ours = next((row for row in bench.methods if row.entry.name == OURS and row.runs), None)
     if ours is None:
         return []
-    return [_against(ours, row) for row in bench.methods if row is not ours and row.runs]
+    return [_against(ours, row, bench.settings) for row in bench.methods if row is not ours and row.runs]
 
 
 def losses(bench: Bench) -> str | None:
@@ -34,16 +36,15 @@ def losses(bench: Bench) -> str | None:
         return None
     found, held = [], []
     for what, name in _FIGURES.items():
+        if name == "accuracy" and bench.settings.made_up:
+            continue
         mine: Spread | None = getattr(ours, name)
         known = [(row, theirs) for row in others if mine and (theirs := getattr(row, name))]
         if mine is None or not known:
             continue
         held.append(what)
-        ahead = [
-            f"`{row.entry.name}` ({_behind(mine.median, theirs.median, name)}{_mark(ours, row, name)})"
-            for row, theirs in known
-            if (theirs.median > mine.median if name == "accuracy" else theirs.median < mine.median)
-        ]
+        behind = [(row, _behind(ours, row, name)) for row, _ in known]
+        ahead = [f"`{row.entry.name}` ({by}{_mark(ours, row, name)})" for row, by in behind if by is not None]
         if ahead:
             found.append(f"in {what} to {', '.join(ahead)}")
     if found:
@@ -55,31 +56,33 @@ def _mark(ours: MethodRow, row: MethodRow, name: str) -> str:
     return ", modelled" if name == "epoch_j" and False in (ours.energy_measured, row.energy_measured) else ""
 
 
-def _behind(mine: float, theirs: float, name: str) -> str:
-    """By how much edgetune loses: points of accuracy, else how many times as much it needs."""
+def _behind(ours: MethodRow, row: MethodRow, name: str) -> str | None:
+    """By how much edgetune loses: points of accuracy, else how many times as much it needs; None where it doesn't."""
+    mine, theirs = getattr(ours, name).median, getattr(row, name).median
     if name == "accuracy":
-        return f"{100 * (theirs - mine):.1f} points"
-    return f"{mine / theirs:.2f} times as much" if theirs > 0 else "where nothing was needed"
+        return f"{100 * (theirs - mine):.1f} points" if theirs > mine else None
+    times = ours.by(row, name)
+    if times is None:
+        return "where nothing was needed" if mine > theirs else None
+    return f"{times:.2f} times as much" if times > 1 else None
 
 
-def _against(ours: MethodRow, row: MethodRow) -> list[str]:
+def _against(ours: MethodRow, row: MethodRow, settings: Settings) -> list[str]:
     points = "—"
-    if ours.accuracy and row.accuracy:
+    if ours.accuracy and row.accuracy and not settings.made_up:
         points = f"{100 * (ours.accuracy.median - row.accuracy.median):+.1f}"
     joules = "—"
     if ours.epoch_j and row.epoch_j:
-        joules = _ratio(ours.epoch_j, row.epoch_j) + (
-            "*" if False in (ours.energy_measured, row.energy_measured) else ""
-        )
+        joules = _times(ours, row, "epoch_j") + ("*" if False in (ours.energy_measured, row.energy_measured) else "")
     return [
         row.entry.name,
-        _ratio(ours.above_baseline_bytes, row.above_baseline_bytes),
-        _ratio(ours.epoch_s, row.epoch_s),
-        _ratio(ours.later_epoch_s, row.later_epoch_s),
+        *(_times(ours, row, name) for name in ("above_baseline_bytes", "epoch_s", "first_epoch_s")),
+        *(_times(ours, row, name) for name in ("later_epoch_s", "total_s")),
         joules,
         points,
     ]
 
 
-def _ratio(ours: Spread | None, theirs: Spread | None) -> str:
-    return f"{ours.median / theirs.median:.2f}" if ours and theirs and theirs.median > 0 else "—"
+def _times(ours: MethodRow, row: MethodRow, name: str) -> str:
+    found = ours.by(row, name)
+    return "—" if found is None else f"{found:.2f}"

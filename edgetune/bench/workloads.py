@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from edgetune.bench.records import Settings
+from edgetune.bench.records import MADE_UP, Settings
 from edgetune.data.folder import scan
 from edgetune.data.samples import unpack
 from edgetune.errors import EdgetuneError, InputError
@@ -127,7 +127,7 @@ def prepare(
         label = data.resolve().name
     elif workload.made_images:
         data, weights = out / "data", out / "weights.safetensors"
-        label = f"made up: {workload.made_images} images of {side} px, seed {seed}"
+        label = f"{MADE_UP}{workload.made_images} images of {side} px, seed {seed}"
         if not (data.is_dir() and weights.is_file()):
             _make(workload, side, data, weights, seed)
     elif workload.sample:

@@ -45,6 +45,8 @@ def export(
             from edgetune.export.training import export_training
         except ModuleNotFoundError as error:
             raise MissingDependencyError(error.name or "onnx", "onnx", f"--format {format}") from None
+        if weights is not None:
+            raise InputError("--weights is for a model given by name; training graphs begin with those of the plan.")
         return export_training(Path(run), out)
     checkpoint = find_source(run, weights)
     if format == "timm":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,17 @@ def export_training(source: Path, out: Path) -> ExportReport:
     """
     plan = schema.load(source / "plan.json" if source.is_dir() else source, Plan)
     refuse_levers(levers_of(plan), "plan with --engine onnx")
+    if plan.device != "cpu":
+        raise InputError(
+            f"{source} is a plan for {plan.device}, which these graphs don't run on; plan with --engine onnx."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; choose another folder.")
-    existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        size = _write(source, plan, out)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        if existed:
-            out.mkdir()
-        raise
+    near = next(parent for parent in out.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(dir=near, prefix=".edgetune-") as scratch:  # on the same disk
+        size = _write(source, plan, Path(scratch) / out.name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        (Path(scratch) / out.name).replace(out)
     return ExportReport(
         format="train-onnx",
         path=str(out),
@@ -66,6 +66,7 @@ def export_training(source: Path, out: Path) -> ExportReport:
 def _write(source: Path, plan: Plan, out: Path) -> int:
     spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
     plan = msgspec.structs.replace(plan, engine="onnx")
+    out.mkdir()
     _write_state(source, plan, out / STATE)
     write_graphs(out / GRAPHS, Order(spec, plan.optimizer, plan.lora))
     write_atomically(out / EVALUATE, evaluation(spec).model("evaluate").SerializeToString())

@@ -93,14 +93,14 @@ def test_the_page_says_what_is_won_and_what_is_lost() -> None:
     assert "1.0 points below" in page
     made = make_bench()
     rows = {cells[0]: cells[1:] for cells in verdict_cells(made)}
-    assert rows["eager-full"] == ["0.10", "0.30", "0.30", "0.30", "-1.0"]
-    assert rows["head"] == ["0.67", "0.75", "0.75", "0.75", "+29.0"]
+    assert rows["eager-full"] == ["0.10", "0.30", "0.30", "0.30", "1.00", "0.30", "-1.0"]
+    assert rows["head"] == ["0.67", "0.75", "0.75", "0.75", "1.00", "0.75", "+29.0"]
     assert losses(made) == (
         "`edgetune` loses in accuracy to `eager-full` (1.0 points), `eager-full-trimmed` (1.0 points), `timm-checkpoint`"
         " (1.0 points), `full` (1.0 points)."
     )
     dearer = [
-        msgspec.structs.replace(row, epoch_j=Spread.of([1.0])) if row.entry.name == "head" else row
+        msgspec.structs.replace(row, epoch_j=Spread.of([1.0] * 3)) if row.entry.name == "head" else row
         for row in made.methods
         if row.entry.name in ("edgetune", "head")
     ]
@@ -109,8 +109,11 @@ def test_the_page_says_what_is_won_and_what_is_lost() -> None:
     )
     unknown = [msgspec.structs.replace(row, epoch_j=None) for row in dearer]
     assert losses(msgspec.structs.replace(made, methods=unknown)) == (
-        "`edgetune` loses to none of them in memory, time per epoch, later epochs, accuracy."
+        "`edgetune` loses to none of them in memory, time per epoch, first epoch, later epochs, whole process, accuracy."
     )
+    random_colours = make_bench(data="made up: 8 images of 32 px, seed 0")
+    assert {cells[-1] for cells in verdict_cells(random_colours)} == {"—"}
+    assert "accuracy" not in losses(random_colours)
     assert "http" not in page.split("<script")[0].replace("http-equiv", "")
 
 

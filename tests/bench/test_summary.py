@@ -55,12 +55,23 @@ def test_memory_is_held_against_the_leaner_and_time_against_the_faster_eager_var
     bench = summary([*EAGER, *three("full", (300, 200, 100), (2.0, 1.0, 3.0))])
     assert (bench.memory_baseline, bench.time_baseline) == ("eager-full-trimmed", "eager-full")
     ratios = row(bench, "full").to_eager
-    assert ratios.above_baseline == pytest.approx(200 / 600)
+    assert ratios.above_baseline == pytest.approx(200 / 610)
     assert ratios.epoch == pytest.approx(2.0 / 4.0)
     assert ratios.later_epoch == pytest.approx(2.0 / 4.0)
-    assert row(bench, "eager-full").to_eager.above_baseline == pytest.approx(850 / 600)
-    assert row(bench, "eager-full-trimmed").to_eager.epoch == pytest.approx(6.5 / 4.0)
+    assert row(bench, "eager-full").to_eager.above_baseline == pytest.approx(900 / 610)
+    assert row(bench, "eager-full-trimmed").to_eager.epoch == pytest.approx(8.0 / 4.2)
     assert row(bench, "full").to_alast is None
+
+
+def test_ratios_are_formed_within_a_repetition() -> None:
+    """A machine that is three times slower on the second day is so for both methods."""
+    eager = three("eager-full", (800, 800, 800), (1.0, 3.0, 3.0), later=1.0)
+    bench = summary([*three("full", (400, 400, 400), (0.5, 0.5, 1.8), later=0.5), *reversed(eager)])
+    assert row(bench, "full").repetitions == [0, 1, 2]
+    assert row(bench, "full").to_eager.epoch == pytest.approx(0.5)  # of 0.5, 0.17 and 0.6; of medians: 0.17
+    failed = summary([*eager[1:], make_run("full", 0, epochs_s=[1.0])])
+    assert row(failed, "full").to_eager.epoch == pytest.approx(1.0 / 3.0)  # no repetition in common
+    assert row(failed, "full").by(None, "epoch_s") is None
 
 
 def test_the_reference_method_is_a_measure_of_its_own() -> None:
@@ -94,10 +105,14 @@ def test_a_memory_that_could_not_be_measured_gives_no_ratio() -> None:
 def test_who_else_used_the_machine_is_said() -> None:
     crowded = msgspec.structs.replace(make_run("full"), others_share=0.6)
     assert any("60%" in warning for warning in summary([crowded]).warnings)
-    elsewhere = msgspec.structs.replace(make_run("head"), machine=msgspec.structs.replace(HERE, kernel="7"))
+    there = msgspec.structs.replace(HERE, kernel="7")
+    elsewhere = msgspec.structs.replace(make_run("head"), machine=there)
     bench = summary([make_run("full"), elsewhere])
     assert len(bench.machines) == 2
     assert any("different machines" in warning for warning in bench.warnings)
+    later = [msgspec.structs.replace(make_run(name, 1), machine=there) for name in ("full", "head")]
+    apart = summary([make_run("full"), make_run("head"), *later], repetitions=2)
+    assert [warning.split(" is of")[0] for warning in apart.warnings] == ["each repetition"]
     hot = msgspec.structs.replace(make_run("full"), throttled=True)
     assert any("throttled" in warning for warning in summary([hot]).warnings)
     assert summary([make_run("full")]).warnings == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from benchmarks.publish import DOCUMENT, placed, publish
+from benchmarks.publish import DOCUMENT, FOLDER, again, placed, publish
 from edgetune import schema
 from edgetune.bench.records import Entry
 from edgetune.bench.summary import summarise
@@ -39,3 +41,13 @@ def test_the_document_has_a_place_for_every_workload() -> None:
     for name in ("w1", "w2", "w3", "w4", "field5"):
         assert f"<!-- {name} -->" in text
         assert f"<!-- end {name} -->" in text
+
+
+def test_tables_of_the_document_are_what_their_raw_lines_give(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "results")
+    shutil.copy(DOCUMENT, tmp_path / "results.md")
+    assert {"w1", "w2", "w3", "w4", "field5"} <= set(again(tmp_path / "results.md", tmp_path / "results"))
+    assert (tmp_path / "results.md").read_text() == DOCUMENT.read_text()
+    for path in FOLDER.glob("*.json"):
+        if path.stem != "field5":  # carries the day it was made
+            assert json.loads((tmp_path / "results" / path.name).read_text()) == json.loads(path.read_text()), path.name

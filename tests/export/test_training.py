@@ -18,6 +18,7 @@ from edgetune.export import export  # noqa: E402
 from edgetune.model.arrayfile import ArrayStore  # noqa: E402
 from edgetune.plan import make_plan  # noqa: E402
 from edgetune.train.onnx.exported import Manifest, open_folder, plan_of  # noqa: E402
+from tests.project.facts import ROOT  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,25 @@ def test_the_evaluation_graph_is_the_model(folder):
         np.testing.assert_allclose(found, model(torch.from_numpy(images)).numpy(), atol=1e-4)
 
 
+def test_a_program_of_somebody_else_takes_the_same_steps(folder, tmp_path):
+    from edgetune.data.loader import Batch
+    from edgetune.train.onnx.cache import from_folder
+    from edgetune.train.onnx.engine import OnnxEngine
+    from tests.export.test_examples import alone
+
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((4, 4, 3, 64, 64), np.float32)
+    labels = rng.integers(0, 2, (4, 4))
+    np.savez(tmp_path / "batches.npz", images=images, labels=labels)
+    done = alone(ROOT / "examples" / "train_with_graphs.py", folder / "graphs", tmp_path / "batches.npz", "0.001")
+    assert done.returncode == 0, done.stderr
+    plan = msgspec.structs.replace(open_folder(folder / "graphs").plan, feature_cache=None)
+    engine = OnnxEngine(plan, folder / "graphs" / "state.safetensors", from_folder(folder / "graphs" / "graphs"))
+    expected = [engine.train_step(Batch(*batch), 0.001, 4).loss for batch in zip(images, labels, strict=True)]
+    assert json.loads(done.stdout) == pytest.approx(expected, rel=1e-5)
+    assert expected[0] != pytest.approx(expected[-1], rel=1e-2)
+
+
 def edit(folder, **changes):
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -109,6 +129,94 @@ def test_bad_input(folder, copy, tmp_path):
         plan_of(copy, data, None)
 
 
+def spoil_checksum(graphs, at):
+    (graphs / "graphs" / "mlp.onnx").write_bytes(b"")
+    return "mlp.onnx is not what"
+
+
+def spoil_opset(graphs, at):
+    edit(graphs, opset=18)
+    return "opset 18"
+
+
+def spoil_runtime(graphs, at):
+    edit(graphs, onnxruntime="99.0")
+    return "need onnxruntime 99.0"
+
+
+def spoil_state(graphs, at):
+    (graphs / "state.safetensors").unlink()
+    return "lacks state.safetensors"
+
+
+def spoil_classes(graphs, at):
+    for part in ("train", "val"):
+        (at / "data" / part / "b").rename(at / "data" / part / "c")
+    return "other classes"
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "sgd"}, {"weights": "others.safetensors"}, {"k": 1}])
+def test_another_plan_is_refused(folder, tmp_path, changes):
+    plan = schema.load(folder / "plan.json", schema.Plan)
+    schema.save(msgspec.structs.replace(plan, **changes), tmp_path / "plan.json")
+    with pytest.raises(InputError, match=rf"another plan .*\({next(iter(changes))}\)"):
+        plan_of(folder / "graphs", str(folder / "data"), tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("spoil", [spoil_checksum, spoil_opset, spoil_runtime, spoil_state, spoil_classes])
+def test_the_command_line_refuses_in_one_sentence_and_writes_nothing(
+    spoil, folder, copy, tmp_path, capsys, monkeypatch
+):
+    from edgetune.cli import main
+
+    shutil.copytree(folder / "data", tmp_path / "data")
+    said = spoil(copy, tmp_path)
+    words = ["edgetune", "fit", str(tmp_path / "data"), "--graphs", str(copy), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in " ".join(lines)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_images_of_the_same_classes_may_be_trained_on(folder, tmp_path):
+    """Graphs are made on one machine, and the images are on another."""
+    plan = schema.load(folder / "plan.json", schema.Plan)
+    cached = make_plan(folder / "data", model="vit_nano_patch8_64", engine="onnx", batch_size=4, disk_bytes=10_000_000)
+    assert cached.feature_cache is not None
+    schema.save(cached, tmp_path / "plan.json")
+    export(tmp_path / "plan.json", "train-onnx", tmp_path / "graphs")
+    shutil.copytree(folder / "data", tmp_path / "data")
+    for number in range(4):
+        more = tmp_path / "data" / "train" / "a"
+        shutil.copy(more / "0.png", more / f"more{number}.png")
+    found = plan_of(tmp_path / "graphs", str(tmp_path / "data"), None)
+    assert (found.data.train_images, found.data.val_images) == (12, plan.data.val_images)
+    assert found.feature_cache.train_bytes == cached.feature_cache.train_bytes * 12 // 8
+    assert found.predicted.epoch_s is None
+    assert plan_of(tmp_path / "graphs", str(folder / "data"), None).feature_cache == cached.feature_cache
+    for number in range(400):
+        shutil.copy(more / "0.png", more / f"many{number}.png")
+    with pytest.raises(InputError, match="--disk"):
+        plan_of(tmp_path / "graphs", str(tmp_path / "data"), None)
+
+
+def test_a_plan_of_the_lean_trainer_in_fp32_may_be_exported_and_given_again(folder, tmp_path):
+    levers = ["trainer=lean", "frozen_weights=disk", "saved_precision=fp32", "optimizer_state=fp32"]
+    plan = make_plan(
+        folder / "data", model="vit_nano_patch8_64", method="last-2", engine="torch", batch_size=4, levers=levers
+    )
+    schema.save(plan, tmp_path / "plan.json")
+    export(tmp_path / "plan.json", "train-onnx", tmp_path / "graphs")
+    found = plan_of(tmp_path / "graphs", str(folder / "data"), tmp_path / "plan.json")
+    assert found.engine == "onnx"
+    schema.save(msgspec.structs.replace(plan, device="cuda"), tmp_path / "cuda.json")
+    with pytest.raises(InputError, match="a plan for cuda"):
+        export(tmp_path / "cuda.json", "train-onnx", tmp_path / "out")
+
+
 def test_a_manifest_that_forgets_a_file_is_refused(copy):
     manifest = schema.load(copy / "manifest.json", Manifest)
     edit(copy, checksums={name: value for name, value in manifest.checksums.items() if name != "evaluate.onnx"})
@@ -123,4 +231,10 @@ def test_what_can_not_be_exported(folder, tmp_path):
     schema.save(torch_plan, tmp_path / "plan.json")
     with pytest.raises(InputError, match="plan with --engine onnx"):
         export(tmp_path / "plan.json", "train-onnx", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="--weights is for a model given by name"):
+        export(folder / "plan.json", "train-onnx", tmp_path / "out", weights=folder / "plan.json")
+    gone = msgspec.structs.replace(schema.load(folder / "plan.json", schema.Plan), weights=str(tmp_path / "gone"))
+    schema.save(gone, tmp_path / "gone.json")
+    with pytest.raises(InputError, match="gone"):
+        export(tmp_path / "gone.json", "train-onnx", tmp_path / "new" / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "gone.json"}

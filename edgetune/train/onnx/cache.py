@@ -96,4 +96,6 @@ def _sources() -> list[Path]:
     """The modules that decide what a graph is: a development version changes without a new number."""
     here = Path(__file__).parent
     model = here.parent.parent / "model"
-    return [here / "graphs.py", model / "block.py", model / "onnx_ops.py", model / "onnx_graph.py"]
+    ours = [here / f"{name}.py" for name in ("graphs", "drawing", "edges", "moves")]
+    theirs = [model / f"{name}.py" for name in ("block", "onnx_ops", "onnx_graph", "onnx_version")]
+    return [*ours, here.parent / "rules.py", *theirs]

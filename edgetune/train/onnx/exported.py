@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from edgetune.data.folder import scan
+from edgetune.data.folder import ImageFolder, scan
 from edgetune.errors import InputError
 from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
 from edgetune.schema import Plan, Record, load
@@ -85,13 +85,17 @@ def open_folder(folder: Path) -> Manifest:
 def plan_of(folder: Path, data: str | None, plan: Path | None) -> Plan:
     """The plan of a folder of training graphs, for the images in `data`.
 
+    They may be others than the graphs were exported beside, more or fewer, of the same classes: graphs are often made
+    on another machine than the one that has the images.
+
     Args:
         folder: of the graphs.
         data: the image folder.
         plan: a plan that must be the graphs' own; None: theirs is taken.
 
     Raises:
-        InputError: the graphs can't be used, or are for another plan or other classes.
+        InputError: the graphs can't be used, or are for another plan or other classes; or features of so many images
+            have no room on disk.
     """
     manifest = open_folder(folder)
     if data is None:
@@ -106,14 +110,38 @@ def plan_of(folder: Path, data: str | None, plan: Path | None) -> Plan:
     found = scan(Path(data), made.seed)
     if list(found.classes) != manifest.classes:
         raise InputError(f"{data} has other classes than the graphs in {folder} were made for; export anew.")
-    facts = msgspec.structs.replace(made.data, path=str(Path(data).absolute()))
-    return msgspec.structs.replace(made, data=facts, weights=str((folder / STATE).absolute()))
+    made = msgspec.structs.replace(made, engine="onnx", weights=str((folder / STATE).absolute()))
+    return _for_images(made, found, data)
 
 
+def _for_images(plan: Plan, found: ImageFolder, data: str) -> Plan:
+    """The plan for other images of the same classes; what was predicted of an epoch holds for as many alone."""
+    before, counts = plan.data, {"train_images": len(found.train), "val_images": len(found.val)}
+    now = msgspec.structs.replace(before, path=str(Path(data).absolute()), split=found.split, **counts)
+    plan = msgspec.structs.replace(plan, data=now)
+    if (before.train_images, before.val_images) == (now.train_images, now.val_images):
+        return plan
+    predicted = msgspec.structs.replace(plan.predicted, **dict.fromkeys(_OF_EPOCHS))
+    plan = msgspec.structs.replace(plan, predicted=predicted)
+    cache, most = plan.feature_cache, plan.caps.disk_bytes
+    if cache is None:
+        return plan
+    sizes = {
+        "train_bytes": cache.train_bytes * now.train_images // max(1, before.train_images),
+        "val_bytes": cache.val_bytes * now.val_images // max(1, before.val_images),
+    }
+    if most is not None and sum(sizes.values()) > most:
+        raise InputError(
+            f"features of the images in {data} would take more than the plan's --disk; plan and export anew."
+        )
+    return msgspec.structs.replace(plan, feature_cache=msgspec.structs.replace(cache, **sizes))
+
+
+_OF_EPOCHS = ("epoch_s", "total_s", "epoch_energy_j", "total_energy_j", "first_epoch_s")
 _DECIDING = (
     "model",
+    "weights",
     "image_size",
-    "engine",
     "optimizer",
     "lora",
     "blocks",
