@@ -95,7 +95,7 @@ def turns(options: argparse.Namespace, scratch: Path) -> None:
     with _busy(options.beside):
         found = take_turns({engine: [*command, engine] for engine in ("torch", "onnx")}, options.steps)
     record = {"what": "turns", "model": name, "method": options.method, "batch_size": batch, "beside": options.beside}
-    record |= {"threads": options.threads, "engines": found}
+    record |= {"levers": METHODS[options.method][1], "threads": options.threads, "engines": found}
     append("onnx_engine", record)
     median, low, high = ratios(found["onnx"]["steps_s"], of=found["torch"]["steps_s"])
     print(f"onnx by torch, {options.steps} rounds: {median:.2f} [{low:.2f}, {high:.2f}]")
@@ -194,6 +194,7 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
         "what": "equal",
         "model": name,
         "method": options.method,
+        "levers": METHODS[options.method][1],
         "batch_size": batch,
         "steps": options.steps,
         "largest_difference": max(away),

@@ -35,11 +35,13 @@ def read(path):
 folder, batches = Path(sys.argv[1]), np.load(sys.argv[2])
 manifest = json.loads((folder / "manifest.json").read_text())
 plan, graphs, weights = manifest["plan"], manifest["graphs"], read(folder / "state.safetensors")
-rate = float(sys.argv[3]) if len(sys.argv) > 3 else plan["recipe"]["lr"]
+rate = float(sys.argv[3]) if len(sys.argv) > 3 else plan["recipe"]["learning_rate"]
 trained = [block["index"] for block in plan["blocks"] if block["trainable"]]  # the last ones, as a rule
 last = len(plan["blocks"]) - 1
 lowest = min(trained, default=last + 1)
 sessions, moments = {}, {}
+if plan["embeddings_trainable"] or plan["lora"]:
+    sys.exit("This program trains blocks and classifier; export a plan of last-N or of the default method.")
 
 
 def run(name, values):

@@ -69,7 +69,7 @@ def print_bench(bench: Bench) -> None:
             table.add_row(*row)
         console.print(table)
         console.print()
-    for line in (*legend(bench), *cost_legend(bench), *reach_legend(bench), written(bench)):
+    for line in filter(None, (*legend(bench), *cost_legend(bench), *reach_legend(bench), written(bench))):
         console.print(line, markup=False, soft_wrap=True)
     for warning in bench.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
@@ -220,7 +220,11 @@ def spread_cells(bench: Bench) -> list[list[str]]:
 def written(bench: Bench) -> str:
     """What was put on disk, in one sentence: cards wear; empty where nothing was counted."""
     known = [f"`{row.entry.name}` {_mib(row.bytes_written.median)}" for row in bench.methods if row.bytes_written]
-    return f"MiB written to disk, caches and states included: {', '.join(known)}; peers save nothing." if known else ""
+    others = any(row.runs and not row.bytes_written for row in bench.methods)
+    if not known:
+        return ""
+    end = "; the others save nothing." if others else "."
+    return f"MiB written to disk, caches and states included: {', '.join(known)}{end}"
 
 
 def markdown_table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:

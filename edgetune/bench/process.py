@@ -125,7 +125,7 @@ class Ended(NamedTuple):
 
 
 def execute(words: Sequence[str], environment: dict[str, str]) -> Ended:
-    """Run a module of edgetune in a fresh process, which asks no hub for anything."""
+    """Run a module of edgetune in a fresh process."""
     inherited = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
     started = time.monotonic()
     try:
@@ -134,7 +134,7 @@ def execute(words: Sequence[str], environment: dict[str, str]) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=inherited | environment | {"HF_HUB_OFFLINE": "1"},
+            env=inherited | environment,
             check=False,
         )
     except OSError as error:

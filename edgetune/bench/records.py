@@ -149,7 +149,7 @@ class Spread(Record, frozen=True):
     median: float
     low: float
     high: float
-    values: list[float]  # in the order of `MethodRow.repetitions`, where it is a method's
+    values: list[float]  # in the order of `MethodRow.ended_well`, where it is a method's
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
@@ -214,7 +214,7 @@ class MethodRow(Record, frozen=True):
     curve: list[CurvePoint] = msgspec.field(default_factory=list)  # of the first repetition that ended well
     to_eager: Ratios | None = None
     to_alast: Ratios | None = None
-    repetitions: list[int] = msgspec.field(default_factory=list)  # that ended well, rising; none: an earlier version
+    ended_well: list[int] = msgspec.field(default_factory=list)  # repetitions, rising; none: of an earlier version
 
     def by(self, other: MethodRow | None, figure: str) -> float | None:
         """A figure of this method divided by another's: the median of the repetitions' ratios.
@@ -232,11 +232,17 @@ class MethodRow(Record, frozen=True):
         """
         mine: Spread | None = getattr(self, figure)
         theirs: Spread | None = getattr(other, figure) if other is not None else None
-        if other is None or mine is None or theirs is None or theirs.low <= 0:
+        if other is None or mine is None or theirs is None:
             return None
-        found = dict(zip(other.repetitions, theirs.values, strict=False))
-        pairs = zip(self.repetitions, mine.values, strict=False)
-        return median([value / found[at] for at, value in pairs if at in found] or [mine.median / theirs.median])
+        found: dict[int, float] = {}
+        if self.ended_well and other.ended_well:
+            found = dict(zip(other.ended_well, theirs.values, strict=True))
+        shared = [
+            value / found[at] for at, value in zip(self.ended_well, mine.values, strict=bool(found)) if found.get(at)
+        ]
+        if shared:
+            return median(shared)
+        return mine.median / theirs.median if theirs.median > 0 else None
 
 
 class Bench(Record, frozen=True, tag_field="schema", tag="edgetune/bench/1"):

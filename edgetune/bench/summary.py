@@ -142,7 +142,7 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         gemm_share=Spread.of([gemm_share(run, figures) for run, figures in good]),
         hottest_c=Spread.of([_hottest_c(run) for run, _ in good]),
         curve=first.curve if first else [],
-        repetitions=[run.repetition for run, _ in good],
+        ended_well=[run.repetition for run, _ in good],
     )
 
 
@@ -211,7 +211,7 @@ def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) 
     if any(len(_machines([run for run in runs if run.repetition == at])) > 1 for at in range(repetitions)):
         said.append("runs of one repetition are of different machines or versions (see machines): ratios mean little.")
     elif len(_machines(runs)) > 1:
-        said.append("each repetition is of another machine or version (see machines): ratios hold, medians are of all.")
+        said.append("repetitions are of different machines or versions (see machines): ratios are formed within each.")
     crowded = [run for run in runs if run.others_share is not None and run.others_share > _OTHERS_SHARE]
     if crowded:
         said.append(

@@ -156,7 +156,7 @@ def fit(
 
             refuse_other_board(found)
     else:
-        made, found = _planned_anew(options, json=json)
+        made, found = _planned_anew(options, json=json, sensors=system)
     if dry_run or out is None:
         _show(made, json=json)
         return
@@ -220,13 +220,15 @@ def _read_profile(options: Options) -> Profile | None:
     return None if options.profile is None else schema.load(Path(options.profile), schema.Profile)
 
 
-def _planned_anew(options: Options, *, elsewhere: bool = False, json: bool = False) -> tuple[Plan, Profile | None]:
+def _planned_anew(
+    options: Options, *, elsewhere: bool = False, json: bool = False, sensors: Any = None
+) -> tuple[Plan, Profile | None]:
     """The plan of the options, and the profile it was made with; where none fits, `json` prints what would."""
     from edgetune.plan import make_plan
 
     found = _read_profile(options)
     try:
-        return make_plan(profile=found, elsewhere=elsewhere, **options.planner_arguments()), found
+        return make_plan(profile=found, elsewhere=elsewhere, sensors=sensors, **options.planner_arguments()), found
     except InfeasibleError as error:
         if json:
             print_json({"schema": "edgetune/plan/1", "error": str(error), "nearest_feasible": error.nearest})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnx
 from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.errors import InputError
-from edgetune.files import write_atomically
+from edgetune.files import atomic_folder, write_atomically
 from edgetune.model.arrayfile import ArrayStore, copy_arrays
 from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
 from edgetune.model.reading import write_base
@@ -48,11 +49,20 @@ def export_training(source: Path, out: Path) -> ExportReport:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; choose another folder.")
-    near = next(parent for parent in out.absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(dir=near, prefix=".edgetune-") as scratch:  # on the same disk
-        size = _write(source, plan, Path(scratch) / out.name)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        (Path(scratch) / out.name).replace(out)
+    missing = [folder for folder in out.absolute().parents if not folder.exists()]  # the nearest first
+    try:
+        if out.is_dir():  # it may be a mount, or of its owner's own mode: filled where it is
+            size = _write(source, plan, out)
+        else:
+            with atomic_folder(out) as scratch:
+                size = _write(source, plan, scratch)
+    except BaseException:
+        for path in out.iterdir() if out.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     return ExportReport(
         format="train-onnx",
         path=str(out),
@@ -66,7 +76,6 @@ def export_training(source: Path, out: Path) -> ExportReport:
 def _write(source: Path, plan: Plan, out: Path) -> int:
     spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
     plan = msgspec.structs.replace(plan, engine="onnx")
-    out.mkdir()
     _write_state(source, plan, out / STATE)
     write_graphs(out / GRAPHS, Order(spec, plan.optimizer, plan.lora))
     write_atomically(out / EVALUATE, evaluation(spec).model("evaluate").SerializeToString())

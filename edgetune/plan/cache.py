@@ -6,6 +6,9 @@ where those are needed more than once. Never imports torch.
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import msgspec
 
 from edgetune.data.sizes import feature_bytes
@@ -25,7 +28,7 @@ def fit_to_disk(
     room_bytes: int,
     engine: Engine = "torch",
 ) -> tuple[Method, list[str]]:
-    """The method, without its feature cache where that has no room; and a sentence that says so.
+    """The method, with a smaller feature cache or without one where it has no room; and a sentence that says so.
 
     Without a cache the frozen blocks are passed at every step, so they are kept in memory instead of on disk: in bf16
     where the engine has it.
@@ -34,17 +37,27 @@ def fit_to_disk(
         return method, []
     job = job_for(method, spec, batch_size=1, micro_batch_size=1)
     cache = planned_cache(job, train_images, val_images, evaluations)
-    if cache is None:  # nothing lies below the lowest trainable block
-        levers = msgspec.structs.replace(method.levers, feature_cache="off")
-        return method._replace(levers=levers), []
-    needed_bytes = cache.train_bytes + cache.val_bytes
-    if needed_bytes <= room_bytes:
-        return method, []
     weights = method.levers.frozen_weights
     if weights == "disk":
         weights = "fp32" if engine == "onnx" else "bf16"
-    levers = msgspec.structs.replace(method.levers, feature_cache="off", frozen_weights=weights)
-    return method._replace(levers=levers), [
+    without = method._replace(
+        levers=msgspec.structs.replace(method.levers, feature_cache="off", frozen_weights=weights)
+    )
+    if cache is None:  # nothing lies below the lowest trainable block
+        return without, []
+    needed_bytes = cache.train_bytes + cache.val_bytes
+    if needed_bytes <= room_bytes:
+        return method, []
+    if "feature_cache" not in method.given and method.levers.feature_cache == "fp16":
+        smaller = method._replace(levers=msgspec.structs.replace(method.levers, feature_cache="int8"))
+        job = job_for(smaller, spec, batch_size=1, micro_batch_size=1)
+        found = planned_cache(job, train_images, val_images, evaluations)
+        if found is not None and found.train_bytes + found.val_bytes <= room_bytes:
+            return smaller, [
+                f"cached features would take {format_size(needed_bytes)} of disk and may take"
+                f" {format_size(room_bytes)}, so they are kept in 8 bits; --disk raises the cap."
+            ]
+    return without, [
         f"cached features would take {format_size(needed_bytes)} of disk and may take {format_size(room_bytes)}, so the"
         " frozen blocks run at every step: slower; --disk raises the cap."
     ]
@@ -65,6 +78,11 @@ def planned_cache(job: Job, train_images: int, val_images: int, evaluations: int
         train_bytes=levers.feature_views * feature_bytes(train_images, (tokens, spec.width), precision),
         val_bytes=feature_bytes(val_images, (val_tokens, spec.width), precision) if evaluations > 1 else 0,
     )
+
+
+def disk_room(asked_bytes: int | None) -> int:
+    """Disk that cached features may take: as asked, else a quarter of what is free here."""
+    return asked_bytes if asked_bytes is not None else shutil.disk_usage(Path.cwd()).free // 4
 
 
 def head_tokens(spec: ViTSpec) -> int:

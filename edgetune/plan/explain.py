@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_BAR = 6  # cells of the longest bar of learning
+
+
 def print_plan(plan: Plan, console: Console | None = None, *, costs: bool = False) -> None:
     """The plan as a page for a terminal of 80 columns or more; `costs`: with what a step takes, block by block."""
     from rich.console import Console as RichConsole
@@ -23,7 +26,9 @@ def print_plan(plan: Plan, console: Console | None = None, *, costs: bool = Fals
     predicted, bill, caps = plan.predicted, plan.predicted.memory, plan.caps
     console.print()
     console.print(
-        Text.assemble(("Plan  ", "bold"), f"{plan.method} · {plan.model} · {plan.image_size} px · {plan.device}")
+        Text.assemble(
+            ("Plan  ", "bold"), f"{plan.method} · {plan.model} · {plan.image_size} px · {plan.engine} on {plan.device}"
+        )
     )
     facts = plan.data
     data = f"{len(facts.classes)} classes, {facts.train_images} training and {facts.val_images} validation images"
@@ -81,7 +86,8 @@ def print_plan(plan: Plan, console: Console | None = None, *, costs: bool = Fals
     console.print()
     if len(plan.alternatives) > 1:
         console.print(
-            Text("Trade-off", style="bold"), Text("predicted; learning is modelled, 1 is this plan", style="dim")
+            Text("Trade-off", style="bold"),
+            Text("predicted; learning is modelled, 1 is this plan (→); × is beyond a cap", style="dim"),
         )
         console.print(_alternatives(plan))
         console.print()
@@ -126,20 +132,21 @@ def _alternatives(plan: Plan) -> Table:
     from rich.table import Table as RichTable
 
     table = RichTable(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "blocks", "tokens", "kept", "parts of", "peak", "time", "energy", "learning"):
-        table.add_column(name, justify="left" if name in ("", "kept") else "right", no_wrap=True)
+    for name in ("", "blocks", "tokens", "kept", "parts", "peak", "time", "energy", "learning"):
+        table.add_column(name, justify="left" if name in ("", "kept", "learning") else "right", no_wrap=True)
+    most = max(found.learning for found in plan.alternatives)
     for found in plan.alternatives:
         kept = found.saved_precision + (" again" if found.saved_activations == "recompute" else "")
         table.add_row(
-            "→" if found.chosen else "",
-            str(found.trained_blocks),
+            "→" if found.chosen else "" if found.within_caps else "×",
+            f"{found.trained_blocks}" + (f", {found.k}" if found.k < found.trained_blocks else ""),
             f"{found.token_share:.0%}",
             kept if found.trained_blocks else "",
             str(found.micro_batch_size),
             format_size(found.peak_memory_bytes),
             format_duration(found.total_s),
             format_energy(found.total_energy_j),
-            f"{found.learning:.2f}",
+            f"{found.learning:.2f} " + "█" * round(_BAR * found.learning / most),
             style="bold" if found.chosen else None if found.within_caps else "dim",
         )
     return table

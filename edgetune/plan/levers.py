@@ -110,7 +110,7 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
     try:
         chosen = msgspec.convert(msgspec.to_builtins(levers) | values, Levers, strict=False)
     except msgspec.ValidationError as error:
-        raise InputError(f"--lever: {error}.") from None
+        raise InputError(f"--lever {' '.join(given)} can't be set so: {error}.") from None
     given_shares = [share for share in (chosen.token_min, chosen.token_max) if share is not None]
     if any(not 0 < share <= 1 for share in given_shares) or given_shares != sorted(given_shares):
         raise InputError("--lever token_min and token_max are shares of the patches: 0 < token_min <= token_max <= 1.")

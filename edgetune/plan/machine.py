@@ -16,7 +16,7 @@ from edgetune.device.memory import read_memory, usable_bytes
 from edgetune.device.system import System
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
-from edgetune.plan.certainty import certainty
+from edgetune.plan.certainty import Doubt, certainty
 from edgetune.plan.cost import watts_of
 from edgetune.plan.rates import Rates
 from edgetune.plan.workers import workers_that_fit
@@ -32,6 +32,8 @@ COMMAND_BYTES = 13 << 20
 _RUNTIME_CUDA_BYTES, _RUNTIME_CPU_BYTES = 540 << 20, 420 << 20
 # The same with onnxruntime in the place of torch (benchmarks/onnx_engine.py).
 ONNX_RUNTIME_BYTES = 60 << 20
+# A step with onnxruntime beside one with torch: 1.0 to 1.5 times as long (docs/onnx_engine.md).
+_OTHER_ENGINE = 1.5
 _SAME_MEMORY = 0.05  # of the total: a kernel keeps a little more or less for itself
 
 
@@ -54,11 +56,22 @@ class Machine(NamedTuple):
         if engine == "torch":
             return self
         margin = self.margin_bytes * ONNX_RUNTIME_BYTES // max(self.runtime_bytes, 1)  # the same share of it
-        return self._replace(runtime_bytes=ONNX_RUNTIME_BYTES, runtime_measured=False, margin_bytes=margin)
+        found = self._replace(runtime_bytes=ONNX_RUNTIME_BYTES, runtime_measured=False, margin_bytes=margin)
+        if self.rates is None:
+            return found
+        doubt = Doubt("the profile's probes ran in torch, the plan is for onnxruntime", time=_OTHER_ENGINE)
+        warnings = [*self.warnings, doubt.sentence()]
+        return found._replace(warnings=warnings, time_factor=_OTHER_ENGINE * self.time_factor)
 
 
 def read_machine(
-    profile: Profile | None, power_w: float | None, device: str, threads: int | None = None, *, elsewhere: bool = False
+    profile: Profile | None,
+    power_w: float | None,
+    device: str,
+    threads: int | None = None,
+    *,
+    elsewhere: bool = False,
+    sensors: System | None = None,
 ) -> Machine:
     """What a profile and this machine say.
 
@@ -68,6 +81,7 @@ def read_machine(
         device: that will train.
         threads: that will train; None: the profile's.
         elsewhere: the plan is for the profile's board, which is not this one.
+        sensors: where power is read, if that is below another root.
 
     Raises:
         InputError: the profile is of another board.
@@ -76,7 +90,7 @@ def read_machine(
     warnings: list[str] = []
     power: Power | None = None
     if profile is None:
-        memory, power = read_memory(system), _live_power(system)
+        memory, power = read_memory(system), _live_power(sensors or system)
     else:
         if not elsewhere:
             refuse_other_board(profile, system)
@@ -91,7 +105,7 @@ def read_machine(
     warnings += sure.warnings()
     rates = Rates(compute) if compute is not None else None
     watts = watts_of(power, compute, power_w)
-    source = "--power" if power_w is not None else (power.source or power.model) if power is not None else None
+    source = "--power" if power_w is not None else _named_source(power) if power is not None else None
     cores = os.cpu_count() or 1
     return Machine(
         memory=memory,
@@ -146,6 +160,11 @@ def _live_power(system: System) -> Power | None:
     power = describe_power(system, source, entry) if source is not None else None
     close_power(source)
     return power
+
+
+def _named_source(power: Power) -> str | None:
+    """Where watts come from, in words; a published model by its own name."""
+    return f"modelled: {power.model}" if power.model and not power.measured else power.source
 
 
 def _usable_cores() -> int | None:

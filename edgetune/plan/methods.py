@@ -89,7 +89,7 @@ def with_levers(method: Method, given: Sequence[str], depth: int, engine: str = 
     levers = set_levers(method.levers, given)
     trained = method.trained if levers.trained_blocks is None else levers.trained_blocks
     if trained > depth:
-        raise InputError(f"--lever trained_blocks={trained} is more than the {depth} there are.")
+        raise InputError(f"--lever trained_blocks={trained} is more than the {depth} there are; give 1 to {depth}.")
     # the ONNX engine passes a whole batch through a block before the next, so that one forward pass is one step
     in_parts = levers.trainer == "lean" and engine != "onnx"
     if in_parts and method.alast is not None and method.alast.mode == "reference":

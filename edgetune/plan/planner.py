@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,17 +11,19 @@ import msgspec
 from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.data.folder import mean_file_bytes, scan
-from edgetune.errors import InfeasibleError, InputError
+from edgetune.device.power.battery import spendable_j
+from edgetune.device.system import System
+from edgetune.errors import InputError
 from edgetune.model.registry import find_spec
-from edgetune.plan.cache import fit_to_disk, planned_cache
+from edgetune.plan.cache import disk_room, fit_to_disk, planned_cache
 from edgetune.plan.cost import predict, step_parts
 from edgetune.plan.engines import candidates, method_under
 from edgetune.plan.machine import default_workers, memory_cap, read_machine
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method
-from edgetune.plan.reasons import Decisions, infeasible_sentence, why
+from edgetune.plan.reasons import Decisions, infeasible, why
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.plan.tradeoff import tradeoff
-from edgetune.schema import Caps, DataFacts, Device, Plan, Profile, Recipe
+from edgetune.schema import Caps, DataFacts, Device, NearestFeasible, Plan, Profile, Recipe
 
 
 def make_plan(
@@ -53,6 +54,7 @@ def make_plan(
     levers: Sequence[str] = (),
     seed: int = 0,
     elsewhere: bool = False,
+    sensors: System | None = None,
 ) -> Plan:
     """Say what a run would do, what it would cost and why; trains nothing and opens no image.
 
@@ -84,6 +86,7 @@ def make_plan(
         levers: levers to set by hand, `name=value`; see `edgetune.plan.levers`.
         seed: of the split, the order, the augmentation and the draw.
         elsewhere: the plan is for the board that the profile is of, which is not this one.
+        sensors: where power and batteries are read, if that is below another root, as a container mounts the host's.
 
     Raises:
         InputError: something given can't be used.
@@ -99,8 +102,8 @@ def make_plan(
     if evaluate_steps is not None:
         batches = math.ceil(len(folder.train) / (batch_size or REFERENCE_BATCH))
         evaluations += (epochs or DEFAULT_EPOCHS) * batches // evaluate_steps
-    room_bytes = _disk_room(disk_bytes)
-    machine = read_machine(profile, power_w, device, threads, elsewhere=elsewhere)
+    room_bytes = disk_room(disk_bytes)
+    machine = read_machine(profile, power_w, device, threads, elsewhere=elsewhere, sensors=sensors)
     cap_bytes, cap_source = memory_cap(memory_bytes, machine.memory)
     if energy_j is not None and machine.watts is None:
         raise InputError(
@@ -108,13 +111,15 @@ def make_plan(
         )
     wanted_batch = batch_size or REFERENCE_BATCH
     batch = min(wanted_batch, len(folder.train))
-    limits = Limits(cap_bytes, energy_j, time_s)
-    found, refusal = None, None
+    battery_j = None if elsewhere else spendable_j(sensors or System())
+    most_j = battery_j if machine.watts is not None else None
+    limits = Limits(cap_bytes, energy_j if most_j is None else min(most_j, energy_j or most_j), time_s)
+    found, refused = None, list[tuple[Problem, NearestFeasible]]()
     for name in candidates(engine, device):
         try:
             its_method = method_under(name, method, levers, spec.depth)
         except InputError:
-            if engine != "auto" or (found is None and refusal is None):
+            if engine != "auto" or (found is None and not refused):
                 raise
             break  # what was asked for by hand is torch's alone
         its_method, note = fit_to_disk(
@@ -139,16 +144,14 @@ def make_plan(
         )
         choice = search(problem, limits)
         if choice is None:
-            nearest = nearest_feasible(problem, limits)
-            refusal = InfeasibleError(infeasible_sentence(problem, limits, nearest), nearest)
+            refused.append((problem, nearest_feasible(problem, limits)))
             continue
         if found is None or choice.learning > found[0].learning:
             found = (choice, problem, its_machine, note)
         if choice.setting == next(problem.settings()):
-            break  # the caps take nothing away: no other engine could learn more
+            break  # the caps take away epochs at most, and no engine is known to be quicker
     if found is None:
-        assert refusal is not None  # one engine at least was tried
-        raise refusal
+        raise infeasible(refused, limits, battery=energy_j != limits.energy_j)
     choice, problem, machine, disk_note = found
     chosen_method = problem.method
     decisions = Decisions(
@@ -160,6 +163,9 @@ def make_plan(
         runtime_measured=machine.runtime_measured,
         watts_source=machine.watts_source,
         time_factor=machine.time_factor,
+        engine_asked=engine,
+        torch_tried="torch" in candidates(engine, device),
+        battery_j=battery_j,
     )
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
@@ -243,11 +249,6 @@ def make_plan(
         edgetune_version=__version__,
         created=schema.now(),
     )
-
-
-def _disk_room(asked_bytes: int | None) -> int:
-    """Disk that cached features may take: as asked, else a quarter of what is free here."""
-    return asked_bytes if asked_bytes is not None else shutil.disk_usage(Path.cwd()).free // 4
 
 
 def _alast(method: Method, choice: Choice, lr: float | None) -> schema.AlastPlan | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from edgetune.plan.search import Choice, Limits, Problem, search
+from edgetune.errors import InfeasibleError
+from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.schema import NearestFeasible
 from edgetune.units import format_duration, format_energy, format_power, format_size
 
@@ -21,13 +23,18 @@ class Decisions(NamedTuple):
     runtime_measured: bool
     watts_source: str | None
     time_factor: float = 1.0
+    engine_asked: str = "auto"
+    torch_tried: bool = True
+    battery_j: float | None = None  # that may be spent of what a battery holds; None: no battery feeds the machine
 
 
 def why(decisions: Decisions) -> list[str]:
     """One sentence per decision."""
     problem, limits, choice = decisions.problem, decisions.limits, decisions.choice
     return [
+        _engine_sentence(decisions),
         _memory_sentence(decisions),
+        *_battery_sentence(decisions),
         _blocks_sentence(problem, choice),
         *_tokens_sentence(problem, choice),
         *_trainer_sentences(problem, choice),
@@ -61,39 +68,106 @@ def _allocator_sentence(choice: Choice) -> str:
     return "Freed memory goes back to the kernel at once: slower, but this plan fits the cap only so."
 
 
+def _engine_sentence(decisions: Decisions) -> str:
+    name = {"torch": "torch", "onnx": "onnxruntime, without torch,"}[decisions.problem.engine]
+    if decisions.engine_asked != "auto":
+        return f"The arithmetic is done by {name} as --engine asks."
+    if decisions.problem.engine == "torch":
+        return f"The arithmetic is done by {name}; --engine onnx needs less memory for the process itself."
+    why = "under the caps a plan with torch would learn less" if decisions.torch_tried else "torch is not installed"
+    return f"The arithmetic is done by {name} since {why}."
+
+
+def _battery_sentence(decisions: Decisions) -> list[str]:
+    if decisions.battery_j is None:
+        return []
+    return [f"A battery feeds the machine: no more than {format_energy(decisions.battery_j)} of its charge is planned."]
+
+
 def _workers_sentence(problem: Problem) -> list[str]:
     if not problem.workers:
-        return []
+        return ["Images are decoded in the training process, between steps."]
     return [f"{problem.workers} process{'es' if problem.workers > 1 else ''} beside the trainer decode the images."]
 
 
-def infeasible_sentence(problem: Problem, limits: Limits, nearest: NearestFeasible) -> str:
-    """Why nothing fits, and what would."""
+def infeasible(
+    refused: Sequence[tuple[Problem, NearestFeasible]], limits: Limits, *, battery: bool = False
+) -> InfeasibleError:
+    """Why nothing fits, and what would.
+
+    Args:
+        refused: of every engine that was tried, its problem and the caps nearest to the limits that it could hold.
+        limits: the caps.
+        battery: the cap on energy is what a battery holds.
+    """
+    least: dict[str, tuple[Any, Problem]] = {}
+    for problem, found in refused:
+        for name in found.__struct_fields__:
+            value = getattr(found, name)
+            if value is not None and (name not in least or value < least[name][0]):
+                least[name] = value, problem
+    nearest = NearestFeasible(**{name: value for name, (value, _) in least.items()})
     asked = [
         text
         for text, value in (
             (f"{format_size(limits.memory_bytes)} of memory", limits.memory_bytes),
-            (format_energy(limits.energy_j), limits.energy_j),
+            (format_energy(limits.energy_j) + (" of the battery's charge" if battery else ""), limits.energy_j),
             (format_duration(limits.time_s), limits.time_s),
         )
         if value is not None
     ]
-    ways = []
-    if nearest.memory_bytes is not None:
-        enough = limits._replace(memory_bytes=nearest.memory_bytes)
-        ways.append(f"--memory {math.ceil(nearest.memory_bytes / 1e6)}MB{_given_up(problem, enough)}")
-    if limits.energy_j is not None and nearest.energy_j is not None:
-        enough = limits._replace(energy_j=nearest.energy_j)
-        ways.append(f"--energy {_up(nearest.energy_j)}J{_given_up(problem, enough)}")
-    if limits.time_s is not None and nearest.time_s is not None:
-        enough = limits._replace(time_s=nearest.time_s)
-        ways.append(f"--time {_up(nearest.time_s)}s{_given_up(problem, enough)}")
-    listed = " or ".join(ways)
-    hint = (
-        f"the least that would do is {listed}, the other caps held" if listed else "no single cap raised alone would do"
-    )
-    model = f"{problem.spec.name} at {problem.spec.image_size} px"
-    return f"No plan of method {problem.method.name} for {model} fits {' and '.join(asked)}: {hint}."
+    ways = [
+        _flag(name, value, battery) + _given_up(problem, limits._replace(**{name: value}))
+        for name, (value, problem) in least.items()
+        if name == "memory_bytes" or getattr(limits, name) is not None
+    ]
+    first = refused[0][0]
+    if ways:
+        hint = f"the least that would do is {' or '.join(ways)}, the other caps held"
+    else:
+        hint = next(filter(None, (_together(problem, limits, battery) for problem, _ in refused)), _NOTHING)
+    model = f"{first.spec.name} at {first.spec.image_size} px"
+    sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked)}: {hint}."
+    return InfeasibleError(sentence, nearest)
+
+
+_NOTHING = "no caps would do"
+
+
+def _together(problem: Problem, limits: Limits, battery: bool) -> str | None:
+    """What each cap would have to be whatever the others are, and what would do together; None where nothing does."""
+    alone = {
+        name: getattr(nearest_feasible(problem, Limits(**{name: getattr(limits, name)})), name)
+        for name in limits._fields
+        if getattr(limits, name) is not None
+    }
+    if None in alone.values():
+        return None
+    enough = limits._replace(energy_j=None, time_s=None)
+    if limits.memory_bytes is not None:
+        enough = enough._replace(memory_bytes=max(limits.memory_bytes, alone["memory_bytes"]))
+    asked = enough  # energy and time of the shortest run in that memory: one run is the shortest in both
+    for name in ("energy_j", "time_s"):
+        cap = getattr(limits, name)
+        if cap is not None:
+            least = getattr(nearest_feasible(problem, asked._replace(**{name: cap})), name)
+            if least is None:
+                return None
+            enough = enough._replace(**{name: max(cap, least)})
+    fails = [_flag(name, value, battery) for name, value in alone.items() if getattr(limits, name) < value]
+    needed = {name: value for name, value in enough._asdict().items() if value is not None}
+    caps = " ".join(_flag(name, value, battery) for name, value in needed.items())
+    whole = f"together {caps} would do{_given_up(problem, enough)}"
+    return f"whatever the others are, it takes {' and '.join(fails)}; {whole}" if fails else whole
+
+
+def _flag(name: str, value: float, battery: bool) -> str:
+    """A cap as it is given, never below `value`."""
+    if name == "memory_bytes":
+        return f"--memory {math.ceil(value / 1e6)}MB"
+    if name == "time_s":
+        return f"--time {_up(value)}s"
+    return f"a charge of {_up(value)}J" if battery else f"--energy {_up(value)}J"
 
 
 def _given_up(problem: Problem, limits: Limits) -> str:
@@ -101,7 +175,7 @@ def _given_up(problem: Problem, limits: Limits) -> str:
     choice, method = search(problem, limits), problem.method
     if choice is None:
         return ""
-    lost = []
+    lost = ["with --engine onnx"] if problem.engine == "onnx" else []
     if choice.setting.trained < method.trained:
         lost.append(
             f"{choice.setting.trained} instead of {method.trained} blocks"
@@ -112,6 +186,8 @@ def _given_up(problem: Problem, limits: Limits) -> str:
         lost.append(f"{choice.setting.k} instead of {method.k} blocks at a time")
     if choice.setting.trained and choice.setting.band_max < method.band[1]:
         lost.append(f"{choice.setting.band_max:.0%} of the tokens")
+    if choice.setting.levers.saved_precision == "int4" != method.levers.saved_precision:
+        lost.append("saved tensors in 4 bits")
     if choice.epochs < problem.epochs:
         lost.append(f"{choice.epochs:.2g} instead of {problem.epochs} epochs")
     return f" ({', '.join(lost)})" if lost else ""
@@ -147,7 +223,8 @@ def _blocks_sentence(problem: Problem, choice: Choice) -> str:
             else f" — {method.trained} did not fit the caps"
         )
     if choice.job.k < trained:
-        what += f"; {choice.job.k} of them are drawn at each step"
+        reason = ", more did not fit the caps" if method.searched and choice.setting.k < min(method.k, trained) else ""
+        what += f"; {choice.job.k} of them are drawn at each step{reason}"
     return what + "."
 
 
@@ -189,7 +266,9 @@ def _trainer_sentences(problem: Problem, choice: Choice) -> list[str]:
     }
     if levers.optimizer in rules:
         sentences.append(rules[levers.optimizer])
-    elif levers.optimizer_state != "fp32":
+    elif levers.optimizer_state == "fp32":
+        sentences.append("AdamW updates the weights, at eight bytes of state each.")
+    else:
         how = "in 8 bits" if levers.optimizer_state == "int8" else "in 8 bits and as means of rows and columns"
         sentences.append(f"AdamW keeps its moments {how}.")
     return sentences

@@ -202,6 +202,13 @@ class _Sizes:
         whole, single = self.at(self._problem.whole), self.at(1)
         return whole if whole[1] <= single[1] else single
 
+    def rising(self) -> Iterator[tuple[Job, int]]:
+        """The jobs of every size and their peaks, from the least memory on: one image at a time can be too slow."""
+        yield self.least()  # most often the only one that is looked at
+        whole = self._problem.whole
+        sizes = [size for size in micro_batches(self._problem.batch_size) if size <= whole]
+        yield from sorted((self.at(size) for size in {*sizes, whole}), key=lambda entry: entry[1])
+
     def largest(self, cap_bytes: int | None) -> Job | None:
         """The job with the largest micro-batch that fits; None where none does."""
         if cap_bytes is None:
@@ -300,11 +307,13 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     for allocator, form in product(ALLOCATORS if timed else ALLOCATORS[:1], forms):
         with_it = problem._replace(allocator=allocator)
         sizes = _Sizes(with_it, form)
-        least, peak = sizes.least()
+        for job, peak in sizes.rising() if timed else [sizes.least()]:
+            if memory is not None and peak >= memory:
+                break
+            one_s, one_j = _one_epoch(with_it, job)
+            if _within(limits.time_s, one_s) and _within(limits.energy_j, one_j):
+                memory = peak
         fitting = sizes.largest(limits.memory_bytes)
-        one_s, one_j = _one_epoch(with_it, least)
-        if (memory is None or peak < memory) and _within(limits.time_s, one_s) and _within(limits.energy_j, one_j):
-            memory = peak
         if fitting is None or not timed:
             continue
         one_s, one_j = _one_epoch(with_it, fitting)

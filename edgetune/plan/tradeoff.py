@@ -19,11 +19,11 @@ _MOST = 8  # alternatives shown
 
 
 def tradeoff(problem: Problem, limits: Limits, chosen: Choice) -> list[Alternative]:
-    """The Pareto set, thinned, from the least memory to the most; the chosen plan is always part of it."""
+    """The Pareto set, thinned, from the least memory to the most; the chosen plan is shown, wherever it stands."""
     found = [_point(problem, limits, choice, chosen) for choice in _candidates(problem)]
     mine = _point(problem, limits, chosen, chosen)
     front = [point for point in found if not any(_beats(other, point) for other in found)]
-    front = [point for point in dict.fromkeys(front) if _costs(point) != _costs(mine)]
+    front = [point for point in dict.fromkeys(front) if _costs(point) != _costs(mine) and not _beats(mine, point)]
     front.sort(key=lambda point: (point.peak_memory_bytes, -point.learning))
     return sorted([*_thinned(front, _MOST - 1), mine], key=lambda point: (point.peak_memory_bytes, -point.learning))
 

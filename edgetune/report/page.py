@@ -24,7 +24,7 @@ from edgetune.report.markup import Html, element, join, note, section, text
 from edgetune.report.mistakes import mistakes
 from edgetune.report.run import Run, read_run
 from edgetune.report.summary import data_name, header, headline
-from edgetune.report.tradeoff import step_table, tradeoff, tradeoff_charts
+from edgetune.report.tradeoff import against_caps, step_table, tradeoff, tradeoff_charts
 from edgetune.schema import Plan
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -76,14 +76,15 @@ def render(run: Run) -> str:
 
 
 def write_plan_page(plan: Plan, path: Path) -> None:
-    """Write a page of a plan that has not run: its trade-off, its reasons, its settings.
+    """Write a page of a plan that has not run: predictions beside caps, its trade-off, its reasons, its settings.
 
     Raises:
         StorageError: the page could not be written.
     """
     charts = tradeoff_charts(plan)
     title = f"{plan.method}: {plan.model} on {data_name(plan)}"
-    content = join([element("header", element("h1", title)), tradeoff(plan, charts), step_table(plan), why(plan)])
+    head = element("header", element("h1", title))
+    content = join([head, against_caps(plan), tradeoff(plan, charts), step_table(plan), why(plan)])
     footer = f"Planned by edgetune {plan.edgetune_version}, page by {__version__}. Charts: uPlot, MIT licence."
     written = page(title=f"{title} · edgetune", content=content, charts=[*charts], footer=footer)
     write_atomically(path, written.encode("utf-8"))

@@ -22,10 +22,46 @@ def tradeoff(plan: Plan, charts: list[Chart]) -> Html | None:
         element("div", join(figure(chart) for chart in charts), class_="grid"),
         table(names, [_row(found) for found in plan.alternatives], numbers_from=4),
         note(
-            "Every row is predicted, and no row beats another in memory, time and learning at once. Expected learning"
-            " is modelled (docs/planner.md) and relative to the chosen plan."
+            "Every row is predicted, and none beats another in memory, time and learning at once, but that the chosen"
+            " one, which the method and the caps decide, is shown wherever it stands. Expected learning is modelled"
+            " (docs/planner.md) and relative to it."
         ),
         id="tradeoff",
+    )
+
+
+def against_caps(plan: Plan) -> Html:
+    """What is predicted, at most, beside what is allowed; and what to beware of."""
+    predicted, caps, factor = plan.predicted, plan.caps, plan.predicted.time_factor
+
+    def most(value: float | None) -> float | None:
+        return None if value is None or factor is None else value * factor
+
+    rows: list[list[Child]] = [
+        [
+            "peak memory",
+            format_size(predicted.peak_memory_bytes),
+            format_size(predicted.peak_memory_most_bytes),
+            format_size(caps.memory_bytes),
+        ],
+        [
+            "time",
+            format_duration(predicted.total_s),
+            format_duration(most(predicted.total_s)),
+            format_duration(caps.time_s),
+        ],
+        [
+            "energy",
+            format_energy(predicted.total_energy_j),
+            format_energy(most(predicted.total_energy_j)),
+            format_energy(caps.energy_j),
+        ],
+    ]
+    return section(
+        "Predicted, and allowed",
+        table(["", "predicted", "at most", "cap"], rows),
+        element("ul", *(element("li", sentence) for sentence in plan.warnings)) if plan.warnings else None,
+        id="caps",
     )
 
 
@@ -62,18 +98,23 @@ def step_table(plan: Plan) -> Html | None:
 
 
 def tradeoff_charts(plan: Plan) -> list[Chart]:
-    """Expected learning and time over the predicted peak."""
+    """Expected learning, time and energy over the predicted peak."""
     if len(plan.alternatives) < 2:
         return []
     cap = plan.caps.memory_bytes
     allowed = "" if cap is None else f", of which {format_size(cap)} are allowed"
-    about = "Each point is a plan that no other one beats; the chosen one is marked."
+    about = "Each point is a plan that no other one beats; the chosen one and those beyond a cap are marked."
     learning = [found.learning for found in plan.alternatives]
     charts = [_chart(plan, "tradeoff-learning", "Expected learning", f". {about}", "", learning)]
     seconds = [found.total_s for found in plan.alternatives if found.total_s is not None]
-    if len(seconds) == len(plan.alternatives):
-        marks = [] if plan.caps.time_s is None else [Mark(label="cap", value=plan.caps.time_s, color="c7")]
-        charts.append(_chart(plan, "tradeoff-time", "Time", f"{allowed}.", "s", seconds, marks))
+    joules = [found.total_energy_j for found in plan.alternatives if found.total_energy_j is not None]
+    for name, title, unit, values, most in (
+        ("tradeoff-time", "Time", "s", seconds, plan.caps.time_s),
+        ("tradeoff-energy", "Energy", "J", joules, plan.caps.energy_j),
+    ):
+        if len(values) == len(plan.alternatives):
+            marks = [] if most is None else [Mark(label="cap", value=most, color="c7")]
+            charts.append(_chart(plan, name, title, f"{allowed}.", unit, values, marks))
     return charts
 
 
@@ -94,13 +135,16 @@ def _chart(
 
 
 def _points(values: list[float], plan: Plan) -> list[Line]:
-    chosen: list[float | None] = [
-        value if found.chosen else None for value, found in zip(values, plan.alternatives, strict=True)
-    ]
-    return [
-        Line(label="alternatives", values=list(values), color="c1", style="points"),
+    pairs = list(zip(values, plan.alternatives, strict=True))
+    within: list[float | None] = [value if found.within_caps and not found.chosen else None for value, found in pairs]
+    beyond: list[float | None] = [value if not found.within_caps else None for value, found in pairs]
+    chosen: list[float | None] = [value if found.chosen else None for value, found in pairs]
+    lines = [
+        Line(label="alternatives", values=within, color="c1", style="points"),
+        Line(label="beyond a cap", values=beyond, color="c7", style="points"),
         Line(label="chosen", values=chosen, color="c2", style="points"),
     ]
+    return [line for line in lines if any(value is not None for value in line.values)]
 
 
 def _row(found: Alternative) -> list[Child]:

@@ -117,6 +117,8 @@ class Calibrated(Record, frozen=True):
     epoch_s: float
     total_s: float
     total_energy_j: float | None
+    baseline_bytes: int | None = None  # the bare process, as measured
+    peak_memory_bytes: int | None = None  # of the process tree until then: later an evaluation may take more
 
 
 class Alternative(Record, frozen=True):

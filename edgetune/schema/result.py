@@ -47,6 +47,7 @@ class EnergyResult(Record, frozen=True):
     source: str | None = None
     scope: str | None = None
     measured: bool = False
+    model: str | None = None  # the published model's name, where joules are not measured
 
 
 class Work(Record, frozen=True):

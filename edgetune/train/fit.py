@@ -19,8 +19,8 @@ from edgetune.data.folder import scan
 from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
 from edgetune.device.energy import EnergyMeter, Window
-from edgetune.device.power import PowerSource, find_power
-from edgetune.device.power.battery import find_batteries
+from edgetune.device.power import PowerSource, facts_of, find_power
+from edgetune.device.power.battery import CHARGE_SHARE, spendable_j
 from edgetune.device.pressure import read_pressure
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
@@ -39,7 +39,6 @@ from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.units import format_energy, format_size
 
 _STARTERS = {"torch": "edgetune.train.torch_start", "onnx": "edgetune.train.onnx.start"}
-_CHARGE_SHARE = 0.95  # of a battery's charge, for a run that it feeds
 _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
 
 
@@ -294,12 +293,11 @@ def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
 
 def _hold_to_charge(loop: Loop, system: System) -> list[str]:
     """On battery the charge left is a cap too: a checkpoint is worth nothing to a machine that went dark over it."""
-    batteries = find_batteries(system)
-    charge_j = None if batteries is None else batteries.charge_j()
-    if charge_j is None or not loop.hold_to_charge(_CHARGE_SHARE * charge_j):
+    most_j = spendable_j(system)
+    if most_j is None or not loop.hold_to_charge(most_j):
         return []
-    most = format_energy(_CHARGE_SHARE * charge_j)
-    return [f"the battery holds {format_energy(charge_j)}; the run will not take more than {most} of it."]
+    held = format_energy(most_j / CHARGE_SHARE)
+    return [f"the battery holds {held}; the run will not take more than {format_energy(most_j)} of it."]
 
 
 def _loaders(plan: Plan) -> tuple[Loader, Loader]:
@@ -311,7 +309,9 @@ def _loaders(plan: Plan) -> tuple[Loader, Loader]:
     images = scan(Path(plan.data.path), plan.seed)
     planned = (plan.data.classes, plan.data.train_images, plan.data.val_images)
     if (images.classes, len(images.train), len(images.val)) != planned:
-        raise InputError(f"{plan.data.path} has changed since the plan was made; plan anew.")
+        raise InputError(
+            f"DATA {plan.data.path} has other images than when it was planned for; run `edgetune plan` again."
+        )
     spec, recipe = find_spec(plan.model), plan.recipe
     common: dict[str, Any] = {"image_size": plan.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}
     train = Loader(
@@ -376,6 +376,7 @@ def _result(
             source=source.name if source else None,
             scope=source.scope if source else None,
             measured=bool(source and source.measured),
+            model=facts_of(source).model if source and not source.measured else None,
         ),
         work=schema.Work(
             images=progress.images,

@@ -29,7 +29,7 @@ from edgetune.train.progress import Progress
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
 
-_CALIBRATED_AFTER = 8  # steps of a run, which the plan is then held against
+_CALIBRATED_AFTER = 8  # steps of a run, or all that a shorter one has: the plan is then held against them
 
 
 class Loop:
@@ -152,6 +152,8 @@ class Loop:
         else:
             self._save_last()
             self.save()
+            if 0 < self.progress.step < _CALIBRATED_AFTER:
+                self._calibrate()
         return stopped
 
     def _epochs(self) -> StoppedBy:
@@ -327,6 +329,8 @@ class Loop:
             epoch_s=epoch_s,
             total_s=total_s,
             total_energy_j=None if joules is None or watts is None else joules + (total_s - seconds) * watts,
+            baseline_bytes=self.meters.memory.baseline_bytes,
+            peak_memory_bytes=self.meters.memory.peak_bytes(),
         )
         schema.save(msgspec.structs.replace(plan, calibrated=found), self.folder.plan)
 
@@ -454,7 +458,9 @@ class Loop:
         changes = delta(before, self._throttle)
         if throttled(changes):
             causes = [name for name, value in changes.items() if value and throttled({name: value})]
-            self._event("throttled", f"the machine was slowed during the epoch: {', '.join(causes)}")
+            hot = [value for name, value in self._throttle.items() if value is not None and name.endswith("_mc")]
+            now = f"; the hottest zone has {max(hot) / 1000:.0f} °C now" if hot else ""
+            self._event("throttled", f"the machine was slowed during the epoch: {', '.join(causes)}{now}")
 
     # --- what is written ---------------------------------------------------------------------------------------------
 

@@ -44,7 +44,11 @@ def print_result(result: Result, out: Path) -> None:
     if energy.total_j is None:
         table.add_row("energy", "unknown: no sensor here; --power W gives a modelled figure")
     else:
-        marked = f"measured by {energy.source}, {energy.scope}" if energy.measured else f"modelled from {energy.source}"
+        marked = (
+            f"measured by {energy.source}, {energy.scope}"
+            if energy.measured
+            else f"modelled: {energy.model or energy.source}"
+        )
         table.add_row("energy", f"{format_energy(energy.total_j)} ({marked})")
     console.print(f"{out}: {_ENDINGS[result.stopped_by]}", markup=False, soft_wrap=True)
     console.print(table)

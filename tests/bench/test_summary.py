@@ -67,11 +67,22 @@ def test_ratios_are_formed_within_a_repetition() -> None:
     """A machine that is three times slower on the second day is so for both methods."""
     eager = three("eager-full", (800, 800, 800), (1.0, 3.0, 3.0), later=1.0)
     bench = summary([*three("full", (400, 400, 400), (0.5, 0.5, 1.8), later=0.5), *reversed(eager)])
-    assert row(bench, "full").repetitions == [0, 1, 2]
+    assert row(bench, "full").ended_well == [0, 1, 2]
     assert row(bench, "full").to_eager.epoch == pytest.approx(0.5)  # of 0.5, 0.17 and 0.6; of medians: 0.17
     failed = summary([*eager[1:], make_run("full", 0, epochs_s=[1.0])])
     assert row(failed, "full").to_eager.epoch == pytest.approx(1.0 / 3.0)  # no repetition in common
     assert row(failed, "full").by(None, "epoch_s") is None
+    gap = summary([*eager, *three("full", (400, 400, 400), (0.5, 0.5, 1.8), later=0.5)[1:]])
+    assert row(gap, "full").to_eager.epoch == pytest.approx((0.5 / 3 + 0.6) / 2)
+    old = msgspec.structs.replace(row(bench, "full"), ended_well=[])  # as an earlier version wrote it
+    assert old.by(row(bench, "eager-full"), "epoch_s") == pytest.approx(0.5 / 3.0)
+
+
+def test_a_repetition_in_which_the_other_needed_nothing_is_left_out() -> None:
+    bench = summary([*three("head", (0, 50, 50), (1.0, 1.0, 1.0)), *three("full", (100, 100, 200), (1.0, 1.0, 1.0))])
+    assert row(bench, "full").by(row(bench, "head"), "above_baseline_bytes") == 3.0
+    none = summary([*three("head", (0, 0, 0), (1.0, 1.0, 1.0)), *three("full", (1, 1, 1), (1.0, 1.0, 1.0))])
+    assert row(none, "full").by(row(none, "head"), "above_baseline_bytes") is None
 
 
 def test_the_reference_method_is_a_measure_of_its_own() -> None:
@@ -112,7 +123,7 @@ def test_who_else_used_the_machine_is_said() -> None:
     assert any("different machines" in warning for warning in bench.warnings)
     later = [msgspec.structs.replace(make_run(name, 1), machine=there) for name in ("full", "head")]
     apart = summary([make_run("full"), make_run("head"), *later], repetitions=2)
-    assert [warning.split(" is of")[0] for warning in apart.warnings] == ["each repetition"]
+    assert [warning.split(" are of")[0] for warning in apart.warnings] == ["repetitions"]
     hot = msgspec.structs.replace(make_run("full"), throttled=True)
     assert any("throttled" in warning for warning in summary([hot]).warnings)
     assert summary([make_run("full")]).warnings == []

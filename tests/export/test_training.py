@@ -17,6 +17,7 @@ from edgetune.errors import InputError  # noqa: E402
 from edgetune.export import export  # noqa: E402
 from edgetune.model.arrayfile import ArrayStore  # noqa: E402
 from edgetune.plan import make_plan  # noqa: E402
+from edgetune.train.fit import fit  # noqa: E402
 from edgetune.train.onnx.exported import Manifest, open_folder, plan_of  # noqa: E402
 from tests.project.facts import ROOT  # noqa: E402
 
@@ -84,11 +85,12 @@ def test_a_program_of_somebody_else_takes_the_same_steps(folder, tmp_path):
     images = rng.standard_normal((4, 4, 3, 64, 64), np.float32)
     labels = rng.integers(0, 2, (4, 4))
     np.savez(tmp_path / "batches.npz", images=images, labels=labels)
-    done = alone(ROOT / "examples" / "train_with_graphs.py", folder / "graphs", tmp_path / "batches.npz", "0.001")
+    done = alone(ROOT / "examples" / "train_with_graphs.py", folder / "graphs", tmp_path / "batches.npz")
     assert done.returncode == 0, done.stderr
     plan = msgspec.structs.replace(open_folder(folder / "graphs").plan, feature_cache=None)
     engine = OnnxEngine(plan, folder / "graphs" / "state.safetensors", from_folder(folder / "graphs" / "graphs"))
-    expected = [engine.train_step(Batch(*batch), 0.001, 4).loss for batch in zip(images, labels, strict=True)]
+    rate = plan.recipe.learning_rate
+    expected = [engine.train_step(Batch(*batch), rate, 4).loss for batch in zip(images, labels, strict=True)]
     assert json.loads(done.stdout) == pytest.approx(expected, rel=1e-5)
     assert expected[0] != pytest.approx(expected[-1], rel=1e-2)
 
@@ -194,8 +196,14 @@ def test_other_images_of_the_same_classes_may_be_trained_on(folder, tmp_path):
         shutil.copy(more / "0.png", more / f"more{number}.png")
     found = plan_of(tmp_path / "graphs", str(tmp_path / "data"), None)
     assert (found.data.train_images, found.data.val_images) == (12, plan.data.val_images)
-    assert found.feature_cache.train_bytes == cached.feature_cache.train_bytes * 12 // 8
+    again = make_plan(tmp_path / "data", model="vit_nano_patch8_64", engine="onnx", batch_size=4, disk_bytes=10_000_000)
+    same = ("feature_cache", "steps_per_epoch", "total_steps", "data", "blocks")
+    assert {name: getattr(found, name) for name in same} == {name: getattr(again, name) for name in same}
+    assert found.recipe.warmup_steps == again.recipe.warmup_steps
     assert found.predicted.epoch_s is None
+    result = fit(found, tmp_path / "run", graphs=tmp_path / "graphs", quiet=True)
+    assert (result.stopped_by, result.work.images) == ("epochs", 12 * found.epochs)
+    assert plan_of(tmp_path / "graphs", str(tmp_path / "data"), tmp_path / "run" / "plan.json").data == found.data
     assert plan_of(tmp_path / "graphs", str(folder / "data"), None).feature_cache == cached.feature_cache
     for number in range(400):
         shutil.copy(more / "0.png", more / f"many{number}.png")
@@ -215,6 +223,25 @@ def test_a_plan_of_the_lean_trainer_in_fp32_may_be_exported_and_given_again(fold
     schema.save(msgspec.structs.replace(plan, device="cuda"), tmp_path / "cuda.json")
     with pytest.raises(InputError, match="a plan for cuda"):
         export(tmp_path / "cuda.json", "train-onnx", tmp_path / "out")
+    with pytest.raises(InputError, match="a plan for cuda"):
+        plan_of(tmp_path / "graphs", str(folder / "data"), tmp_path / "cuda.json")
+
+
+def test_an_empty_folder_is_filled_where_it_is(folder, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    export(folder / "plan.json", "train-onnx", tmp_path / "link")
+    open_folder(tmp_path / "mine")
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o750
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(folder / "plan.json", "train-onnx", ".")
+    open_folder(tmp_path / "here")
+    monkeypatch.setattr("edgetune.export.training.write_graphs", lambda *order: 1 / 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ZeroDivisionError):
+        export(folder / "plan.json", "train-onnx", tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_manifest_that_forgets_a_file_is_refused(copy):

@@ -83,9 +83,14 @@ def test_a_cache_is_kept_if_and_only_if_it_has_room(train: int, val: int, views:
     needed = cache.train_bytes + cache.val_bytes
     assert fit_to_disk(method, NANO, train, val, 5, needed) == (method, [])
     found, said = fit_to_disk(method, NANO, train, val, 5, needed - 1)
-    assert found.levers.feature_cache == "off"
+    smaller = planned_cache(job_of(method_of("last-2", feature_cache="int8", feature_views=views)), train, val, 5)
+    fits = precision == "fp16" and smaller.train_bytes + smaller.val_bytes < needed
+    assert found.levers.feature_cache == ("int8" if fits else "off")
     assert len(said) == 1
     assert "--disk" in said[0]
+    by_hand = method._replace(given=frozenset({"feature_cache"}))
+    assert fit_to_disk(by_hand, NANO, train, val, 5, needed - 1)[0].levers.feature_cache == "off"
+    assert fit_to_disk(method, NANO, train, val, 5, 0)[0].levers.feature_cache == "off"
 
 
 @pytest.mark.parametrize(("before", "after"), [("disk", "bf16"), ("int8", "int8"), ("fp32", "fp32"), ("bf16", "bf16")])

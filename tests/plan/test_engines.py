@@ -6,6 +6,7 @@ import pytest
 
 from edgetune.errors import InfeasibleError, InputError
 from edgetune.plan import engines, make_plan
+from tests.plan.conftest import make_profile
 
 NANO = {"model": "vit_nano_patch8_64", "batch_size": 8}
 
@@ -46,6 +47,37 @@ def test_auto_takes_onnx_where_the_cap_leaves_no_room_for_torch(plan, monkeypatc
     without(monkeypatch, "onnxruntime")
     with pytest.raises(InfeasibleError):
         plan(memory_bytes=200_000_000)
+
+
+def test_what_each_engine_would_need_is_told_of_the_one_that_needs_least(plan, monkeypatch):
+    without(monkeypatch)
+    with pytest.raises(InfeasibleError) as caught:
+        plan(memory_bytes=1_000_000)
+    assert "--memory" in str(caught.value)
+    assert "with --engine onnx" in str(caught.value)
+    with pytest.raises(InfeasibleError) as of_torch:
+        plan(memory_bytes=1_000_000, engine="torch")
+    with pytest.raises(InfeasibleError) as of_onnx:
+        plan(memory_bytes=1_000_000, engine="onnx")
+    needed = [error.value.nearest.memory_bytes for error in (caught, of_torch, of_onnx)]
+    assert needed[0] == needed[2] < needed[1]
+
+
+def test_why_says_which_engine_and_since_when(plan, monkeypatch):
+    without(monkeypatch)
+    assert any("done by torch; --engine onnx needs less" in sentence for sentence in plan().why)
+    small = plan(memory_bytes=200_000_000)
+    assert any("without torch, since under the caps" in sentence for sentence in small.why)
+    assert any("as --engine asks" in sentence for sentence in plan(engine="onnx").why)
+    without(monkeypatch, "torch")
+    assert any("since torch is not installed" in sentence for sentence in plan().why)
+
+
+def test_times_from_probes_of_torch_are_less_sure_for_the_other_engine(plan):
+    torch, onnx = (plan(engine=engine, profile=make_profile()) for engine in ("torch", "onnx"))
+    assert onnx.predicted.time_factor == pytest.approx(1.5 * torch.predicted.time_factor)
+    assert any("probes ran in torch" in warning for warning in onnx.warnings)
+    assert not any("probes ran in torch" in warning for warning in torch.warnings)
 
 
 def test_levers_of_torch_alone_keep_auto_from_onnx(plan, monkeypatch):

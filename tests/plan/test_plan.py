@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -175,6 +176,10 @@ def test_the_trade_off_holds_the_plan_and_nothing_that_another_beats(photos: Pat
         assert mine.learning == 1.0
         assert [point.peak_memory_bytes for point in found] == sorted(point.peak_memory_bytes for point in found)
         others = [point for point in found if not point.chosen]
+        mine_costs = (mine.peak_memory_bytes, mine.total_s, -mine.learning)
+        for point in others:
+            costs = (point.peak_memory_bytes, point.total_s, -point.learning)
+            assert not all(left <= right for left, right in zip(mine_costs, costs, strict=True))
         figures = {(p.peak_memory_bytes, p.total_s, -p.learning) for p in others}
         assert len(figures) == len(others)
         for one in figures:
@@ -225,6 +230,10 @@ def test_infeasible_time_and_energy_name_a_cap_that_is_feasible(photos: Path, ca
     assert nearest is not None
     plan = make_plan(photos, model=MODEL, profile=profile, method=method, **{cap: nearest})
     assert plan.epochs == 1
+    assert {"energy_j": "--energy ", "time_s": "--time "}[cap] in str(caught.value)
+    assert "1 instead of 10 epochs" in str(caught.value)
+    with pytest.raises(InfeasibleError):
+        make_plan(photos, model=MODEL, profile=profile, method=method, **{cap: 0.999 * nearest})
 
 
 def test_nearest_holds_the_other_caps(photos: Path) -> None:
@@ -233,7 +242,12 @@ def test_nearest_holds_the_other_caps(photos: Path) -> None:
         make_plan(photos, model=MODEL, profile=profile, memory_bytes=100 * MIB, time_s=0.5)
     # neither alone would help: both fail whatever the other is
     assert caught.value.nearest == schema.NearestFeasible()
-    assert "no single cap" in str(caught.value)
+    said = str(caught.value)
+    assert "whatever the others are, it takes --memory " in said
+    caps = re.search(r"together --memory (\d+)MB --time ([\d.]+)s would do", said)
+    assert caps is not None, said
+    enough = {"memory_bytes": int(caps[1]) * 10**6, "time_s": float(caps[2])}
+    assert make_plan(photos, model=MODEL, profile=profile, **enough).epochs == 1  # type: ignore[arg-type]
 
 
 def test_energy_without_any_watts_asks_for_power(photos: Path) -> None:

@@ -275,7 +275,7 @@ def test_data_that_changed_after_the_plan_is_refused(
 ) -> None:
     plan = plan_for(weights=weights)
     plan = msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, train_images=23))
-    with pytest.raises(InputError, match="has changed since the plan was made; plan anew"):
+    with pytest.raises(InputError, match="has other images than the plan was made for; run `edgetune plan` again"):
         fit(plan, tmp_path / "run", quiet=True)
 
 

@@ -10,4 +10,5 @@ from edgetune.device.power.base import PowerSource as PowerSource
 from edgetune.device.power.base import Reading as Reading
 from edgetune.device.power.find import close_power as close_power
 from edgetune.device.power.find import describe_power as describe_power
+from edgetune.device.power.find import facts_of as facts_of
 from edgetune.device.power.find import find_power as find_power

@@ -11,6 +11,7 @@ from edgetune.device.power.base import Facts, Judge, Reading, sum_known
 from edgetune.device.reading import read_number
 from edgetune.device.system import System
 
+CHARGE_SHARE = 0.95  # of a battery's charge: machines go dark before the last joule
 _FOLDERS = "/sys/class/power_supply/*"
 
 
@@ -73,6 +74,13 @@ class Batteries:
         if microvolts is None or microamperes is None:
             return None
         return self._judge.believable_total(f"{folder}/current_now", microvolts * abs(microamperes) / 1e12)
+
+
+def spendable_j(system: System) -> float | None:
+    """What a run may take of the charge of the batteries that feed this machine now; None where none does."""
+    batteries = find_batteries(system)
+    charge_j = None if batteries is None else batteries.charge_j()
+    return None if charge_j is None else CHARGE_SHARE * charge_j
 
 
 def find_batteries(system: System) -> Batteries | None:

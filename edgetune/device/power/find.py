@@ -91,6 +91,12 @@ def find_power(
     return RailMonitors(system, rails, entry) if any(rail.labelled for rail in rails) else None
 
 
+def facts_of(source: PowerSource) -> Facts:
+    """What a source says of itself; nothing where it has nothing to say."""
+    found: Facts = source.facts() if hasattr(source, "facts") else Facts()
+    return found
+
+
 def describe_power(system: System, source: PowerSource | None, entry: BoardEntry | None) -> schema.Power:
     """What the profile says of a source: one reading, and what has to be known to use the figure.
 
@@ -102,7 +108,7 @@ def describe_power(system: System, source: PowerSource | None, entry: BoardEntry
     if source is None:
         return schema.Power(note=_join([_reason(system, entry), *_unused(system, None)]))
     reading = _settled(source)
-    facts: Facts = source.facts() if hasattr(source, "facts") else Facts()
+    facts = facts_of(source)
     stands = "its counter did not move between two looks" if reading.total_w is None and source.name == "rapl" else ""
     return schema.Power(
         source=source.name,

@@ -194,13 +194,13 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
         if trace.positions is not None:
             dx = scattered(dx, trace.positions, trace.tokens)
         parts = parts_of(dx, part)
-        parts_behind = parts if ask is None else parts_of(dx, part_behind(part, trace.tokens, ask))
+        mlp_parts = parts if ask is None else parts_of(dx, part_behind(part, trace.tokens, ask))
         recompute = self.plan.saved_activations == "recompute"
 
         weights = self._half(index, "mlp")
         group = self._groups.get(f"blocks.{index}.mlp") if trained else None
         totals = self._totals(group, index)
-        for some, saved in zip(parts_behind, trace.mlp, strict=True):
+        for some, saved in zip(mlp_parts, trace.mlp, strict=True):
             if recompute:
                 saved = self._again(saved, lambda x, keep: mlp_forward(self._ops, x, weights, self._shape, keep))
             mlp_backward(self._ops, dx[some], saved, weights, self._shape, needs=totals.keys(), totals=totals)

@@ -167,8 +167,8 @@ class OnnxEngine(OnnxBase):
         asked = ".last" if self._asked(index) is not None else ""
         group = self._groups.get(f"blocks.{index}.mlp") if trained else None
         needs = "nothing" if group is None else "weights"
-        behind = part_behind(part, trace.x.shape[1], trace.middle.shape[1])
-        dx = self._half_backward(index, "mlp", f"mlp.gradients.{needs}", trace.middle, dx, trace, behind, group)
+        mlp_part = part_behind(part, trace.x.shape[1], trace.middle.shape[1])
+        dx = self._half_backward(index, "mlp", f"mlp.gradients.{needs}", trace.middle, dx, trace, mlp_part, group)
         if group is not None:
             self._update(group, learning_rate)
         group = self._groups[f"blocks.{index}.attention"] if trained else None
@@ -200,7 +200,7 @@ class OnnxEngine(OnnxBase):
             self._runtime.run(graph, inputs, {**outputs, "dx": rows(dx[some])})
         return dx
 
-    def _run_again(self, index: int, half: Half, x: Floats, weights: Mapping[str, Floats], last: Kept) -> Kept:
+    def _run_again(self, index: int, half: Half, x: Floats, weights: Mapping[str, Floats], former: Kept) -> Kept:
         """Run a half's forward pass again from its input, keeping everything, and its output as `y`.
 
         Args:
@@ -208,18 +208,18 @@ class OnnxEngine(OnnxBase):
             half: of it.
             x: (b, N, C), of a part of the batch.
             weights: of the half.
-            last: what was kept of the last part, to be written over where this one is as large; empty: nothing yet.
+            former: what was kept of the part before, to be written over where this one is as large; empty: nothing.
         """
         images, tokens, width = x.shape
         asked = self._asked(index) if half == "attention" else None
-        if not last or len(last["y"]) != images * (asked or tokens):
+        if not former or len(former["y"]) != images * (asked or tokens):
             self._again.reset()
-            last = self._room(self._again, half, index, images, tokens)
-            last["y"] = rows(self._again.empty((images, asked or tokens, width)))
-        outputs = {key if key == "y" else f"saved.{key}": values for key, values in last.items()}
+            former = self._room(self._again, half, index, images, tokens)
+            former["y"] = rows(self._again.empty((images, asked or tokens, width)))
+        outputs = {key if key == "y" else f"saved.{key}": values for key, values in former.items()}
         name = f"{half}{'' if asked is None else '.last'}.save"
         self._runtime.run(name, {**weights, "x": rows(x), "tokens": count(tokens)}, outputs)
-        return last
+        return former
 
     def _train_embeddings(self, images: NDArray[np.float32], dx: Floats, part: int, learning_rate: float) -> None:
         group = self._groups["embeddings"]

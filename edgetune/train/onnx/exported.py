@@ -11,6 +11,7 @@ Nothing of it is used that is not what the manifest says.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,15 @@ from typing import Any
 import msgspec
 
 from edgetune.data.folder import ImageFolder, scan
+from edgetune.data.sizes import feature_bytes
 from edgetune.errors import InputError
 from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
-from edgetune.schema import Plan, Record, load
+from edgetune.model.registry import find_spec
+from edgetune.plan.cache import disk_room
+from edgetune.plan.engines import refuse_levers
+from edgetune.plan.job import levers_of
+from edgetune.schema import FeatureCachePlan, Plan, Record, load
+from edgetune.units import format_size
 
 MANIFEST, STATE, EVALUATE, GRAPHS = "manifest.json", "state.safetensors", "evaluate.onnx", "graphs"
 
@@ -100,47 +107,66 @@ def plan_of(folder: Path, data: str | None, plan: Path | None) -> Plan:
     manifest = open_folder(folder)
     if data is None:
         raise InputError("DATA is missing: give the image folder as the first argument.")
-    made = manifest.plan
+    made, state = manifest.plan, str((folder / STATE).absolute())
     if plan is not None:
         given = load(plan, Plan)
         changed = [name for name in _DECIDING if getattr(given, name) != getattr(made, name)]
+        if given.weights not in (made.weights, state):  # a run with these graphs has a plan with this state
+            changed.append("weights")
         if changed:
             raise InputError(f"--graphs {folder} were made for another plan than {plan} ({changed[0]}); export anew.")
+        refuse_levers(levers_of(given), "plan with --engine onnx")
         made = given
+    if made.device != "cpu":
+        raise InputError(f"--graphs {folder} are for cpu, {plan} is a plan for {made.device}; plan with --engine onnx.")
     found = scan(Path(data), made.seed)
     if list(found.classes) != manifest.classes:
         raise InputError(f"{data} has other classes than the graphs in {folder} were made for; export anew.")
-    made = msgspec.structs.replace(made, engine="onnx", weights=str((folder / STATE).absolute()))
-    return _for_images(made, found, data)
+    return _for_images(msgspec.structs.replace(made, engine="onnx", weights=state), found, data)
 
 
 def _for_images(plan: Plan, found: ImageFolder, data: str) -> Plan:
-    """The plan for other images of the same classes; what was predicted of an epoch holds for as many alone."""
+    """The plan for other images of the same classes: as many epochs, of other lengths."""
     before, counts = plan.data, {"train_images": len(found.train), "val_images": len(found.val)}
     now = msgspec.structs.replace(before, path=str(Path(data).absolute()), split=found.split, **counts)
     plan = msgspec.structs.replace(plan, data=now)
     if (before.train_images, before.val_images) == (now.train_images, now.val_images):
         return plan
-    predicted = msgspec.structs.replace(plan.predicted, **dict.fromkeys(_OF_EPOCHS))
-    plan = msgspec.structs.replace(plan, predicted=predicted)
-    cache, most = plan.feature_cache, plan.caps.disk_bytes
-    if cache is None:
-        return plan
-    sizes = {
-        "train_bytes": cache.train_bytes * now.train_images // max(1, before.train_images),
-        "val_bytes": cache.val_bytes * now.val_images // max(1, before.val_images),
-    }
-    if most is not None and sum(sizes.values()) > most:
+    steps, recipe = math.ceil(now.train_images / plan.batch_size), plan.recipe
+    total = math.ceil(plan.total_steps * steps / plan.steps_per_epoch)
+    warmup = min(total, math.ceil(recipe.warmup_steps * total / plan.total_steps))
+    return msgspec.structs.replace(
+        plan,
+        steps_per_epoch=steps,
+        total_steps=total,
+        recipe=msgspec.structs.replace(recipe, warmup_steps=warmup),
+        predicted=msgspec.structs.replace(plan.predicted, **dict.fromkeys(_OF_EPOCHS)),
+        alternatives=[],
+        feature_cache=plan.feature_cache and _resized(plan.feature_cache, plan, data),
+    )
+
+
+def _resized(cache: FeatureCachePlan, plan: Plan, data: str) -> FeatureCachePlan:
+    """The cache for as many images as the plan has now.
+
+    Raises:
+        InputError: they have no room.
+    """
+    width, every = find_spec(plan.model).width, find_spec(plan.model).at(plan.image_size, 1).tokens
+    val_tokens = every if plan.lowest_trainable_block < len(plan.blocks) else cache.tokens
+    train_bytes = cache.views * feature_bytes(plan.data.train_images, (cache.tokens, width), cache.precision)
+    val_bytes = feature_bytes(plan.data.val_images, (val_tokens, width), cache.precision) if cache.val_bytes else 0
+    if train_bytes + val_bytes > (room := disk_room(plan.caps.disk_bytes)):
         raise InputError(
-            f"features of the images in {data} would take more than the plan's --disk; plan and export anew."
+            f"cached features of the images in {data} would take {format_size(train_bytes + val_bytes)} of disk and may"
+            f" take {format_size(room)}; raise --disk in a new plan, and export that."
         )
-    return msgspec.structs.replace(plan, feature_cache=msgspec.structs.replace(cache, **sizes))
+    return msgspec.structs.replace(cache, train_bytes=train_bytes, val_bytes=val_bytes)
 
 
 _OF_EPOCHS = ("epoch_s", "total_s", "epoch_energy_j", "total_energy_j", "first_epoch_s")
 _DECIDING = (
     "model",
-    "weights",
     "image_size",
     "optimizer",
     "lora",

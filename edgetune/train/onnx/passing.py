@@ -58,9 +58,9 @@ def pass_block(
     for half, graph in graphs.items():
         ours = weights(index, half)
         y = place((len(x), asked, spec.width))
-        together = part if half == "attention" else part_behind(part, tokens, asked)
-        for start in range(0, len(x), together):
-            some = slice(start, start + together)
+        of_half = part if half == "attention" else part_behind(part, tokens, asked)
+        for start in range(0, len(x), of_half):
+            some = slice(start, start + of_half)
             outputs: dict[str, NDArray[Any]] = {"y": rows(y[some])}
             if received is not None:
                 outputs["received"] = received[some]

@@ -23,8 +23,11 @@ def imported(path: Path) -> set[Path]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("edgetune."):
-            names.add(ROOT / (node.module.replace(".", "/") + ".py"))
-    return {name for name in names if name.is_file()}
+            names |= {node.module, *(f"{node.module}.{item.name}" for item in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {item.name for item in node.names if item.name.startswith("edgetune.")}
+    paths = {ROOT / (name.replace(".", "/") + ".py") for name in names}
+    return {path for path in paths if path.is_file()}
 
 
 def test_every_module_that_decides_what_a_graph_is_counts() -> None:
