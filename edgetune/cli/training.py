@@ -156,7 +156,7 @@ def fit(
 
             refuse_other_board(found)
     else:
-        made, found = _planned_anew(options, json=json, sensors=system)
+        made, found = _planned_anew(options, json=json, sensors=_system(root))  # its own: warnings are not the run's
     if dry_run or out is None:
         _show(made, json=json)
         return

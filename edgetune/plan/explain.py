@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_BAR = 6  # cells of the longest bar of learning
+_BAR = 5  # cells of the longest bar of learning
 
 
 def print_plan(plan: Plan, console: Console | None = None, *, costs: bool = False) -> None:

@@ -57,7 +57,7 @@ class Machine(NamedTuple):
             return self
         margin = self.margin_bytes * ONNX_RUNTIME_BYTES // max(self.runtime_bytes, 1)  # the same share of it
         found = self._replace(runtime_bytes=ONNX_RUNTIME_BYTES, runtime_measured=False, margin_bytes=margin)
-        if self.rates is None:
+        if self.rates is None or not self.rates.known:
             return found
         doubt = Doubt("the profile's probes ran in torch, the plan is for onnxruntime", time=_OTHER_ENGINE)
         warnings = [*self.warnings, doubt.sentence()]

@@ -165,7 +165,7 @@ def make_plan(
         time_factor=machine.time_factor,
         engine_asked=engine,
         torch_tried="torch" in candidates(engine, device),
-        battery_j=battery_j,
+        battery_j=most_j if choice.cost is not None else None,
     )
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from edgetune.device.power.battery import CHARGE_SHARE
 from edgetune.errors import InfeasibleError
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.schema import NearestFeasible
@@ -125,7 +126,8 @@ def infeasible(
     if ways:
         hint = f"the least that would do is {' or '.join(ways)}, the other caps held"
     else:
-        hint = next(filter(None, (_together(problem, limits, battery) for problem, _ in refused)), _NOTHING)
+        known = [found for problem, _ in refused if (found := _together(problem, limits, battery)) is not None]
+        hint = min(known)[1] if known else _NOTHING
     model = f"{first.spec.name} at {first.spec.image_size} px"
     sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked)}: {hint}."
     return InfeasibleError(sentence, nearest)
@@ -134,8 +136,12 @@ def infeasible(
 _NOTHING = "no caps would do"
 
 
-def _together(problem: Problem, limits: Limits, battery: bool) -> str | None:
-    """What each cap would have to be whatever the others are, and what would do together; None where nothing does."""
+def _together(problem: Problem, limits: Limits, battery: bool) -> tuple[float, str] | None:
+    """What each cap would have to be whatever the others are, and what would do together; None where nothing does.
+
+    Returns:
+        The memory that it takes, by which engines are compared, and the sentence's end.
+    """
     alone = {
         name: getattr(nearest_feasible(problem, Limits(**{name: getattr(limits, name)})), name)
         for name in limits._fields
@@ -158,7 +164,8 @@ def _together(problem: Problem, limits: Limits, battery: bool) -> str | None:
     needed = {name: value for name, value in enough._asdict().items() if value is not None}
     caps = " ".join(_flag(name, value, battery) for name, value in needed.items())
     whole = f"together {caps} would do{_given_up(problem, enough)}"
-    return f"whatever the others are, it takes {' and '.join(fails)}; {whole}" if fails else whole
+    said = f"whatever the others are, it takes {' and '.join(fails)}; {whole}" if fails else whole
+    return alone.get("memory_bytes", 0), said
 
 
 def _flag(name: str, value: float, battery: bool) -> str:
@@ -167,7 +174,7 @@ def _flag(name: str, value: float, battery: bool) -> str:
         return f"--memory {math.ceil(value / 1e6)}MB"
     if name == "time_s":
         return f"--time {_up(value)}s"
-    return f"a charge of {_up(value)}J" if battery else f"--energy {_up(value)}J"
+    return f"a charge of {_up(value / CHARGE_SHARE)}J" if battery else f"--energy {_up(value)}J"
 
 
 def _given_up(problem: Problem, limits: Limits) -> str:

@@ -310,7 +310,7 @@ def _loaders(plan: Plan) -> tuple[Loader, Loader]:
     planned = (plan.data.classes, plan.data.train_images, plan.data.val_images)
     if (images.classes, len(images.train), len(images.val)) != planned:
         raise InputError(
-            f"DATA {plan.data.path} has other images than when it was planned for; run `edgetune plan` again."
+            f"DATA {plan.data.path} has other images than the plan was made for; run `edgetune plan` again."
         )
     spec, recipe = find_spec(plan.model), plan.recipe
     common: dict[str, Any] = {"image_size": plan.image_size, "mean": spec.mean, "std": spec.std, "seed": plan.seed}

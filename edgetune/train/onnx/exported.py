@@ -129,7 +129,7 @@ def _for_images(plan: Plan, found: ImageFolder, data: str) -> Plan:
     """The plan for other images of the same classes: as many epochs, of other lengths."""
     before, counts = plan.data, {"train_images": len(found.train), "val_images": len(found.val)}
     now = msgspec.structs.replace(before, path=str(Path(data).absolute()), split=found.split, **counts)
-    plan = msgspec.structs.replace(plan, data=now)
+    plan = msgspec.structs.replace(plan, data=now, calibrated=None)
     if (before.train_images, before.val_images) == (now.train_images, now.val_images):
         return plan
     steps, recipe = math.ceil(now.train_images / plan.batch_size), plan.recipe
@@ -142,6 +142,7 @@ def _for_images(plan: Plan, found: ImageFolder, data: str) -> Plan:
         recipe=msgspec.structs.replace(recipe, warmup_steps=warmup),
         predicted=msgspec.structs.replace(plan.predicted, **dict.fromkeys(_OF_EPOCHS)),
         alternatives=[],
+        why=[f"Graphs of a plan for {before.train_images} images train on {now.train_images}.", *plan.why],
         feature_cache=plan.feature_cache and _resized(plan.feature_cache, plan, data),
     )
 
