@@ -126,7 +126,7 @@ def infeasible(
     if ways:
         hint = f"the least that would do is {' or '.join(ways)}, the other caps held"
     else:
-        known = [found for problem, _ in refused if (found := _together(problem, limits, battery)) is not None]
+        known = [it for problem, _ in refused if (it := _together(problem, limits, battery)) is not None]
         hint = min(known)[1] if known else _NOTHING
     model = f"{first.spec.name} at {first.spec.image_size} px"
     sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked)}: {hint}."
