@@ -98,8 +98,8 @@ def legend(bench: Bench) -> list[str]:
     return [
         "acc.: last epoch's accuracy, %. MiB: peak above the bare process. s/ep: mean of",
         "all epochs, caching included; later: without the first. GFLOP: per training",
-        "image, reckoned from what had to be done, recomputation left out. bare: MiB before",
-        f"the model. Medians of {bench.repetitions}; rel.: within a repetition to",
+        "image, reckoned from what had to be done, recomputation left out. bare: MiB",
+        f"before the model. Medians of {bench.repetitions}; rel.: within a repetition to",
         f"{relative}.",
     ]
 

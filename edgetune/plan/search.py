@@ -16,7 +16,8 @@ share wherever the others stand:
                · (epochs / wanted epochs)^0.5 · 0.98 where saved tensors have four bits
 
 It grows with each of its terms. Its exponents are modelled, not measured: depth and epochs weigh most because head-only
-training and stopping early lose most, K least because blocks take turns. Ties go to fewer joules, then to less work.
+training and stopping early lose most, K least because blocks take turns. Ties go to fewer joules, then to less work; of
+the forms of one setting, to the first that costs nothing.
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
             if found and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
                 best = found
             if found and found.learning == -negative and found.job.micro_batch_size == problem.whole:
-                break  # a form that saves more takes more time and learns no more, unless this one splits batches
+                break  # a form that saves more learns no more and is there for caps, unless this one splits batches
     return best, turned_down
 
 

@@ -73,12 +73,19 @@ def everything(problem: Problem) -> Iterator[Setting]:
 
 
 def best_of_all(problem: Problem, limits: Limits) -> Tried | None:
-    """The best there is with one allocator."""
+    """The best there is with one allocator; what nothing is gained by saving is not saved."""
     best: Tried | None = None
+    lossless: set[tuple[int, int, float]] = set()  # settings with a form that costs nothing of what they can learn
     for setting in everything(problem):
+        if setting[:3] in lossless:
+            continue
         found = Tried(problem, setting, limits)
         if found.micro and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
             best = found
+        whole = setting._replace(levers=problem.method.levers)
+        bound = problem.learning(problem.job(whole, problem.whole), problem.epochs)
+        if found.micro == problem.whole and found.learning == bound:
+            lossless.add(setting[:3])
     return best
 
 
