@@ -118,7 +118,7 @@ def infeasible(
         if value is not None
     ]
     ways = [
-        _flag(name, value, battery) + _given_up(problem, limits._replace(**{name: value}))
+        _flag(name, value, battery) + _given_up(problem, limits._replace(**{name: value}), of_engines=len(refused) > 1)
         for name, (value, problem) in least.items()
         if name == "memory_bytes" or getattr(limits, name) is not None
     ]
@@ -177,12 +177,12 @@ def _flag(name: str, value: float, battery: bool) -> str:
     return f"a charge of {_up(value / CHARGE_SHARE)}J" if battery else f"--energy {_up(value)}J"
 
 
-def _given_up(problem: Problem, limits: Limits) -> str:
+def _given_up(problem: Problem, limits: Limits, *, of_engines: bool = False) -> str:
     """What the best plan under such caps does without, in brackets; nothing where it does without nothing."""
     choice, method = search(problem, limits), problem.method
     if choice is None:
         return ""
-    lost = ["with --engine onnx"] if problem.engine == "onnx" else []
+    lost = ["with --engine onnx"] if of_engines and problem.engine == "onnx" else []
     if choice.setting.trained < method.trained:
         lost.append(
             f"{choice.setting.trained} instead of {method.trained} blocks"
