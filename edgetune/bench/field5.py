@@ -23,7 +23,7 @@ from edgetune import schema
 from edgetune.bench.entries import MALLOC_VARIABLES, TRIMMED
 from edgetune.bench.machine import Bystanders, describe_machine
 from edgetune.bench.page import machine_text
-from edgetune.bench.process import how_it_ended
+from edgetune.bench.process import how_it_ended, measure_gemm
 from edgetune.bench.records import Machine
 from edgetune.device.system import System
 from edgetune.errors import EdgetuneError, MissingDependencyError
@@ -124,6 +124,7 @@ class FieldRow(Record, frozen=True):
     others_share: float | None
     machine: Machine
     created: str
+    gemm_flops: float | None = None  # FLOP/s of fp32 matrix products on one thread, just before
     warnings: list[str] = msgspec.field(default_factory=list)
 
 
@@ -195,6 +196,7 @@ def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
     if find_spec("timm") is None:
         raise MissingDependencyError("timm", "bench", "--workload field5")
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES} | TRIMMED
+    gemm_flops = measure_gemm(threads=1)
     bystanders = Bystanders()
     command = [sys.executable, "-m", "edgetune.bench.field5_row", table.model, str(table.batch_size), given.name]
     done = subprocess.run(
@@ -208,6 +210,7 @@ def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
         model=table.model,
         row=given.name,
         others_share=bystanders.share(),
+        gemm_flops=gemm_flops,
         machine=machine,
         created=schema.now(),
         **said,
@@ -246,6 +249,12 @@ def field5_markdown(made: Field5) -> str:
         " are the process's own CPU time, and of other machines.",
     ]
     lines += _spread(made.rows)
+    rates = sorted(row.gemm_flops for row in made.rows if row.gemm_flops)
+    if rates:
+        lines.append(
+            f"One thread's rate of fp32 matrix products just before the rows: {rates[0] / 1e9:.3g} to"
+            f" {rates[-1] / 1e9:.3g} GFLOP/s, {rates[len(rates) // 2] / 1e9:.3g} in the middle."
+        )
     lines += [f"- {text}" for text in dict.fromkeys(machine_text(row.machine) for row in made.rows)]
     shares = [row.others_share for row in made.rows if row.others_share is not None]
     if shares and max(shares) > _OTHERS_SHARE:

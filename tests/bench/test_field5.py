@@ -39,6 +39,11 @@ def test_the_given_factors_follow_from_its_figures() -> None:
     crowded = Field5(rows=[a_row("all, AdamW", 229, 320, 0.2, others_share=0.5)], created="")
     assert "280 → 320 !" in field5_markdown(crowded)
     assert "50%" in field5_markdown(crowded)
+    rates = [a_row("all, AdamW", 229, 280, 0.2, gemm_flops=rate * 1e9) for rate in (54.0, 70.0, 144.0)]
+    assert "just before the rows: 54 to 144 GFLOP/s, 70 in the middle" in field5_markdown(
+        Field5(rows=rates, created="")
+    )
+    assert "GFLOP/s" not in text
 
 
 def test_of_several_runs_the_fastest_counts_and_the_spread_is_said() -> None:
