@@ -51,6 +51,9 @@ class Extractor(Protocol):
             OutOfMemoryError: there is no memory for so many images.
         """
 
+    def rest(self) -> None:
+        """Give back memory that only training needs, until the next step."""
+
     def free_frozen(self) -> None:
         """Give back memory until the frozen part is needed again."""
 
@@ -169,6 +172,7 @@ class FeatureLoader:
         engine = self._engine
         spec = engine.spec
         tokens = self._tokens()
+        engine.rest()  # validation's features are computed between steps
         group = group_size(spec, part) if self._grouped else part
         with FeatureWriter(
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key

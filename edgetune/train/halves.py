@@ -248,6 +248,10 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
     def run_frozen(self, x: NDArray[np.float32], part: int, *, all_tokens: bool) -> NDArray[np.float32]:
         """See `Extractor.run_frozen`."""
 
+    @abstractmethod
+    def rest(self) -> None:
+        """See `Extractor.rest`."""
+
     def free_frozen(self) -> None:
         """See `Extractor.free_frozen`."""
         self.frozen.free()

@@ -281,13 +281,17 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
         self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
         """See `Engine.evaluate`. Nothing is saved meanwhile; steps over cached features do without the frozen part."""
-        self._gradient = torch.empty(0)
-        for arena in (self._arena, self._passing, self._gradients):
-            arena.free()
+        self.rest()
         found = super().evaluate(self._in_groups(batches, micro_batch_size), micro_batch_size, stop)
         if self.plan.feature_cache is not None:
             self.frozen.free()
         return found
+
+    def rest(self) -> None:
+        """See `Extractor.rest`."""
+        self._gradient = torch.empty(0)
+        for arena in (self._arena, self._passing, self._gradients):
+            arena.free()
 
     def _logits(self, images: Tensor, micro_batch_size: int) -> Tensor:
         """See `TorchBase`: of images, or of their features."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from edgetune.model.arrayfile import ArrayStore, copy_arrays, write_arrays
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
 from edgetune.schema import Plan
+from edgetune.train.allocator import release_code, release_free_memory
 from edgetune.train.engine import Evaluation
 from edgetune.train.halves import HalvesEngine, trained_groups
 from edgetune.train.onnx.adapters import Adapters
@@ -26,7 +27,7 @@ from edgetune.train.onnx.frozen import FrozenBlocks, FrozenPart
 from edgetune.train.onnx.groups import Floats, Group
 from edgetune.train.onnx.memory import Streams
 from edgetune.train.onnx.passing import count, pass_block, rows
-from edgetune.train.onnx.runtime import Load, Runtime
+from edgetune.train.onnx.runtime import LIBRARY, Load, Runtime
 from edgetune.train.scarcity import memory_errors
 
 
@@ -70,10 +71,6 @@ class OnnxBase(HalvesEngine[Floats], ABC):
     def _read(self, name: str, out: Floats | None = None) -> Floats:
         return self._store.read_array(name, np.empty(self._store.shape(name), np.float32) if out is None else out)
 
-    @abstractmethod
-    def _rest(self) -> None:
-        """Give back memory that only training needs."""
-
     # -- as an `edgetune.train.features.Extractor` ---------------------------------------------------------------------
 
     def embed_images(self, images: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -90,7 +87,7 @@ class OnnxBase(HalvesEngine[Floats], ABC):
         self, batches: Iterable[Batch], micro_batch_size: int, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
         """See `Engine.evaluate`. Nothing is saved meanwhile; steps over cached features do without the frozen part."""
-        self._rest()
+        self.rest()
         loss, found = 0.0, Evaluation(0.0, [], [], [], [])
         for batch in self._in_groups(batches, micro_batch_size):
             if stop():
@@ -104,6 +101,8 @@ class OnnxBase(HalvesEngine[Floats], ABC):
             found.confidences.extend(np.exp(logs.max(1)).tolist())
         if self.plan.feature_cache is not None:
             self.frozen.free()
+        release_free_memory()  # training has arrays of other sizes, and needs other code
+        release_code(LIBRARY)
         return found._replace(loss=loss / max(1, len(found.labels)))
 
     def _logits(self, images: NDArray[np.float32], part: int) -> Floats:

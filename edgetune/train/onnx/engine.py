@@ -44,7 +44,8 @@ class OnnxEngine(OnnxBase):
         self._saved, self._again, self._gradient = Arena(), Arena(), Arena()
         self._flat = np.empty(0, np.float32)  # the gradient of whichever group is at it
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
+        """See `Extractor.rest`."""
         self._runtime.shrink()
         for arena in (self._saved, self._again, self._gradient):
             arena.free()
