@@ -126,8 +126,9 @@ def infeasible(
     if ways:
         hint = f"the least that would do is {' or '.join(ways)}, the other caps held"
     else:
-        known = [it for problem, _ in refused if (it := _together(problem, limits, battery)) is not None]
-        hint = min(known)[1] if known else _NOTHING
+        # of the engine that needs least memory; without a cap on time or energy that is quickly said
+        small = min(refused, key=lambda entry: nearest_feasible(entry[0], Limits()).memory_bytes or 0)[0]
+        hint = _together(small, limits, battery) or _NOTHING
     model = f"{first.spec.name} at {first.spec.image_size} px"
     sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked)}: {hint}."
     return InfeasibleError(sentence, nearest)
@@ -136,12 +137,8 @@ def infeasible(
 _NOTHING = "no caps would do"
 
 
-def _together(problem: Problem, limits: Limits, battery: bool) -> tuple[float, str] | None:
-    """What each cap would have to be whatever the others are, and what would do together; None where nothing does.
-
-    Returns:
-        The memory that it takes, by which engines are compared, and the sentence's end.
-    """
+def _together(problem: Problem, limits: Limits, battery: bool) -> str | None:
+    """What each cap would have to be whatever the others are, and what would do together; None where nothing does."""
     alone = {
         name: getattr(nearest_feasible(problem, Limits(**{name: getattr(limits, name)})), name)
         for name in limits._fields
@@ -164,8 +161,7 @@ def _together(problem: Problem, limits: Limits, battery: bool) -> tuple[float, s
     needed = {name: value for name, value in enough._asdict().items() if value is not None}
     caps = " ".join(_flag(name, value, battery) for name, value in needed.items())
     whole = f"together {caps} would do{_given_up(problem, enough)}"
-    said = f"whatever the others are, it takes {' and '.join(fails)}; {whole}" if fails else whole
-    return alone.get("memory_bytes", 0), said
+    return f"whatever the others are, it takes {' and '.join(fails)}; {whole}" if fails else whole
 
 
 def _flag(name: str, value: float, battery: bool) -> str:

@@ -203,12 +203,11 @@ class _Sizes:
         whole, single = self.at(self._problem.whole), self.at(1)
         return whole if whole[1] <= single[1] else single
 
-    def rising(self) -> Iterator[tuple[Job, int]]:
-        """The jobs of every size and their peaks, from the least memory on: one image at a time can be too slow."""
-        yield self.least()  # most often the only one that is looked at
+    def rising(self) -> list[tuple[Job, int]]:
+        """The jobs of every size and their peaks, from the least memory on."""
         whole = self._problem.whole
         sizes = [size for size in micro_batches(self._problem.batch_size) if size <= whole]
-        yield from sorted((self.at(size) for size in {*sizes, whole}), key=lambda entry: entry[1])
+        return sorted((self.at(size) for size in {*sizes, whole}), key=lambda entry: entry[1])
 
     def largest(self, cap_bytes: int | None) -> Job | None:
         """The job with the largest micro-batch that fits; None where none does."""
@@ -308,12 +307,13 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     for allocator, form in product(ALLOCATORS if timed else ALLOCATORS[:1], forms):
         with_it = problem._replace(allocator=allocator)
         sizes = _Sizes(with_it, form)
-        for job, peak in sizes.rising() if timed else [sizes.least()]:
-            if memory is not None and peak >= memory:
-                break
-            one_s, one_j = _one_epoch(with_it, job)
-            if _within(limits.time_s, one_s) and _within(limits.energy_j, one_j):
-                memory = peak
+        if memory is None or sizes.least()[1] < memory:
+            # one image at a time can be too slow; where the whole is too, so is what lies between
+            quick = _quick(with_it, sizes.least()[0], limits)
+            between = not quick and timed and _quick(with_it, sizes.at(with_it.whole)[0], limits)
+            found = [sizes.least()] if quick else sizes.rising() if between else []
+            peaks = (peak for job, peak in found if _quick(with_it, job, limits))
+            memory = min(filter(None, (memory, next(peaks, None))), default=None)
         fitting = sizes.largest(limits.memory_bytes)
         if fitting is None or not timed:
             continue
@@ -323,6 +323,12 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
         if one_s is not None and _within(limits.energy_j, one_j):
             seconds = min(seconds or math.inf, one_s * _ROUNDING)
     return NearestFeasible(memory_bytes=memory, energy_j=energy, time_s=seconds)
+
+
+def _quick(problem: Problem, job: Job, limits: Limits) -> bool:
+    """Whether the shortest run is within the caps on time and energy."""
+    one_s, one_j = _one_epoch(problem, job)
+    return _within(limits.time_s, one_s) and _within(limits.energy_j, one_j)
 
 
 def _one_epoch(problem: Problem, job: Job) -> tuple[float | None, float | None]:
