@@ -234,15 +234,14 @@ class MethodRow(Record, frozen=True):
         theirs: Spread | None = getattr(other, figure) if other is not None else None
         if other is None or mine is None or theirs is None:
             return None
-        found: dict[int, float] = {}
-        if self.ended_well and other.ended_well:
-            found = dict(zip(other.ended_well, theirs.values, strict=True))
-        shared = [
-            value / found[at] for at, value in zip(self.ended_well, mine.values, strict=bool(found)) if found.get(at)
-        ]
+        found = other._of_repetitions(theirs)
+        shared = [value / found[at] for at, value in self._of_repetitions(mine).items() if found.get(at)]
         if shared:
             return median(shared)
         return mine.median / theirs.median if theirs.median > 0 else None
+
+    def _of_repetitions(self, figure: Spread) -> dict[int, float]:
+        return dict(zip(self.ended_well, figure.values, strict=True)) if self.ended_well else {}
 
 
 class Bench(Record, frozen=True, tag_field="schema", tag="edgetune/bench/1"):

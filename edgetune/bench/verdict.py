@@ -14,6 +14,7 @@ _FIGURES = {
     "joules per epoch": "epoch_j",
     "accuracy": "accuracy",
 }
+_BEFORE_JOULES = ("above_baseline_bytes", "epoch_s", "first_epoch_s", "later_epoch_s", "total_s")
 HEADS = ("edgetune against", "memory", "time", "first", "later", "whole", "joules", "points")
 
 
@@ -39,11 +40,11 @@ def losses(bench: Bench) -> str | None:
         if name == "accuracy" and bench.settings.made_up:
             continue
         mine: Spread | None = getattr(ours, name)
-        known = [(row, theirs) for row in others if mine and (theirs := getattr(row, name))]
+        known = [row for row in others if getattr(row, name)]
         if mine is None or not known:
             continue
         held.append(what)
-        behind = [(row, _behind(ours, row, name)) for row, _ in known]
+        behind = [(row, _behind(ours, row, name)) for row in known]
         ahead = [f"`{row.entry.name}` ({by}{_mark(ours, row, name)})" for row, by in behind if by is not None]
         if ahead:
             found.append(f"in {what} to {', '.join(ahead)}")
@@ -76,8 +77,7 @@ def _against(ours: MethodRow, row: MethodRow, settings: Settings) -> list[str]:
         joules = _times(ours, row, "epoch_j") + ("*" if False in (ours.energy_measured, row.energy_measured) else "")
     return [
         row.entry.name,
-        *(_times(ours, row, name) for name in ("above_baseline_bytes", "epoch_s", "first_epoch_s")),
-        *(_times(ours, row, name) for name in ("later_epoch_s", "total_s")),
+        *(_times(ours, row, name) for name in _BEFORE_JOULES),
         joules,
         points,
     ]

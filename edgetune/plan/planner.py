@@ -113,7 +113,7 @@ def make_plan(
     batch = min(wanted_batch, len(folder.train))
     battery_j = None if elsewhere else spendable_j(sensors or System())
     most_j = battery_j if machine.watts is not None else None
-    limits = Limits(cap_bytes, energy_j if most_j is None else min(most_j, energy_j or most_j), time_s)
+    limits = Limits(cap_bytes, min((cap for cap in (energy_j, most_j) if cap is not None), default=None), time_s)
     found, refused = None, list[tuple[Problem, NearestFeasible]]()
     for name in candidates(engine, device):
         try:

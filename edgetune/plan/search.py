@@ -203,11 +203,24 @@ class _Sizes:
         whole, single = self.at(self._problem.whole), self.at(1)
         return whole if whole[1] <= single[1] else single
 
-    def rising(self) -> list[tuple[Job, int]]:
-        """The jobs of every size and their peaks, from the least memory on."""
+    def least_within(self, limits: Limits) -> int | None:
+        """The peak of the job that needs least memory of those that are quick enough; None where none is.
+
+        One image at a time can be too slow; where the whole is too, so is what lies between.
+        """
+        least, peak = self.least()
+        if _quick(self._problem, least, limits):
+            return peak
         whole = self._problem.whole
-        sizes = [size for size in micro_batches(self._problem.batch_size) if size <= whole]
-        return sorted((self.at(size) for size in {*sizes, whole}), key=lambda entry: entry[1])
+        if not _quick(self._problem, self.at(whole)[0], limits):
+            return None
+        found = (self.at(size) for size in {*self._sizes, whole})
+        return min(peak for job, peak in found if _quick(self._problem, job, limits))
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Those that a micro-batch may have, ascending."""
+        return [size for size in micro_batches(self._problem.batch_size) if size <= self._problem.whole]
 
     def largest(self, cap_bytes: int | None) -> Job | None:
         """The job with the largest micro-batch that fits; None where none does."""
@@ -215,7 +228,7 @@ class _Sizes:
             return self.at(self._problem.whole)[0]
         if self.least()[1] > cap_bytes:
             return None
-        sizes = [size for size in micro_batches(self._problem.batch_size) if size <= self._problem.whole]
+        sizes = self._sizes
         if self.at(sizes[-1])[1] <= cap_bytes:
             return self.at(sizes[-1])[0]
         low, high = 0, len(sizes) - 2  # of those that are passed in parts; among them memory is monotone
@@ -308,12 +321,7 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
         with_it = problem._replace(allocator=allocator)
         sizes = _Sizes(with_it, form)
         if memory is None or sizes.least()[1] < memory:
-            # one image at a time can be too slow; where the whole is too, so is what lies between
-            quick = _quick(with_it, sizes.least()[0], limits)
-            between = not quick and timed and _quick(with_it, sizes.at(with_it.whole)[0], limits)
-            found = [sizes.least()] if quick else sizes.rising() if between else []
-            peaks = (peak for job, peak in found if _quick(with_it, job, limits))
-            memory = min(filter(None, (memory, next(peaks, None))), default=None)
+            memory = min(filter(None, (memory, sizes.least_within(limits))), default=None)
         fitting = sizes.largest(limits.memory_bytes)
         if fitting is None or not timed:
             continue

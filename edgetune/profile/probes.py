@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from edgetune.device.energy import EnergyMeter
+from edgetune.device.power import facts_of
 from edgetune.device.power.base import Facts
 from edgetune.model.block import part_tokens
 from edgetune.model.spec import ViTSpec
@@ -75,7 +76,7 @@ class Bench:
         self.fp32_flops: float | None = None  # set by the first product, sizes everything after it
         self.bf16_flops: float | None = None
         source = meter.source if meter is not None else None
-        facts: Facts = source.facts() if source is not None and hasattr(source, "facts") else Facts()
+        facts = Facts() if source is None else facts_of(source)
         self.sensor_window_s = facts.interval_s or 0.0
 
     @property

@@ -19,13 +19,11 @@ from typing import Any
 import msgspec
 
 from edgetune.data.folder import ImageFolder, scan
-from edgetune.data.sizes import feature_bytes
 from edgetune.errors import InputError
 from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
-from edgetune.model.registry import find_spec
-from edgetune.plan.cache import disk_room
+from edgetune.plan.cache import disk_room, planned_cache
 from edgetune.plan.engines import refuse_levers
-from edgetune.plan.job import levers_of
+from edgetune.plan.job import job_of, levers_of
 from edgetune.schema import FeatureCachePlan, Plan, Record, load
 from edgetune.units import format_size
 
@@ -153,16 +151,16 @@ def _resized(cache: FeatureCachePlan, plan: Plan, data: str) -> FeatureCachePlan
     Raises:
         InputError: they have no room.
     """
-    width, every = find_spec(plan.model).width, find_spec(plan.model).at(plan.image_size, 1).tokens
-    val_tokens = every if plan.lowest_trainable_block < len(plan.blocks) else cache.tokens
-    train_bytes = cache.views * feature_bytes(plan.data.train_images, (cache.tokens, width), cache.precision)
-    val_bytes = feature_bytes(plan.data.val_images, (val_tokens, width), cache.precision) if cache.val_bytes else 0
-    if train_bytes + val_bytes > (room := disk_room(plan.caps.disk_bytes)):
+    train, val = plan.data.train_images, plan.data.val_images
+    found = planned_cache(job_of(plan), train, val, evaluations=2 if cache.val_bytes else 1)
+    assert found is not None  # the plan has one
+    needed_bytes, room_bytes = found.train_bytes + found.val_bytes, disk_room(plan.caps.disk_bytes)
+    if needed_bytes > room_bytes:
         raise InputError(
-            f"cached features of the images in {data} would take {format_size(train_bytes + val_bytes)} of disk and may"
-            f" take {format_size(room)}; raise --disk in a new plan, and export that."
+            f"cached features of the images in {data} would take {format_size(needed_bytes)} of disk and may"
+            f" take {format_size(room_bytes)}; raise --disk in a new plan, and export that."
         )
-    return msgspec.structs.replace(cache, train_bytes=train_bytes, val_bytes=val_bytes)
+    return found
 
 
 _OF_EPOCHS = ("epoch_s", "total_s", "epoch_energy_j", "total_energy_j", "first_epoch_s")
