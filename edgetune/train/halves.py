@@ -95,6 +95,11 @@ class MergedWeights(Mapping[str, Array], Generic[Array]):
         return len(self._names)
 
 
+def parts_of(images: int, part: int) -> list[slice]:
+    """So many images, `part` at a time."""
+    return [slice(start, start + part) for start in range(0, images, part)]
+
+
 def part_behind(part: int, tokens: int, asked: int) -> int:
     """Images that pass an MLP together: as many tokens as `part` images have before it, where `asked` are left of each.
 

@@ -36,14 +36,14 @@ from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, StepReport
-from edgetune.train.halves import HalvesEngine, part_behind, strip, trained_groups
+from edgetune.train.halves import HalvesEngine, part_behind, parts_of, strip, trained_groups
 from edgetune.train.lean.adapters import Adapters
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
 from edgetune.train.lean.optimizer import GroupOptimizer
 from edgetune.train.lean.parameters import Group
-from edgetune.train.lean.passing import keep_nothing, parts_of, pass_block
+from edgetune.train.lean.passing import keep_nothing, pass_block
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
 from edgetune.train.scarcity import memory_errors
@@ -193,8 +193,8 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
         ask = self._asked(index)
         if trace.positions is not None:
             dx = scattered(dx, trace.positions, trace.tokens)
-        parts = parts_of(dx, part)
-        mlp_parts = parts if ask is None else parts_of(dx, part_behind(part, trace.tokens, ask))
+        parts = parts_of(len(dx), part)
+        mlp_parts = parts if ask is None else parts_of(len(dx), part_behind(part, trace.tokens, ask))
         recompute = self.plan.saved_activations == "recompute"
 
         weights = self._half(index, "mlp")

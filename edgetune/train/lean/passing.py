@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgetune.model.block import Half, Saved, Shape, attention_forward, mlp_forward
 from edgetune.model.torch_ops import TorchOps
-from edgetune.train.halves import part_behind
+from edgetune.train.halves import part_behind, parts_of
 from edgetune.train.lean.saved import Discarded
 
 _DISCARDED = Discarded()
@@ -20,11 +20,6 @@ _DISCARDED = Discarded()
 def keep_nothing(half: Half) -> Discarded:
     """For `pass_block`, where no backward pass will follow."""
     return _DISCARDED
-
-
-def parts_of(x: Tensor, part: int) -> list[slice]:
-    """The images of x, `part` at a time."""
-    return [slice(start, start + part) for start in range(0, len(x), part)]
 
 
 def pass_block(
@@ -54,7 +49,7 @@ def pass_block(
         The stream behind the block, (B, N or `readers`, C), and the attention received, (b, N) for each part.
     """
     received: list[Tensor] = []
-    tokens, parts = x.shape[1], parts_of(x, part)
+    tokens, parts = x.shape[1], parts_of(len(x), part)
     ours = weights("attention")
     for some in parts:
         half = attention_forward(ops, x[some], ours, shape, keeper("attention"), readers=readers, observe=observe)
@@ -62,7 +57,7 @@ def pass_block(
             received.append(half.received)
     if readers is not None:
         x = x[:, :readers].clone()  # the rest of the stream is free
-        parts = parts_of(x, part_behind(part, tokens, readers))
+        parts = parts_of(len(x), part_behind(part, tokens, readers))
     ours = weights("mlp")
     for some in parts:
         mlp_forward(ops, x[some], ours, shape, keeper("mlp"))

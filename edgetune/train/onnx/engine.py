@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgetune.data.loader import Batch
 from edgetune.model.block import Half
 from edgetune.schema import Plan
-from edgetune.train.halves import part_behind, strip
+from edgetune.train.halves import part_behind, parts_of, strip
 from edgetune.train.onnx.base import OnnxBase
 from edgetune.train.onnx.groups import Floats, Group
 from edgetune.train.onnx.memory import Arena
@@ -190,8 +190,7 @@ class OnnxEngine(OnnxBase):
         sums = {f"total.{name}": view for name, view in totals.items()}
         outputs = {f"gradient.{name}": view for name, view in totals.items()}
         saved: Kept = {}
-        for start in range(0, len(x), part):
-            some = slice(start, start + part)
+        for some in parts_of(len(x), part):
             if trace.kept:
                 saved = {key: of_images(values, len(x), some) for key, values in trace.kept[half].items()}
             else:
@@ -229,8 +228,7 @@ class OnnxEngine(OnnxBase):
         sums["patch_embed.proj.weight"] = kernel.reshape(len(kernel), -1)
         totals = {f"total.{name}": view for name, view in sums.items()}
         outputs = {f"gradient.{name}": view for name, view in sums.items()}
-        for start in range(0, len(images), part):
-            some = slice(start, start + part)
+        for some in parts_of(len(images), part):
             inputs = {**totals, "images": np.ascontiguousarray(images[some]), "dy": rows(dx[some])}
             self._runtime.run("embed.gradients", inputs, outputs)
         self._update(group, learning_rate)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetune.model.block import Half
 from edgetune.model.spec import ViTSpec
-from edgetune.train.halves import part_behind
+from edgetune.train.halves import part_behind, parts_of
 from edgetune.train.onnx.groups import Floats
 from edgetune.train.onnx.runtime import Runtime
 
@@ -59,8 +59,7 @@ def pass_block(
         ours = weights(index, half)
         y = place((len(x), asked, spec.width))
         of_half = part if half == "attention" else part_behind(part, tokens, asked)
-        for start in range(0, len(x), of_half):
-            some = slice(start, start + of_half)
+        for some in parts_of(len(x), of_half):
             outputs: dict[str, NDArray[Any]] = {"y": rows(y[some])}
             if received is not None:
                 outputs["received"] = received[some]
