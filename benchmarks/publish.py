@@ -24,9 +24,10 @@ from machine import RESULTS
 from edgetune import schema
 from edgetune.bench.field5 import run_field5
 from edgetune.bench.page import documented, markdown
-from edgetune.bench.records import Bench
+from edgetune.bench.records import Bench, Settings
 from edgetune.bench.series import read_runs, recipe_of
 from edgetune.bench.summary import summarise
+from edgetune.bench.workloads import WORKLOADS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
 FOLDER = RESULTS / "bench"
@@ -41,12 +42,20 @@ def publish(folder: Path, document: Path = DOCUMENT, results: Path = FOLDER) -> 
             shutil.copyfile(folder / f"field5.{kind}", results / f"field5.{kind}")
     else:
         bench = msgspec.json.decode((folder / "bench.json").read_bytes(), type=Bench)
-        name = bench.settings.workload or bench.settings.data
+        name = name_of(bench.settings)
         text = documented(bench)
         for source, target in (("bench.json", "json"), ("bench.md", "md"), ("runs.jsonl", "runs.jsonl")):
             shutil.copyfile(folder / source, results / f"{name}.{target}")
     document.write_text(placed(document.read_text(), name, text))
     return name
+
+
+def name_of(settings: Settings) -> str:
+    """What a benchmark's files and marks are called: its workload, and the images where those are not its own."""
+    workload, data = settings.workload, settings.data
+    if workload is None or (WORKLOADS[workload].sample and not data.startswith("bundled: ")):
+        return "-".join(filter(None, (workload, data)))
+    return workload
 
 
 def again(document: Path = DOCUMENT, results: Path = FOLDER) -> list[str]:

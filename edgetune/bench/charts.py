@@ -31,7 +31,7 @@ def charts_of(bench: Bench) -> list[AnyChart]:
         )
     ]
     has_joules = any(row.epoch_j for row in rows)
-    if _varies([row.accuracy for row in rows]):
+    if not bench.settings.made_up and _varies([row.accuracy for row in rows]):
         cost: tuple[str, _Figure, float] = ("s per epoch", lambda row: row.epoch_s, 1.0)
         if has_joules:
             cost = ("J per epoch", lambda row: row.epoch_j, 1.0)

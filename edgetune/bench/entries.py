@@ -104,6 +104,7 @@ _SHARED_FLAGS = frozenset(
         *("--model", "--weights", "--image-size", "--epochs", "--threads", "--seed", "--device", "--method", "--out"),
         *("--evaluate-every", "--patience", "--time", "--energy", "--resume", "--plan", "--config", "--dry-run"),
         *("--evaluate-steps", "--power", "--root", "--workers", "--batch-size"),
+        *("--augment", "--no-augment", "--flip", "--no-flip"),
     )
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")  # also a folder's name

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 from edgetune import __version__
 from edgetune.bench.charts import COLOR_OF, charts_of, family, numbered
-from edgetune.bench.page import MODELLED, REACH_NOTE, joules_text, machine_lines, reach_tables, title
+from edgetune.bench.page import (
+    MODELLED,
+    REACH_NOTE,
+    augmentation,
+    joules_text,
+    machine_lines,
+    reach_tables,
+    title,
+    told_accuracy,
+)
 from edgetune.bench.records import Bench, MethodRow, Spread
 from edgetune.bench.summary import rows_sources
 from edgetune.bench.verdict import HEADS, losses, verdict_cells
@@ -70,14 +79,17 @@ def _abstract(bench: Bench) -> list[str]:
         ]
         if parts:
             sentences.append(f"edgetune takes {' and '.join(parts)} of full fine-tuning in eager PyTorch.")
-    if ours is not None and full is not None and ours.accuracy and full.accuracy and ours is not full:
-        points = 100 * (ours.accuracy.median - full.accuracy.median)
+    mine, fulls = (told_accuracy(bench, row) if row is not None else None for row in (ours, full))
+    if mine is not None and fulls is not None and ours is not full:
+        points = 100 * (mine.median - fulls.median)
         sentences.append(f"Its accuracy is {abs(points):.1f} points {'above' if points >= 0 else 'below'} full's.")
-    sentences += [f"{what}: {best}." for what, best in _best(bench.methods)]
+    sentences += [f"{what}: {best}." for what, best in _best(bench)]
     return sentences
 
 
-def _best(rows: list[MethodRow]) -> list[tuple[str, str]]:
+def _best(bench: Bench) -> list[tuple[str, str]]:
+    rows = bench.methods
+
     def first(figure: Callable[[MethodRow], Spread | None], *, most: bool = False) -> str | None:
         known = [(spread.median, row.entry.name) for row in rows if (spread := figure(row)) is not None]
         if len({value for value, _ in known}) < 2:
@@ -90,7 +102,7 @@ def _best(rows: list[MethodRow]) -> list[tuple[str, str]]:
         ("Least memory", first(lambda row: row.above_baseline_bytes)),
         ("Fastest epochs", first(lambda row: row.epoch_s)),
         ("Fewest joules" + modelled, first(lambda row: row.epoch_j)),
-        ("Most accurate", first(lambda row: row.accuracy, most=True)),
+        ("Most accurate", first(lambda row: told_accuracy(bench, row), most=True)),
     ]
     return [(what, name) for what, name in named if name is not None]
 
@@ -121,12 +133,21 @@ def _figures(bench: Bench) -> Html:
     numbers = numbered(bench)
     head: list[Child] = [
         *("method", "accuracy", "peak above bare process", "÷ eager", "s per epoch", "÷ eager", "later epochs"),
-        *("ms per image", "J per epoch", "net J", "GFLOP per image", "of machine's rate", "predicted peak", "written"),
+        *(
+            "ms per image",
+            "J per epoch",
+            "÷ eager",
+            "net J",
+            "GFLOP per image",
+            "of machine's rate",
+            "predicted peak",
+            "written",
+        ),
     ]
     rows = [
         [
             element("span", element("b", str(numbers[row.entry.name])), " ", row.entry.name, class_="nobreak"),
-            _spread(row.accuracy, lambda share: f"{100 * share:.1f} %"),
+            _spread(told_accuracy(bench, row), lambda share: f"{100 * share:.1f} %"),
             _spread(row.above_baseline_bytes, _mib),
             _ratio(row.to_eager.above_baseline if row.to_eager else None),
             _spread(row.epoch_s, lambda seconds: f"{seconds:.3g}"),
@@ -134,9 +155,10 @@ def _figures(bench: Bench) -> Html:
             _spread(row.later_epoch_s, lambda seconds: f"{seconds:.3g}"),
             _spread(row.image_s, lambda seconds: f"{1000 * seconds:.3g}"),
             _spread(row.epoch_j, lambda joules: f"{joules:.3g}", modelled=row.energy_measured is False),
+            _ratio(row.to_eager.epoch_j if row.to_eager else None),
             _spread(row.net_epoch_j, lambda joules: f"{joules:.3g}"),
-            _spread(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}"),
-            _spread(row.gemm_share, lambda share: f"{share:.0%}"),
+            _spread(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}", modelled=True),
+            _spread(row.gemm_share, lambda share: f"{share:.0%}", modelled=True),
             _spread(row.predicted_above_baseline_bytes, _mib, modelled=True),
             _spread(row.bytes_written, _mib),
         ]
@@ -152,7 +174,8 @@ def _figures(bench: Bench) -> Html:
             f"Medians of {bench.repetitions}, below them the lowest and highest. Accuracy is the last epoch's; seconds"
             " are of all epochs, decoding and caching included, evaluation and saving left out; joules likewise."
             f"{by if eager else ''} FLOPs are reckoned from the work that had to be done, not"
-            f" measured. {MODELLED}: modelled, not measured. " + joules_text(bench)
+            f" measured. {MODELLED}: modelled, not measured. {augmentation(bench).replace('`', '')} "
+            + joules_text(bench)
         ),
         id="figures",
     )
@@ -240,7 +263,8 @@ def _conditions(bench: Bench) -> Html:
         table(["method", "runs", "failed", "bare process", "hottest zone", "process in all"], rows),
         note(
             "Every run is a process of its own; within a repetition all methods see the same images in the same order"
-            " from the same weights, and each repetition begins with the next method. Outside the figures: imports,"
+            " from the same weights, with the same crops where they take any, and each repetition begins with the next"
+            " method. Outside the figures: imports,"
             " thread pools, one matrix product and the construction of an optimizer. Nothing of the training is left"
             " out, the first epoch included."
         ),

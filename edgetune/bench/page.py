@@ -27,7 +27,7 @@ def markdown(bench: Bench) -> str:
     if verdict_cells(bench):
         lines += [*markdown_table(HEADS, verdict_cells(bench)), "", losses(bench) or "", ""]
     lines += [f"Lowest to highest of {bench.repetitions}:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
-    lines += [written(bench), ""] if written(bench) else []
+    lines += [line for said in (written(bench), augmentation(bench)) if said for line in (said, "")]
     lines += [f"- `{row.entry.name}`: {_how(row)}" for row in bench.methods]
     lines += ["", *machine_lines(bench)]
     if bench.warnings:
@@ -44,7 +44,7 @@ def documented(bench: Bench) -> str:
     if verdict_cells(bench):
         lines += [*markdown_table(HEADS, verdict_cells(bench)), "", losses(bench) or "", ""]
     lines += ["Lowest to highest:", "", *markdown_table(_SPREAD_HEADS, spread_cells(bench)), ""]
-    lines += [written(bench), ""] if written(bench) else []
+    lines += [line for said in (written(bench), augmentation(bench)) if said for line in (said, "")]
     lines += [" ".join([*legend(bench), *cost_legend(bench), *reach_legend(bench)]), "", *machine_lines(bench)]
     lines += [f"- Warning: {warning}" for warning in bench.warnings]
     return "\n".join(lines) + "\n"
@@ -69,7 +69,9 @@ def print_bench(bench: Bench) -> None:
             table.add_row(*row)
         console.print(table)
         console.print()
-    for line in filter(None, (*legend(bench), *cost_legend(bench), *reach_legend(bench), written(bench))):
+    for line in filter(
+        None, (*legend(bench), *cost_legend(bench), *reach_legend(bench), written(bench), augmentation(bench))
+    ):
         console.print(line, markup=False, soft_wrap=True)
     for warning in bench.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
@@ -83,7 +85,7 @@ def title(bench: Bench) -> str:
     epochs = f"{settings.epochs} epoch" + "s" * (settings.epochs > 1)
     return (
         f"{name}{settings.model}, {settings.image_size} px, batch {settings.batch_size}, {epochs} of"
-        f" {settings.train_images} images, {threads}"
+        f" {settings.train_images} images{'' if settings.augment else ' without augmentation'}, {threads}"
     )
 
 
@@ -104,19 +106,24 @@ def legend(bench: Bench) -> list[str]:
     ]
 
 
+def told_accuracy(bench: Bench, row: MethodRow) -> Spread | None:
+    """A row's accuracy, where that says something: on made-up images every method is right."""
+    return None if bench.settings.made_up else row.accuracy
+
+
 def cells(bench: Bench) -> list[list[str]]:
     """The main table, row by row."""
     return [
         [
             row.entry.name,
-            _middle(row.accuracy, lambda share: f"{share * 100:.1f}"),
+            _middle(told_accuracy(bench, row), lambda share: f"{share * 100:.1f}"),
             _middle(row.above_baseline_bytes, _mib),
             _ratio(row.to_eager.above_baseline if row.to_eager else None),
             _middle(row.epoch_s, _seconds),
             _ratio(row.to_eager.epoch if row.to_eager else None),
             _middle(row.later_epoch_s, _seconds),
             _ratio(row.to_eager.later_epoch if row.to_eager else None),
-            _middle(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}"),
+            _middle(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}{MODELLED}"),
         ]
         for row in bench.methods
     ]
@@ -132,7 +139,7 @@ def cost_cells(bench: Bench) -> list[list[str]]:
             + (MODELLED if row.to_eager and row.to_eager.epoch_j and row.energy_measured is False else ""),
             _middle(row.net_epoch_j, _three),
             _middle(row.image_s, lambda seconds: _three(1000 * seconds)),
-            _middle(row.gemm_share, lambda share: f"{share:.0%}"),
+            _middle(row.gemm_share, lambda share: f"{share:.0%}{MODELLED}"),
             _middle(row.predicted_above_baseline_bytes, lambda size: _mib(size) + MODELLED),
             _middle(row.peak_bytes, _mib),
             _middle(row.hottest_c, lambda celsius: f"{celsius:.0f}"),
@@ -147,7 +154,7 @@ def cost_legend(bench: Bench) -> list[str]:
     return [
         "J/ep: joules of an epoch, all; rel.: to eager's; net: above idle. ms/im: an",
         "epoch's time by its images. GEMM: those FLOPs a second over the machine's",
-        f"rate of fp32 matrix products just before{rate}. pred.: MiB above the",
+        f"rate of fp32 matrix products just then{rate}. pred.: MiB above the",
         "bare process, as planned; all: MiB of all processes at their peak, the bare",
         f"process included. °C: hottest zone. {MODELLED}: modelled, not measured.",
         joules_text(bench),
@@ -210,7 +217,7 @@ def spread_cells(bench: Bench) -> list[list[str]]:
             _range(row.above_baseline_bytes, _mib),
             _range(row.epoch_s, _seconds),
             _range(row.later_epoch_s, _seconds),
-            _range(row.accuracy, lambda share: f"{share * 100:.1f}"),
+            _range(told_accuracy(bench, row), lambda share: f"{share * 100:.1f}"),
             _middle(row.baseline_bytes, _mib),
         ]
         for row in bench.methods
@@ -225,6 +232,15 @@ def written(bench: Bench) -> str:
         return ""
     end = "; the others save nothing." if others else "."
     return f"MiB written to disk, caches and states included: {', '.join(known)}{end}"
+
+
+def augmentation(bench: Bench) -> str:
+    """Who trained on plain images and who on random crops, in one sentence; empty where all did alike."""
+    plain = [f"`{row.entry.name}`" for row in bench.methods if row.augmented is False]
+    crops = [row for row in bench.methods if row.augmented]
+    if not (plain and crops):
+        return ""
+    return f"Trained on plain images, since their features are cached: {', '.join(plain)}; the others on random crops."
 
 
 def markdown_table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:

@@ -76,6 +76,7 @@ def run_fit(words: Sequence[str], environment: dict[str, str], folder: Path, epo
         energy_measured=result.energy.measured if result.energy.source else None,
         curve=_curve(lines),
         epoch_spans_s=_spans(lines, result.time.epochs_s),
+        augmented=plan.recipe.augment,
     )
     return Measured(figures, ended.seconds)
 

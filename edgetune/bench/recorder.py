@@ -120,6 +120,7 @@ class Recorder:
             energy_measured=source.measured if source else None,
             curve=self._curve,
             epoch_spans_s=self._spans_s,
+            augmented=self._plan.recipe.augment,
         )
 
     def _spent(self) -> tuple[float, float | None]:

@@ -34,6 +34,7 @@ class Settings(Record, frozen=True):
     val_images: int
     evaluate_steps: int = 0  # steps between the points of the accuracy's course; 0: only at the end
     power_w: float | None = None  # what the user says the machine draws; energy is then modelled
+    sensors: str | None = None  # the name of the root they are read under; None: this machine's own
 
     @property
     def made_up(self) -> bool:
@@ -93,6 +94,7 @@ class Figures(Record, frozen=True):
     energy_measured: bool | None = None  # None: no joules
     curve: list[CurvePoint] = msgspec.field(default_factory=list)
     epoch_spans_s: list[tuple[float, float]] = msgspec.field(default_factory=list)  # on the monotonic clock
+    augmented: bool | None = None  # False: every epoch saw the plain images; None: of an earlier version
 
     @property
     def above_baseline_bytes(self) -> int | None:
@@ -141,6 +143,12 @@ class Run(Record, frozen=True):
     idle_w: float | None = None  # measured just before; None where no sensor measures
     gemm_flops: float | None = None  # FLOP/s of plain fp32 matrix products, measured just before
     temperatures_mc: dict[str, tuple[int | None, int | None]] = msgspec.field(default_factory=dict)  # before, after
+    gemm_after_flops: float | None = None  # and just after
+
+    @property
+    def rate_flops(self) -> float | None:
+        """The machine's rate, the better of before and after: what others slowed is no yardstick."""
+        return max(filter(None, (self.gemm_flops, self.gemm_after_flops)), default=None)
 
 
 class Spread(Record, frozen=True):
@@ -208,13 +216,14 @@ class MethodRow(Record, frozen=True):
     energy_measured: bool | None = None  # False: modelled; None: no joules
     energy_source: str | None = None
     energy_scope: str | None = None
-    gemm_share: Spread | None = None  # FLOPs per second of the epochs over the machine's rate just before
+    gemm_share: Spread | None = None  # modelled FLOPs per second of the epochs over the machine's rate around them
     hottest_c: Spread | None = None  # the hottest zone before or after
     reach: list[Reach] = msgspec.field(default_factory=list)
     curve: list[CurvePoint] = msgspec.field(default_factory=list)  # of the first repetition that ended well
     to_eager: Ratios | None = None
     to_alast: Ratios | None = None
     ended_well: list[int] = msgspec.field(default_factory=list)  # repetitions, rising; none: of an earlier version
+    augmented: bool | None = None  # False: trained on plain images, whatever the others did; None: not recorded
 
     def by(self, other: MethodRow | None, figure: str) -> float | None:
         """A figure of this method divided by another's: the median of the repetitions' ratios.

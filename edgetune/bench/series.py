@@ -1,9 +1,9 @@
 """The series of runs: every method in a fresh process, interleaved, one line in `runs.jsonl` for each that ended.
 
-Within a repetition all methods see the same seed: the same images in the same order from the same weights. Their order
-moves on by one from repetition to repetition, so that no method is always the first on a cool machine. A series that
-was cut off goes on where it was; a run that failed is tried again then, and what was run under another recipe is left
-aside.
+Within a repetition all methods see the same seed: the same images in the same order from the same weights, as crops
+drawn alike, but for a method that caches features of plain images, which the record says. Their order moves on by one
+from repetition to repetition, so that no method is always the first on a cool machine. A series that was cut off goes
+on where it was; a run that failed is tried again then, and what was run under another recipe is left aside.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from edgetune.model.registry import find_spec
 from edgetune.units import format_size
 
 _OWN = frozenset(
-    {"data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md", "bench.html"}
+    (
+        *("data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md", "bench.html"),
+        *("compare.md", "compare.html"),
+    )
 )
 _NO_CAP = "1000TB"  # the eager loop's plan is read for its recipe only
 
@@ -81,11 +84,11 @@ class Series:
         return self._latest(log, repetitions)
 
     def _latest(self, log: Sequence[Run], repetitions: int) -> list[Run]:
-        """The last run of each entry and repetition, entry by entry."""
+        """The last run of each entry and repetition, entry by entry; then what ran here before under other names."""
         last = {
             (index, run.repetition): run
             for run in log
-            for index, entry in enumerate(self.entries)
+            for index, entry in enumerate(_with_earlier(self.entries, log))
             if run.repetition < repetitions and _is(run, entry, run.repetition)
         }
         return [last[key] for key in sorted(last)]
@@ -131,7 +134,7 @@ class Series:
         if is_peer(entry):
             variables = "".join(f"{name}={value} " for name, value in entry.environment.items())
             shown += f" && {variables}python -m {PEERS[entry.method].module} {entry.method} OUT FIGURES"
-        after = read_throttle(self._system)
+        after, gemm_after_flops = read_throttle(self._system), measure_gemm(settings.threads)
         return Run(
             entry=entry,
             repetition=repetition,
@@ -148,6 +151,7 @@ class Series:
             idle_w=idle_w,
             gemm_flops=gemm_flops,
             temperatures_mc=temperatures(before, after),
+            gemm_after_flops=gemm_after_flops,
         )
 
     def _measure(self, entry: Entry, repetition: int, folder: Path) -> Measured:
@@ -215,10 +219,12 @@ def bench(
     entries = find_entries(methods, recipes, find_spec(chosen.model))
     _refuse_foreign(out)
     job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
+    if root is not None:
+        job = job._replace(settings=msgspec.structs.replace(job.settings, sensors=root.resolve().name))
     _keep_settings(out / "settings.json", job.settings)
 
     def keep(runs: list[Run]) -> Bench:
-        made = summarise(job.settings, entries, runs, repetitions)
+        made = summarise(job.settings, _with_earlier(entries, runs), runs, repetitions)
         schema.save(made, out / "bench.json")
         write_atomically(out / "bench.md", markdown(made).encode())
         write_atomically(out / "bench.html", bench_page(made).encode())
@@ -235,6 +241,13 @@ def rotated(entries: Sequence[Entry], repetition: int) -> list[Entry]:
     """The order of a repetition: each begins with another method."""
     start = repetition % len(entries)
     return [*entries[start:], *entries[:start]]
+
+
+def _with_earlier(entries: Sequence[Entry], runs: Sequence[Run]) -> list[Entry]:
+    """The methods asked for, then others that ended well in the same folder before: nothing measured is lost."""
+    names = {entry.name for entry in entries}
+    earlier = {run.entry.name: run.entry for run in runs if run.figures is not None and run.entry.name not in names}
+    return [*entries, *earlier.values()]
 
 
 def recipe_of(entry: Entry) -> tuple[str, str, tuple[str, ...], tuple[tuple[str, str], ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -27,6 +28,8 @@ SHARES = (0.95, 0.99, 1.0)  # of full fine-tuning's accuracy, for what it takes 
 _FULL = ("eager-full", "eager-full-fused", "eager-full-trimmed", "full")  # whose accuracy that is: the first there is
 _REFERENCE = "alast"
 _OTHERS_SHARE = 0.05  # of all cores' time: from here on other processes show in what is timed
+
+_SCATTERED, _SCATTERED_S = 2.0, 900.0  # times what the runs took, and seconds: a repetition that was taken up later
 
 _OF_NO_CONCERN = "no --profile was given"  # that a plan could not predict takes nothing from what was measured
 
@@ -70,7 +73,7 @@ def summarise(settings: Settings, entries: Sequence[Entry], runs: Sequence[Run],
         full_accuracy=full,
         full_accuracy_of=reference.entry.name if reference else None,
         idle_w=Spread.known([run.idle_w for run in runs]),
-        gemm_flops=Spread.known([run.gemm_flops for run in runs]),
+        gemm_flops=Spread.known([run.rate_flops for run in runs]),
         machines=_machines(runs),
         warnings=_warnings(rows, runs, repetitions),
         edgetune_version=__version__,
@@ -112,9 +115,9 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         return figures.epoch_j - run.idle_w * figures.epoch_s
 
     def gemm_share(run: Run, figures: Figures) -> float | None:
-        if not run.gemm_flops or not figures.epochs_s:
+        if not run.rate_flops or not figures.epochs_s:
             return None
-        return figures.train_flops_per_image * figures.images / sum(figures.epochs_s) / run.gemm_flops
+        return figures.train_flops_per_image * figures.images / sum(figures.epochs_s) / run.rate_flops
 
     first = good[0][1] if good else None
     return MethodRow(
@@ -143,6 +146,7 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         hottest_c=Spread.of([_hottest_c(run) for run, _ in good]),
         curve=first.curve if first else [],
         ended_well=[run.repetition for run, _ in good],
+        augmented=first.augmented if first else None,
     )
 
 
@@ -202,6 +206,16 @@ def _machines(runs: Sequence[Run]) -> list[Machine]:
     return found
 
 
+def _scattered_h(runs: Sequence[Run]) -> float | None:
+    """Over how many hours the runs of a repetition were made, where that is far more than they took."""
+    ended = [datetime.fromisoformat(run.created) for run in runs]
+    if not ended:
+        return None
+    between_s = (max(ended) - min(ended)).total_seconds()
+    most_s = _SCATTERED * sum(run.total_s or 0.0 for run in runs) + _SCATTERED_S
+    return between_s / 3600 if between_s > most_s else None
+
+
 def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) -> list[str]:
     said = [
         f"{row.entry.name}: {len(row.errors)} of {repetitions} repetitions failed: {row.errors[0]}"
@@ -212,6 +226,17 @@ def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) 
         said.append("runs of one repetition are of different machines or versions (see machines): ratios mean little.")
     elif len(_machines(runs)) > 1:
         said.append("repetitions are of different machines or versions (see machines): ratios are formed within each.")
+    said += [
+        f"runs of repetition {at} were made over {hours:.0f} hours: its ratios are of a machine at different hours."
+        for at in range(repetitions)
+        if (hours := _scattered_h([run for run in runs if run.repetition == at])) is not None
+    ]
+    above = [row.entry.name for row in rows if row.gemm_share is not None and row.gemm_share.high > 1]
+    if above:
+        said.append(
+            f"{', '.join(above)}: a run made more than all of the machine's rate of matrix products, so the machine was"
+            " slower while that was taken: shares of it are rough."
+        )
     crowded = [run for run in runs if run.others_share is not None and run.others_share > _OTHERS_SHARE]
     if crowded:
         said.append(

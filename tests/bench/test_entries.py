@@ -36,13 +36,13 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
 
 def test_the_usual_methods_and_all_recipes(recipe: Callable[..., Path]) -> None:
     recipes = read_recipes(
-        recipe('{"lean": {"arguments": ["--memory", "1GB"]}, "edgetune": {"arguments": ["--no-flip"]}}')
+        recipe('{"lean": {"arguments": ["--memory", "1GB"]}, "edgetune": {"arguments": ["--lr", "1e-3"]}}')
     )
     entries = find_entries(None, recipes, SPEC)
     assert [entry.name for entry in entries] == [*DEFAULT_METHODS, "lean"]
     lean, ours = entries[-1], next(entry for entry in entries if entry.name == "edgetune")
     assert (lean.method, lean.arguments) == ("edgetune", ("--memory", "1GB"))
-    assert ours.arguments == ("--no-flip",)  # a recipe wins over the method of its name
+    assert ours.arguments == ("--lr", "1e-3")  # a recipe wins over the method of its name
 
 
 def test_recipes_may_be_toml(recipe: Callable[..., Path]) -> None:
