@@ -127,9 +127,9 @@ def fit(
         from edgetune.train.fit import planned_engine
         from edgetune.train.fit import resume as resume_fit
 
-        if planned_engine(out, _engine(options.engine)) == "onnx":
-            _hand_over(out, root, options.power_w, save_every_s, quiet)
-
+        wanted = _engine(options.engine)
+        if planned_engine(out, wanted) == "onnx":
+            _hand_over(out, root, options.power_w, save_every_s, quiet, engine=wanted)
         result = resume_fit(
             out,
             power_w=options.power_w,
@@ -137,7 +137,7 @@ def fit(
             quiet=quiet,
             started=_process_start(),
             system=system,
-            engine=_engine(options.engine),
+            engine=wanted,
         )
         _finish(result, out, quiet)
         return
@@ -146,15 +146,11 @@ def fit(
         from edgetune.train.onnx.exported import plan_of
 
         _refuse(_given(options, "data", "profile", "power"), f"--graphs {graphs}")
-        made = plan_of(graphs, options.data, None if plan is None else Path(plan))
-        found = _read_profile(options)
+        made = plan_of(graphs, options.data, None if plan is None else Path(plan), system)
+        found = _profile_of_here(options)
     elif plan is not None:
         made = _planned(Path(plan), options)
-        found = _read_profile(options)
-        if found is not None:
-            from edgetune.plan.machine import refuse_other_board
-
-            refuse_other_board(found)
+        found = _profile_of_here(options)
     else:
         made, found = _planned_anew(options, json=json, sensors=_system(root))  # its own: warnings are not the run's
     if dry_run or out is None:
@@ -218,6 +214,16 @@ def _read_profile(options: Options) -> Profile | None:
     from edgetune import schema
 
     return None if options.profile is None else schema.load(Path(options.profile), schema.Profile)
+
+
+def _profile_of_here(options: Options) -> Profile | None:
+    """The profile, where it is this board's."""
+    found = _read_profile(options)
+    if found is not None:
+        from edgetune.plan.machine import refuse_other_board
+
+        refuse_other_board(found)
+    return found
 
 
 def _planned_anew(

@@ -15,7 +15,7 @@ from edgetune.__about__ import __version__
 from edgetune.errors import InputError
 from edgetune.files import atomic_folder, write_atomically
 from edgetune.model.arrayfile import ArrayStore, copy_arrays
-from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
+from edgetune.model.onnx_version import INTERFACE, OLDEST_ONNXRUNTIME, OPSET
 from edgetune.model.reading import write_base
 from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
@@ -41,7 +41,7 @@ def export_training(source: Path, out: Path) -> ExportReport:
     Raises:
         InputError: the source has no plan, or one that this engine can't train, or the folder is taken.
     """
-    plan = schema.load(source / "plan.json" if source.is_dir() else source, Plan)
+    plan = schema.load(_plan_file(source), Plan)
     refuse_levers(levers_of(plan), "plan with --engine onnx")
     if plan.device != "cpu":
         raise InputError(
@@ -73,6 +73,22 @@ def export_training(source: Path, out: Path) -> ExportReport:
     )
 
 
+def _plan_file(source: Path) -> Path:
+    """The plan of a run folder, or the file itself.
+
+    Raises:
+        InputError: it is neither, a model's name or its weights perhaps, which say nothing of how to train.
+    """
+    if source.is_dir():
+        return source / "plan.json"
+    if not source.exists() or source.suffix == ".safetensors":
+        raise InputError(
+            f"{source} is no run folder and no plan, and training graphs need one: `edgetune plan DATA --model NAME"
+            " --engine onnx --out plan.json`, then give plan.json."
+        )
+    return source
+
+
 def _write(source: Path, plan: Plan, out: Path) -> int:
     spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
     plan = msgspec.structs.replace(plan, engine="onnx")
@@ -97,6 +113,7 @@ def _write(source: Path, plan: Plan, out: Path) -> int:
         checksums={str(path.relative_to(out)): sha256(path) for path in files},
         edgetune_version=__version__,
         created=now(),
+        interface=INTERFACE,
     )
     schema.save(manifest, out / MANIFEST)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

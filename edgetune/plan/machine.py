@@ -114,7 +114,7 @@ def read_machine(
         rates=rates,
         watts=watts,
         watts_source=source if watts is not None else None,
-        threads=(compute.threads if compute is not None else None) or _usable_cores() or cores,
+        threads=(compute.threads if compute is not None else None) or usable_cores() or cores,
         warnings=warnings,
         time_factor=sure.time_factor,
         margin_bytes=int(sure.process_share * runtime_bytes),
@@ -167,7 +167,8 @@ def _named_source(power: Power) -> str | None:
     return f"modelled: {power.model}" if power.model and not power.measured else power.source
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Cores that this process may run on; None where the system does not say."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -203,4 +204,4 @@ def default_workers(machine: Machine, cap_bytes: int | None, device: str, spec: 
     if device == "cpu" or cap_bytes is None:
         return 0
     room = cap_bytes - machine.runtime_bytes
-    return workers_that_fit(room, _usable_cores() or 1, 3 * spec.image_size**2 * batch_size)
+    return workers_that_fit(room, usable_cores() or 1, 3 * spec.image_size**2 * batch_size)

@@ -126,34 +126,29 @@ def resume(
     Raises:
         InputError: the folder holds no run to go on with, or the engine can't take it up.
     """
-    agreed = planned_engine(Path(out), engine)
     folder = RunFolder(Path(out))
+    folder.check()
     with folder.held():
+        plan = _under(schema.load(folder.plan, Plan), engine)
         folder.open()
-        plan = schema.load(folder.plan, Plan)
-        if plan.engine != agreed:
-            raise InputError(f"--out {folder.path} was taken up by another process meanwhile; try again.")
         return _run(plan, folder, _sitting(plan, power_w, save_every_s, quiet, started, system), resume=True)
 
 
 def planned_engine(out: Path, engine: schema.Engine | None) -> schema.Engine:
-    """The engine that will go on with the run in `out`; another one than began it is noted in its plan.
+    """The engine that will go on with the run in `out`; nothing is written.
 
     Raises:
         InputError: the folder holds no run to go on with, or the engine can't take it up.
     """
     folder = RunFolder(out)
     folder.check()
-    with folder.held():
-        plan = schema.load(folder.plan, Plan)
-        if engine is not None and engine != plan.engine:
-            plan = _under(plan, engine)
-            schema.save(plan, folder.plan)
-        return plan.engine
+    return _under(schema.load(folder.plan, Plan), engine).engine
 
 
-def _under(plan: Plan, engine: schema.Engine) -> Plan:
-    """A plan in progress for another engine, which shares the state of the lean trainer."""
+def _under(plan: Plan, engine: schema.Engine | None) -> Plan:
+    """A plan in progress, for another engine where one is named: they share the state of the lean trainer."""
+    if engine is None or engine == plan.engine:
+        return plan
     if plan.trainer != "lean":
         raise InputError(f"--engine {engine} can't go on with a run under autograd; leave it out.")
     if engine == "onnx":
@@ -219,7 +214,10 @@ def _train(
         raise MissingDependencyError(error.name or plan.engine, plan.engine, f"fit --engine {plan.engine}") from None
     device = starter.device_memory(plan, folder) if plan.engine == "torch" else None  # the other engine has none
     memory = PeakMeter.start(
-        lambda: starter.warm_up(plan), children=plan.workers > 0, shared_folders=[folder.path], device=device
+        lambda: starter.warm_up(plan),
+        children=plan.workers > 0 or starter.starts_processes(plan, folder),
+        shared_folders=[folder.path],
+        device=device,
     )
     warnings = _check_room(plan, memory)
     train_images, val_images = _loaders(plan)
@@ -248,6 +246,7 @@ def _train(
             loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
             if resume:
                 loop.resume()
+                _note_engine(folder, plan)
             warnings += _hold_to_charge(loop, sitting.system)
             stopped_by = loop.run()
             if stopped_by in ("time", "energy") and loop.progress.step >= plan.total_steps:
@@ -260,6 +259,13 @@ def _train(
     finally:
         train.close()
         memory.stop()
+
+
+def _note_engine(folder: RunFolder, plan: Plan) -> None:
+    """Write down who goes on, now that it could: a run that another engine can't take up stays its first one's."""
+    kept = schema.load(folder.plan, Plan)
+    if kept.engine != plan.engine:
+        schema.save(msgspec.structs.replace(kept, engine=plan.engine), folder.plan)
 
 
 def _read_board(root: Path | None, power_w: float | None) -> Profile:

@@ -102,7 +102,7 @@ class RunFolder:
                 known = path.with_name(unfinished[1]) in early
             else:
                 known = path in early and path != self.state
-                known = known or (path.parent == self.graphs and path.suffix == ".onnx")
+                known = known or (path.parent == self.graphs and path.suffix in (".onnx", ".json"))
             if not known:
                 return None
             if not path.is_dir() and path not in settings:

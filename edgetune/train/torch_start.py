@@ -31,6 +31,11 @@ def device_memory(plan: Plan, folder: RunFolder) -> CudaMemory | None:
     return CudaMemory(unified=bool(schema.load(folder.profile, Profile).memory.unified))
 
 
+def starts_processes(plan: Plan, folder: RunFolder) -> bool:
+    """Whether starting the engine takes processes beside this one, whose memory then counts: never."""
+    return False
+
+
 def start_engine(
     plan: Plan, folder: RunFolder, train: Loader, val: Loader, *, resume: bool
 ) -> tuple[Engine, Source, Source]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -13,12 +14,13 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from edgetune import schema  # noqa: E402
+from edgetune.device.system import System  # noqa: E402
 from edgetune.errors import InputError  # noqa: E402
 from edgetune.export import export  # noqa: E402
 from edgetune.model.arrayfile import ArrayStore  # noqa: E402
 from edgetune.plan import make_plan  # noqa: E402
 from edgetune.train.fit import fit  # noqa: E402
-from edgetune.train.onnx.exported import Manifest, open_folder, plan_of  # noqa: E402
+from edgetune.train.onnx.exported import Manifest, check_copy, copy_graphs, open_folder, plan_of  # noqa: E402
 from tests.project.facts import ROOT  # noqa: E402
 
 
@@ -100,6 +102,25 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+# Names, inputs and outputs of all training graphs, digested: a change of one is another `INTERFACE`.
+INTERFACES = {1: {None: "002de5a973f7", 1.0: "fde73a5e5aea"}}
+
+
+@pytest.mark.parametrize("lora_scale", [None, 1.0])
+def test_what_graphs_take_and_give_is_numbered(lora_scale):
+    from edgetune.model.onnx_version import INTERFACE
+    from edgetune.model.registry import find_spec
+    from edgetune.train.onnx.graphs import builders
+
+    facts = [
+        (name, [value.name for value in graph.input], [value.name for value in graph.output])
+        for name, build in sorted(builders(find_spec("vit_nano_patch8_64").at(64, 2), "adamw", lora_scale).items())
+        for graph in [build().model(name).graph]
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    assert INTERFACES[INTERFACE][lora_scale] == digest, "raise INTERFACE, and add its digests here"
+
+
 def test_bad_input(folder, copy, tmp_path):
     data = str(folder / "data")
     with pytest.raises(InputError, match="has no manifest"):
@@ -165,7 +186,26 @@ def test_another_plan_is_refused(folder, tmp_path, changes):
         plan_of(folder / "graphs", str(folder / "data"), tmp_path / "plan.json")
 
 
-@pytest.mark.parametrize("spoil", [spoil_checksum, spoil_opset, spoil_runtime, spoil_state, spoil_classes])
+def spoil_plan(graphs, at):
+    plan = schema.load(graphs / "manifest.json", Manifest).plan
+    schema.save(msgspec.structs.replace(plan, optimizer="sgd"), at / "plan.json")
+    return "another plan"
+
+
+def spoil_interface(graphs, at):
+    edit(graphs, interface=0)
+    return "take other inputs"
+
+
+def everything(folder):
+    """Every file below it, and what is in it."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [spoil_checksum, spoil_opset, spoil_runtime, spoil_state, spoil_classes, spoil_plan, spoil_interface],
+)
 def test_the_command_line_refuses_in_one_sentence_and_writes_nothing(
     spoil, folder, copy, tmp_path, capsys, monkeypatch
 ):
@@ -174,13 +214,17 @@ def test_the_command_line_refuses_in_one_sentence_and_writes_nothing(
     shutil.copytree(folder / "data", tmp_path / "data")
     said = spoil(copy, tmp_path)
     words = ["edgetune", "fit", str(tmp_path / "data"), "--graphs", str(copy), "--out", str(tmp_path / "run")]
+    words += ["--plan", str(tmp_path / "plan.json")] if (tmp_path / "plan.json").exists() else []
+    before = everything(tmp_path)
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert said in " ".join(lines)
-    assert not (tmp_path / "run").exists()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert everything(tmp_path) == before
 
 
 def test_other_images_of_the_same_classes_may_be_trained_on(folder, tmp_path):
@@ -251,6 +295,54 @@ def test_a_manifest_that_forgets_a_file_is_refused(copy):
         open_folder(copy)
 
 
+def test_a_graph_that_the_manifest_does_not_know_is_refused(copy):
+    manifest = schema.load(copy / "manifest.json", Manifest)
+    known = {name: value for name, value in manifest.checksums.items() if name != "graphs/mlp.onnx"}
+    graphs = {name: msgspec.to_builtins(value) for name, value in manifest.graphs.items() if name != "mlp"}
+    edit(copy, checksums=known, graphs=graphs)
+    with pytest.raises(InputError, match=r"no checksum of graphs/mlp\.onnx"):
+        open_folder(copy)
+    edit(copy, checksums={name: manifest.checksums[name] for name in ("state.safetensors",)}, graphs={})
+    shutil.rmtree(copy / "graphs")
+    with pytest.raises(InputError, match=r"no checksum of evaluate\.onnx"):
+        open_folder(copy)
+
+
+def test_a_run_holds_its_copy_of_the_graphs_to_the_manifest(folder, copy, tmp_path):
+    plan = plan_of(copy, str(folder / "data"), None)
+    (copy / "graphs" / "mlp.onnx").write_bytes(b"altered meanwhile")
+    with pytest.raises(InputError, match=r"mlp\.onnx is not what"):
+        fit(plan, tmp_path / "refused", graphs=copy, quiet=True)
+    copy_graphs(folder / "graphs", tmp_path / "run")
+    check_copy(tmp_path / "run")
+    (tmp_path / "run" / "mlp.onnx").write_bytes(b"altered meanwhile")
+    with pytest.raises(InputError, match=r"mlp\.onnx is not what manifest\.json says; begin the run anew"):
+        check_copy(tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="has no manifest"):
+        check_copy(tmp_path / "run")
+
+
+def test_graphs_run_under_the_limits_of_the_machine_that_runs_them(folder, tmp_path):
+    small = System(tmp_path)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 400000 kB\nMemAvailable: 200000 kB\n")
+    found = plan_of(folder / "graphs", str(folder / "data"), None, small)
+    assert found.caps.memory_bytes == int(0.9 * 200_000 * 1024)
+    assert "less than where the graphs were made" in found.why[0]
+    asked = make_plan(
+        folder / "data",
+        model="vit_nano_patch8_64",
+        method="last-2",
+        engine="onnx",
+        batch_size=4,
+        memory_bytes=300 << 20,
+    )
+    schema.save(asked, tmp_path / "plan.json")
+    found = plan_of(folder / "graphs", str(folder / "data"), tmp_path / "plan.json", small)
+    assert found.caps.memory_bytes == 300 << 20
+
+
 def test_what_can_not_be_exported(folder, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         export(folder / "plan.json", "train-onnx", folder / "graphs")
@@ -258,6 +350,9 @@ def test_what_can_not_be_exported(folder, tmp_path):
     schema.save(torch_plan, tmp_path / "plan.json")
     with pytest.raises(InputError, match="plan with --engine onnx"):
         export(tmp_path / "plan.json", "train-onnx", tmp_path / "out")
+    for source in ("vit_nano_patch8_64", folder / "graphs" / "state.safetensors"):
+        with pytest.raises(InputError, match="no run folder and no plan"):
+            export(source, "train-onnx", tmp_path / "out")
     with pytest.raises(InputError, match="--weights is for a model given by name"):
         export(folder / "plan.json", "train-onnx", tmp_path / "out", weights=folder / "plan.json")
     gone = msgspec.structs.replace(schema.load(folder / "plan.json", schema.Plan), weights=str(tmp_path / "gone"))

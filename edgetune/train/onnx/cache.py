@@ -55,6 +55,12 @@ def graphs_of(plan: Plan) -> Load:
     return graphs_for(find_spec(plan.model).at(plan.image_size, len(plan.data.classes)), plan.optimizer, plan.lora)
 
 
+def are_written(plan: Plan) -> bool:
+    """Whether the user's cache has them."""
+    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    return (cache_folder() / _key(spec, plan.optimizer, plan.lora) / _WRITTEN).exists()
+
+
 def graphs_for(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> Load:
     """See `graphs_of`."""
     folder = cache_folder() / _key(spec, optimizer, lora)
@@ -97,5 +103,5 @@ def _sources() -> list[Path]:
     here = Path(__file__).parent
     model = here.parent.parent / "model"
     ours = [here / f"{name}.py" for name in ("graphs", "drawing", "edges", "moves")]
-    theirs = [model / f"{name}.py" for name in ("block", "onnx_ops", "onnx_graph", "onnx_version")]
+    theirs = [model / f"{name}.py" for name in ("block", "onnx_ops", "onnx_graph", "onnx_version", "spec")]
     return [*ours, here.parent / "rules.py", *theirs]

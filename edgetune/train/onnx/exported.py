@@ -5,26 +5,30 @@
     evaluate.onnx            images and weights to logits
     graphs/NAME.onnx         the training step, half a block at a time (`edgetune.train.onnx.graphs`)
 
-Nothing of it is used that is not what the manifest says.
+Nothing of it is used that is not what the manifest says. A run takes graphs and manifest into its own folder, and holds
+the one to the other whenever it goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edgetune.data.folder import ImageFolder, scan
+from edgetune.device.memory import read_memory
+from edgetune.device.system import System
 from edgetune.errors import InputError
-from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, OPSET
+from edgetune.files import storage_errors, write_atomically
+from edgetune.model.onnx_version import INTERFACE, OLDEST_ONNXRUNTIME, OPSET, version_of
 from edgetune.plan.cache import disk_room, planned_cache
 from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import job_of, levers_of
-from edgetune.schema import FeatureCachePlan, Plan, Record, load
+from edgetune.plan.machine import memory_cap, usable_cores
+from edgetune.schema import FeatureCachePlan, Plan, Record, load, save
 from edgetune.units import format_size
 
 MANIFEST, STATE, EVALUATE, GRAPHS = "manifest.json", "state.safetensors", "evaluate.onnx", "graphs"
@@ -59,6 +63,7 @@ class Manifest(Record, frozen=True, tag_field="schema", tag="edgetune/training-g
     checksums: dict[str, str]  # SHA-256 by file
     edgetune_version: str
     created: str
+    interface: int = 0  # of the graphs (`edgetune.model.onnx_version`)
 
 
 def open_folder(folder: Path) -> Manifest:
@@ -74,20 +79,36 @@ def open_folder(folder: Path) -> Manifest:
     manifest = load(folder / MANIFEST, Manifest)
     if manifest.opset != OPSET:
         raise InputError(f"--graphs {folder} is written in opset {manifest.opset}, not {OPSET}; export it anew.")
+    if manifest.interface != INTERFACE:
+        raise InputError(
+            f"--graphs {folder} are of edgetune {manifest.edgetune_version}, whose graphs take other inputs; export"
+            " them anew."
+        )
     _refuse_runtime(folder, manifest)
-    for name, checksum in manifest.checksums.items():
-        if not (folder / name).is_file():
-            raise InputError(f"--graphs {folder} lacks {name}; export it anew.")
-        if sha256(folder / name) != checksum:
-            raise InputError(f"--graphs {folder}: {name} is not what {MANIFEST} says; export it anew.")
-    wanted = {STATE, EVALUATE, *(graph.file for graph in manifest.graphs.values())}
+    _compare(folder, manifest, f"--graphs {folder}", "export it anew")
+    found = {f"{GRAPHS}/{path.name}" for path in (folder / GRAPHS).glob("*.onnx")}
+    wanted = {STATE, EVALUATE, *found, *(graph.file for graph in manifest.graphs.values())}
     if wanted - set(manifest.checksums):
         missing = sorted(wanted - set(manifest.checksums))[0]
         raise InputError(f"--graphs {folder}: {MANIFEST} has no checksum of {missing}; export it anew.")
+    if "evaluate" not in manifest.graphs or "update" not in manifest.graphs:
+        raise InputError(f"--graphs {folder}: {MANIFEST} does not list a training step; export it anew.")
     return manifest
 
 
-def plan_of(folder: Path, data: str | None, plan: Path | None) -> Plan:
+def _compare(folder: Path, manifest: Manifest, where: str, remedy: str, within: str = "") -> None:
+    """Hold files to their checksums: all of the manifest's, or those in one of its folders, which `folder` then is."""
+    for name, checksum in manifest.checksums.items():
+        if not name.startswith(within):
+            continue
+        path = folder / name.removeprefix(within)
+        if not path.is_file():
+            raise InputError(f"{where} lacks {path.name if within else name}; {remedy}.")
+        if sha256(path) != checksum:
+            raise InputError(f"{where}: {path.name if within else name} is not what {MANIFEST} says; {remedy}.")
+
+
+def plan_of(folder: Path, data: str | None, plan: Path | None, system: System | None = None) -> Plan:
     """The plan of a folder of training graphs, for the images in `data`.
 
     They may be others than the graphs were exported beside, more or fewer, of the same classes: graphs are often made
@@ -97,6 +118,7 @@ def plan_of(folder: Path, data: str | None, plan: Path | None) -> Plan:
         folder: of the graphs.
         data: the image folder.
         plan: a plan that must be the graphs' own; None: theirs is taken.
+        system: where this machine's memory is read; None: here.
 
     Raises:
         InputError: the graphs can't be used, or are for another plan or other classes; or features of so many images
@@ -120,7 +142,21 @@ def plan_of(folder: Path, data: str | None, plan: Path | None) -> Plan:
     found = scan(Path(data), made.seed)
     if list(found.classes) != manifest.classes:
         raise InputError(f"{data} has other classes than the graphs in {folder} were made for; export anew.")
-    return _for_images(msgspec.structs.replace(made, engine="onnx", weights=state), found, data)
+    made = _for_machine(msgspec.structs.replace(made, engine="onnx", weights=state), system or System())
+    return _for_images(made, found, data)
+
+
+def _for_machine(plan: Plan, system: System) -> Plan:
+    """The plan with no more threads and, unless --memory said, no more memory than there is here."""
+    cores = usable_cores()
+    plan = msgspec.structs.replace(plan, threads=min(plan.threads, cores or plan.threads))
+    cap_bytes, source = memory_cap(None, read_memory(system))
+    asked_for = plan.caps.memory_source == "--memory"
+    if asked_for or cap_bytes is None or (plan.caps.memory_bytes or math.inf) <= cap_bytes:
+        return plan
+    caps = msgspec.structs.replace(plan.caps, memory_bytes=cap_bytes, memory_source=source)
+    why = f"Memory is capped at {format_size(cap_bytes)} here ({source}), less than where the graphs were made."
+    return msgspec.structs.replace(plan, caps=caps, why=[why, *plan.why])
 
 
 def _for_images(plan: Plan, found: ImageFolder, data: str) -> Plan:
@@ -178,9 +214,34 @@ _DECIDING = (
 
 
 def copy_graphs(folder: Path, target: Path) -> None:
-    """Put the graphs of an export into a run folder, so that it can be gone on with when the export is gone."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(folder / GRAPHS, target, dirs_exist_ok=True)
+    """Put the graphs of an export into a run folder, so that it can be gone on with when the export is gone.
+
+    Raises:
+        InputError: the export is incomplete or was altered.
+        StorageError: there is no room for them.
+    """
+    manifest = open_folder(folder)
+    with storage_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for name in manifest.checksums:
+            if name.startswith(f"{GRAPHS}/"):
+                write_atomically(target / Path(name).name, (folder / name).read_bytes())
+        save(manifest, target / MANIFEST)
+
+
+def check_copy(folder: Path) -> None:
+    """See that the graphs in a run folder are those that `copy_graphs` put there.
+
+    Raises:
+        InputError: they are not what they were then, or of another edgetune.
+    """
+    where, remedy = str(folder), "begin the run anew"
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{where} has no {MANIFEST}; {remedy}.")
+    manifest = load(folder / MANIFEST, Manifest)
+    if manifest.interface != INTERFACE:
+        raise InputError(f"{where} holds graphs of edgetune {manifest.edgetune_version}, which differ; {remedy}.")
+    _compare(folder, manifest, where, remedy, within=f"{GRAPHS}/")
 
 
 def sha256(path: Path) -> str:
@@ -193,18 +254,14 @@ def sha256(path: Path) -> str:
 
 
 def _refuse_runtime(folder: Path, manifest: Manifest) -> None:
-    """See that the installed onnxruntime is new enough."""
+    """See that the installed onnxruntime is new enough, without importing it: the engine looks at what it imports."""
     from importlib import metadata
 
     try:
         installed = metadata.version("onnxruntime")
     except metadata.PackageNotFoundError:
-        return  # whoever needs it says so
-    if _version(installed) < max(_version(manifest.onnxruntime), OLDEST_ONNXRUNTIME):
-        raise InputError(
-            f"--graphs {folder} need onnxruntime {manifest.onnxruntime}, this is {installed}; install a newer one."
-        )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+        return
+    needed = max(version_of(manifest.onnxruntime), OLDEST_ONNXRUNTIME)
+    if version_of(installed) < needed:
+        text = ".".join(map(str, needed))
+        raise InputError(f"--graphs {folder} need onnxruntime {text}, this is {installed}; install a newer one.")

@@ -1,6 +1,7 @@
-"""A run in a process that holds nothing but training: `python -m edgetune.train.onnx.run ORDER`.
+"""A run in a process that holds nothing but training: `python -m edgetune.train.onnx.run FILE`.
 
-The command line's libraries take more memory than a small model's training. Once the plan is made the command hands
+FILE is a descriptor that was left open: an argument may be 128 KiB at most, and thousands of class names are more. The
+command line's libraries take more memory than a small model's training. Once the plan is made the command hands
 over to this module by exec: the same process, its signals and its exit status, without what it had imported.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 
 from edgetune.errors import EdgetuneError
-from edgetune.schema import Plan, Profile
+from edgetune.schema import Engine, Plan, Profile
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +27,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     out: str
     plan: Plan | None = None
+    engine: Engine | None = None  # that is to go on with it, where that is another one than began it
     profile: Profile | None = None
     config: dict[str, Any] = {}
     graphs: str | None = None
@@ -47,10 +49,12 @@ def hand_over(order: Order) -> None:
     by_name = spec is not None and spec.name == "edgetune.__main__"
     if not by_name and Path(getattr(main, "__file__", None) or "").name != "edgetune":
         return
-    text = msgspec.json.encode(order).decode()
+    file = os.memfd_create("order", 0)  # without CLOEXEC: it outlives the exec
+    with open(file, "wb", closefd=False) as order_file:
+        order_file.write(msgspec.json.encode(order))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *_flags(), "-m", "edgetune.train.onnx.run", text])
+    os.execv(sys.executable, [sys.executable, *_flags(), "-m", "edgetune.train.onnx.run", str(file)])
 
 
 def _flags() -> list[str]:
@@ -73,7 +77,7 @@ def run(order: Order) -> int:
         "system": None if order.root is None else System(order.root),
     }
     if order.plan is None:
-        result = resume(out, **common)
+        result = resume(out, engine=order.engine, **common)
     else:
         graphs = None if order.graphs is None else Path(order.graphs)
         result = fit(order.plan, out, profile=order.profile, config=order.config, graphs=graphs, **common)
@@ -82,9 +86,11 @@ def run(order: Order) -> int:
     return exit_code(result)
 
 
-def main(text: str) -> int:
+def main(file: int) -> int:
     """As `edgetune.cli.program.main`: an error is one sentence and its exit status."""
-    order = msgspec.json.decode(text, type=Order)
+    with open(file, "rb") as order_file:
+        order_file.seek(0)
+        order = msgspec.json.decode(order_file.read(), type=Order)
     try:
         return run(order)
     except EdgetuneError as error:
@@ -107,4 +113,4 @@ def main(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(int(sys.argv[1])))

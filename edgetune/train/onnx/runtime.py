@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from edgetune.errors import InputError
+from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, version_of
 from edgetune.train.allocator import release_code
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -53,6 +56,7 @@ class Runtime:
         self._shrink = False
         self._shrinking = onnxruntime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        refuse_old_runtime()
         share_arena()
 
     def run(self, name: str, inputs: Arrays, outputs: Arrays) -> None:
@@ -80,9 +84,7 @@ class Runtime:
 
     def _session(self, name: str) -> _Session:
         if name not in self._sessions:
-            session = onnxruntime.InferenceSession(
-                self._load(name), self._options(), providers=["CPUExecutionProvider"]
-            )
+            session = _read(name, self._load(name), self._options())
             needs = [item.name for item in session.get_inputs()]
             gives = [item.name for item in session.get_outputs()]
             bound: dict[str, Bound] = dict.fromkeys((*needs, *gives), _nothing)
@@ -105,6 +107,35 @@ class Runtime:
         for key, value in _WAITING.items():
             options.add_session_config_entry(key, value)
         return options
+
+
+def _read(name: str, graph: bytes, options: Any) -> Any:
+    """A session of a graph; memory that runs out is for who asked (`edgetune.train.scarcity`).
+
+    Raises:
+        InputError: it is no graph that onnxruntime can read.
+    """
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NotImplemented) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the training graph {name} can't be read by onnxruntime {onnxruntime.__version__} ({reason}); delete"
+            " ~/.cache/edgetune/graphs, or export it anew."
+        ) from None
+
+
+def refuse_old_runtime() -> None:
+    """See that the onnxruntime at hand, whichever distribution brought it, is new enough.
+
+    Raises:
+        InputError: it is not.
+    """
+    if version_of(onnxruntime.__version__) < OLDEST_ONNXRUNTIME:
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise InputError(
+            f"--engine onnx needs onnxruntime {oldest} or newer, this is {onnxruntime.__version__}; update it."
+        )
 
 
 @cache

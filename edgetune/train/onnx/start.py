@@ -17,16 +17,22 @@ from edgetune.train.allocator import release_code
 from edgetune.train.engine import Engine, Source
 from edgetune.train.features import cached_sources
 from edgetune.train.folder import RunFolder
-from edgetune.train.onnx.cache import from_folder, graphs_of
+from edgetune.train.onnx.cache import are_written, from_folder, graphs_of
 from edgetune.train.onnx.engine import OnnxEngine
-from edgetune.train.onnx.runtime import LIBRARY, share_arena
+from edgetune.train.onnx.exported import check_copy
+from edgetune.train.onnx.runtime import LIBRARY, refuse_old_runtime, share_arena
 
 # What training brings besides onnxruntime, by name: for the baseline, which counts all imports.
 _LIBRARIES = ("numpy.random", "PIL.Image", "psutil", "edgetune.train.loop")
 
 
 def warm_up(plan: Plan) -> None:
-    """Bring in libraries and one dummy matrix product: the bare process of a run."""
+    """Bring in libraries and one dummy matrix product: the bare process of a run.
+
+    Raises:
+        InputError: onnxruntime is too old.
+    """
+    refuse_old_runtime()
     for name in _LIBRARIES:
         import_module(name)
     share_arena()
@@ -34,6 +40,11 @@ def warm_up(plan: Plan) -> None:
     with np.errstate(all="ignore"):  # an emulated processor raises flags here
         (square @ square).sum()
     release_code(LIBRARY)  # before the baseline, as before a step: what loading it took is no part of either
+
+
+def starts_processes(plan: Plan, folder: RunFolder) -> bool:
+    """Whether a process of its own will write the graphs: its memory counts like this one's."""
+    return not folder.graphs.is_dir() and not are_written(plan)
 
 
 def start_engine(
@@ -46,7 +57,10 @@ def start_engine(
         StorageError: there is no room for them.
     """
     refuse_levers(levers_of(plan), "plan anew, or go on with --engine torch")
-    load = from_folder(folder.graphs) if folder.graphs.is_dir() else graphs_of(plan)
+    exported = folder.graphs.is_dir()
+    if exported:
+        check_copy(folder.graphs)
+    load = from_folder(folder.graphs) if exported else graphs_of(plan)
     if not resume:
         folder.base.parent.mkdir(parents=True, exist_ok=True)
         spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from edgetune import schema
-from edgetune.errors import InputError
-from edgetune.schema import AlastPlan, Plan
+from edgetune.errors import InputError, MissingDependencyError
+from edgetune.schema import AlastPlan, Caps
+from edgetune.train import fit
 from edgetune.train.fit import planned_engine
 from tests.train.onnx.conftest import SPECS
 
@@ -27,13 +28,27 @@ def run(plan_of, tmp_path):
     return make
 
 
-def test_a_lean_run_changes_hands_and_says_so(run):
+def test_a_lean_run_may_change_hands(run):
     folder = run()
-    assert planned_engine(folder, None) == "torch"
-    assert planned_engine(folder, "onnx") == "onnx"
-    assert schema.load(folder / "plan.json", Plan).engine == "onnx"
-    assert planned_engine(folder, None) == "onnx"
-    assert planned_engine(folder, "torch") == "torch"
+    before = (folder / "plan.json").read_bytes()
+    assert [planned_engine(folder, engine) for engine in (None, "onnx", "torch")] == ["torch", "onnx", "torch"]
+    assert (folder / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("reason", ["not installed", "no room"])
+def test_an_engine_that_can_not_go_on_leaves_the_run_to_the_one_that_can(run, engine, reason, monkeypatch):
+    other = "onnx" if engine == "torch" else "torch"
+    folder = run(
+        model="vit_nano_patch8_64", engine=other, caps=Caps(memory_bytes=1 << 20 if reason == "no room" else None)
+    )
+    before = (folder / "plan.json").read_bytes()
+    if reason == "not installed":
+        monkeypatch.setitem(fit._STARTERS, engine, "edgetune.train.nowhere")
+    error, said = (InputError, "bare process") if reason == "no room" else (MissingDependencyError, "pip install")
+    with pytest.raises(error, match=said):
+        fit.resume(folder, engine=engine, quiet=True)
+    assert (folder / "plan.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from edgetune.errors import InputError
 from edgetune.train.halves import part_behind
 from edgetune.train.onnx.drawing import Drawing
 from edgetune.train.onnx.passing import count
@@ -73,3 +74,14 @@ def test_images_with_one_token_left_pass_an_mlp_together():
     assert part_behind(1, 197, 1) == 197
     assert part_behind(3, 65, 65) == 3
     assert part_behind(2, 99, 50) == 3
+
+
+def test_a_damaged_graph_is_no_defect():
+    with pytest.raises(InputError, match=r"the training graph mlp can't be read by onnxruntime .*; delete"):
+        Runtime(lambda name: b"damaged", threads=1).needs("mlp")
+
+
+def test_a_runtime_that_is_too_old_is_refused(monkeypatch):
+    monkeypatch.setattr("onnxruntime.__version__", "1.18.1")
+    with pytest.raises(InputError, match=r"needs onnxruntime 1\.19 or newer, this is 1\.18\.1"):
+        Runtime(lambda name: b"", threads=1)
