@@ -3,6 +3,7 @@
     python benchmarks/onnx_engine.py equal --model tiny --method last-4 --steps 20  # both engines, step by step
     python benchmarks/onnx_engine.py turns --model tiny --method half --steps 40  # step times, a step of each in turns
     python benchmarks/onnx_engine.py run --engine onnx --model tiny --method half  # one run of `edgetune fit`
+    python benchmarks/onnx_engine.py run --engine onnx --model tiny --method half --cold  # graphs not cached
     python benchmarks/onnx_engine.py capped --limit-mb 256 --model w1 --data W1 --weights FILE  # in a control group
     python benchmarks/onnx_engine.py accuracy  # of the runs of each engine on the same images, by seed
     python benchmarks/onnx_engine.py table
@@ -29,8 +30,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from machine import append, lines
 from turns import ratios, serve, take_turns
+
+from edgetune import schema
+from edgetune.schema import Plan
 
 MODELS = {
     "nano": ("vit_nano_patch8_64", 64, 32),
@@ -69,6 +74,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--limit-mb", type=int, default=256)
     parser.add_argument("--beside", type=int, default=0, help="of `turns`: processes that keep a processor busy")
+    parser.add_argument("--cold", action="store_true", help="of `run`: nothing is in the cache of graphs")
     parser.add_argument("--scratch", type=Path, help="of `worker`, which `turns` starts")
     options = parser.parse_args()
     if options.batch_size:
@@ -88,13 +94,15 @@ def turns(options: argparse.Namespace, scratch: Path) -> None:
 
     Where the plan caches features, steps take random ones: what a later epoch does.
     """
-    _data(scratch, 160, 16)
     name, _, batch = MODELS[options.model]
+    plan = _plan(options, scratch)
+    schema.save(plan, scratch / "plan.json")
     command = [sys.executable, __file__, "worker", "--scratch", str(scratch), "--threads", str(options.threads)]
     command += ["--model", options.model, "--method", options.method, "--batch-size", str(batch), "--engine"]
     with _busy(options.beside):
         found = take_turns({engine: [*command, engine] for engine in ("torch", "onnx")}, options.steps)
     record = {"what": "turns", "model": name, "method": options.method, "batch_size": batch, "beside": options.beside}
+    record |= {"plan": _settings(plan)}
     record |= {"levers": METHODS[options.method][1], "threads": options.threads, "engines": found}
     append("onnx_engine", record)
     median, low, high = ratios(found["onnx"]["steps_s"], of=found["torch"]["steps_s"])
@@ -121,7 +129,7 @@ def worker(options: argparse.Namespace, scratch: Path) -> None:
     from edgetune.measure import PeakMeter
 
     _, side, batch = MODELS[options.model]
-    plan = _plan(options, scratch, options.engine)
+    plan = for_engine(schema.load(scratch / "plan.json", Plan), options.engine)
     starter = _starter(options.engine)
     if options.engine == "torch":
         from edgetune.train.allocator import settle_allocators
@@ -145,6 +153,20 @@ def _starter(engine: str) -> Any:
     return importlib.import_module(f"edgetune.train.{'torch_start' if engine == 'torch' else 'onnx.start'}")
 
 
+def for_engine(plan: Any, engine: str) -> Any:
+    """The same plan for another engine."""
+    return msgspec.structs.replace(plan, engine=engine)
+
+
+def _settings(plan: Any) -> dict[str, Any]:
+    """What decides a step, for the record."""
+    from edgetune.plan.job import levers_of
+
+    return {"micro_batch_size": plan.micro_batch_size, "saved": plan.saved_activations, "k": plan.k} | {
+        name: value for name, value in msgspec.structs.asdict(levers_of(plan)).items() if value is not None
+    }
+
+
 def _engine(starter: Any, plan: Any, folder: Path) -> Any:
     from edgetune.train.folder import RunFolder
 
@@ -159,7 +181,8 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
 
     name, side, batch = MODELS[options.model]
     options.threads = 1  # for the numbers alone
-    plans = {engine: _plan(options, scratch, engine) for engine in ("onnx", "torch")}
+    plan = _plan(options, scratch)
+    plans = {engine: for_engine(plan, engine) for engine in ("onnx", "torch")}
     engines: dict[str, Any] = {}
     for engine in ("torch", "onnx"):
         starter = _starter(engine)
@@ -177,17 +200,12 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
 
     for _ in range(options.steps):
         taken = drawn()
-        reports = {
-            engine: made.train_step(taken, 2e-4, plans["torch"].micro_batch_size) for engine, made in engines.items()
-        }
+        reports = {engine: made.train_step(taken, 2e-4, plan.micro_batch_size) for engine, made in engines.items()}
         for engine, report in reports.items():
             found[engine].append(report.loss)
         same += (reports["onnx"].trained, reports["onnx"].kept) == (reports["torch"].trained, reports["torch"].kept)
     unseen = [drawn() for _ in range(-(-HELD_OUT // batch))]
-    answers = {
-        engine: made.evaluate(unseen, plans["torch"].micro_batch_size, lambda: False)
-        for engine, made in engines.items()
-    }
+    answers = {engine: made.evaluate(unseen, plan.micro_batch_size, lambda: False) for engine, made in engines.items()}
     away = [abs(ours - theirs) for ours, theirs in zip(found["onnx"], found["torch"], strict=True)]
     relative = [gap / max(1e-9, theirs) for gap, theirs in zip(away, found["torch"], strict=True)]
     record = {
@@ -210,12 +228,11 @@ def equal(options: argparse.Namespace, scratch: Path) -> None:
     print(json.dumps({key: value for key, value in record.items() if key != "losses"}))
 
 
-def _plan(options: argparse.Namespace, scratch: Path, engine: str) -> Any:
+def _plan(options: argparse.Namespace, scratch: Path) -> Any:
+    """One plan, of the lean trainer in fp32: either engine trains by it as it stands."""
     from edgetune.plan import make_plan
 
     (method, levers), (name, side, batch) = METHODS[options.method], MODELS[options.model]
-    if engine == "torch":
-        levers = [*levers, *LEAN]
     return make_plan(
         _data(scratch, 160, 16),
         model=name,
@@ -223,8 +240,8 @@ def _plan(options: argparse.Namespace, scratch: Path, engine: str) -> Any:
         image_size=side,
         batch_size=batch,
         method=method,
-        engine=engine,
-        levers=levers,
+        engine="torch",
+        levers=[*levers, *LEAN],
         threads=options.threads,
         epochs=1,
         seed=options.seed,
@@ -249,8 +266,10 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     capped = options.what == "capped"
     limit = options.limit_mb << 20 if capped else None
     started, first_s = time.perf_counter(), None
-    with _group(limit) as enter:
-        process = subprocess.Popen([*enter, *command], cwd=scratch)
+    cache = {"XDG_CACHE_HOME": str(scratch / "cache")} if options.cold else {}
+    group = _group(limit)
+    with group as enter:
+        process = subprocess.Popen([*enter, *command], cwd=scratch, env=os.environ | cache)
         while process.poll() is None:
             if first_s is None and (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size:
                 first_s = time.perf_counter() - started
@@ -269,6 +288,8 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
         "status": process.returncode,
         "first_step_s": first_s,
         "limit_bytes": limit,
+        "group_peak_bytes": group.peak_bytes,
+        "cold": options.cold,
         "torch_installed": _has_torch(options.python),
         "installed_bytes": _installed_bytes(options.python),
     }
@@ -293,6 +314,7 @@ class _group:  # noqa: N801 - used as a function
 
     def __init__(self, limit_bytes: int | None) -> None:
         self._limit = limit_bytes
+        self.peak_bytes: int | None = None  # page cache included
         self._path = Path("/sys/fs/cgroup/memory") / f"edgetune-{os.getpid()}"
 
     def __enter__(self) -> list[str]:
@@ -304,8 +326,7 @@ class _group:  # noqa: N801 - used as a function
 
     def __exit__(self, *exception: object) -> None:
         if self._limit is not None:
-            peak = (self._path / "memory.max_usage_in_bytes").read_text().strip()
-            print(f"control group: at most {int(peak) / 2**20:.1f} MiB, page cache included", file=sys.stderr)
+            self.peak_bytes = int((self._path / "memory.max_usage_in_bytes").read_text())
             self._path.rmdir()
 
 
@@ -360,14 +381,18 @@ def _installed_bytes(python: str) -> int:
 
 
 def table() -> None:
-    """What is in the file, as Markdown; of costs the medians over the runs of a kind's newest commit."""
-    print("| model | method | steps | largest difference, 20 steps | mean relative difference | same draw and tokens |")
-    print("|---|---|---:|---:|---:|---:|")
+    """Markdown: equal losses (the last line of each kind), runs, steps in turns."""
+    print("| model | batch | method | steps | largest difference, 20 | all steps | mean, relative | accuracy | same |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for line in _latest("equal", ("model", "method", "steps")):
-        same = f"{line['steps_with_the_same_draw_and_tokens']} of {line['steps']}"
+        if line["steps_with_the_same_draw_and_tokens"] != line["steps"]:
+            raise SystemExit(f"{line['model']}, {line['method']}: not the same draw and tokens in every step")
+        accuracy = line.get("accuracy", {})
+        shown = " and ".join(dict.fromkeys(f"{value:.1%}" for value in accuracy.values()))
         print(
-            f"| {line['model']} | {line['method']} | {line['steps']} | {line['largest_difference_20']:.1e} |"
-            f" {line['mean_relative_difference']:.1e} | {same} |"
+            f"| {line['model']} | {line['batch_size']} | {line['method']} | {line['steps']} |"
+            f" {line['largest_difference_20']:.1e} | {line['largest_difference']:.1e} |"
+            f" {line['mean_relative_difference']:.1e} | {shown} | {line.get('same_answers', '')} |"
         )
     print(
         "\n| engine | model | method | runs | process peak, MB | bare, MB | step, s (low to high) | to first step, s |"

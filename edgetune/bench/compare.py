@@ -21,6 +21,7 @@ from edgetune.schema import load
 _SAME = ("model", "image_size", "batch_size", "epochs", "train_images", "augment", "flip")
 _WORTH_SAYING = ("threads", "data", "weights", "seed", "evaluate_steps", "power_w", "classes", "val_images")
 _MIB = 1 << 20
+_KNOWN = {True: "measured", False: "modelled", None: "unknown"}
 
 Tables = list[tuple[str, tuple[str, ...], list[list[str]]]]
 
@@ -59,8 +60,10 @@ class Comparison:
             for one, other in self.pairs
             if (one.entry.arguments, one.entry.environment) != (other.entry.arguments, other.entry.environment)
         ]
-        if any(one.energy_measured is not other.energy_measured for one, other in self.pairs):
-            self.notes.append("joules are measured in one and modelled or unknown in the other.")
+        known = {(one.energy_measured, other.energy_measured) for one, other in self.pairs}
+        self.notes += [
+            f"joules are {_KNOWN[a]} in A and {_KNOWN[b]} in B." for a, b in sorted(known, key=str) if a is not b
+        ]
         scopes = {(one.energy_scope, other.energy_scope) for one, other in self.pairs if one.epoch_j and other.epoch_j}
         self.notes += [
             f"joules are of different things: {a} in A, {b} in B." for a, b in sorted(scopes, key=str) if a != b
@@ -77,7 +80,11 @@ class Comparison:
         figures: list[tuple[str, Callable[[MethodRow], Spread | None], Callable[[float], str], bool]] = [
             ("Peak above the bare process, MiB", lambda row: row.above_baseline_bytes, _mib, False),
             ("Seconds per epoch", lambda row: row.epoch_s, _three, False),
+            ("First epoch, s", lambda row: row.first_epoch_s, _three, False),
+            ("Later epochs, s", lambda row: row.later_epoch_s, _three, False),
+            ("Whole process, s", lambda row: row.total_s, _three, False),
             ("Joules per epoch", lambda row: row.epoch_j, _three, True),
+            ("Joules per epoch above idle", lambda row: row.net_epoch_j, _three, True),
             ("Share of the machine's rate of matrix products", lambda row: row.gemm_share, _percent, False),
         ]
         found: Tables = []
@@ -85,8 +92,9 @@ class Comparison:
             rows = [_row(one, other, figure, text, energy=energy) for one, other in self.pairs]
             if any(row[1:3] != ["—", "—"] for row in rows):
                 found.append((name, heads, rows))
-        accuracy = [_accuracies(one, other) for one, other in self.pairs]
-        found.append(("Accuracy, %", ("method", "A", "B", "B − A, points"), accuracy))
+        if not (self.first.settings.made_up or self.second.settings.made_up):  # on which every method is right
+            accuracy = [_accuracies(one, other) for one, other in self.pairs]
+            found.append(("Accuracy, %", ("method", "A", "B", "B − A, points"), accuracy))
         if self.first.memory_baseline and self.second.memory_baseline:
             own = [[one.entry.name, *_own(one), *_own(other)] for one, other in self.pairs]
             columns = ("method", "memory, A", "time, A", "memory, B", "time, B")
@@ -100,7 +108,8 @@ class Comparison:
         for letter, made in (("A", self.first), ("B", self.second)):
             lines += [f"{letter}: {line.removeprefix('- ')}" for line in machine_lines(made)]
             lines.append(f"{letter}: {made.repetitions} repetitions, {made.created}. {joules_text(made)}")
-        return [*lines, *self.notes, f"Medians. {MODELLED}: modelled, not measured."]
+        explained = f"Medians, with the lowest and highest in brackets. {MODELLED}: modelled, not measured."
+        return [*lines, *self.notes, explained]
 
     def markdown(self) -> str:
         """All of it as Markdown."""
@@ -131,7 +140,7 @@ def _row(
 ) -> list[str]:
     found = [figure(one), figure(other)]
     cells = [
-        "—" if spread is None else text(spread.median) + (MODELLED if energy and row.energy_measured is False else "")
+        _with_range(spread, text, MODELLED if energy and row.energy_measured is False else "")
         for row, spread in zip((one, other), found, strict=True)
     ]
     a, b = found
@@ -139,6 +148,14 @@ def _row(
         return [one.entry.name, *cells, "—"]
     modelled = energy and False in (one.energy_measured, other.energy_measured)
     return [one.entry.name, *cells, f"{b.median / a.median:.2f}" + (MODELLED if modelled else "")]
+
+
+def _with_range(spread: Spread | None, text: Callable[[float], str], mark: str) -> str:
+    """The median, and where the repetitions differ, from where to where."""
+    if spread is None:
+        return "—"
+    low, high = text(spread.low), text(spread.high)
+    return text(spread.median) + mark + (f" ({low}–{high})" if low != high else "")
 
 
 def _baselines(made: Bench) -> str:

@@ -15,6 +15,7 @@ from edgetune import schema
 from edgetune.bench.charts import charts_of, pareto
 from edgetune.bench.compare import Comparison
 from edgetune.bench.html import bench_page
+from edgetune.bench.page import cells
 from edgetune.bench.records import Bench, CurvePoint, Entry, Run, Spread
 from edgetune.bench.summary import summarise
 from edgetune.bench.verdict import losses, verdict_cells
@@ -114,6 +115,10 @@ def test_the_page_says_what_is_won_and_what_is_lost() -> None:
     random_colours = make_bench(data="made up: 8 images of 32 px, seed 0")
     assert {cells[-1] for cells in verdict_cells(random_colours)} == {"—"}
     assert "accuracy" not in losses(random_colours)
+    told = bench_page(random_colours)
+    assert "Its accuracy is" not in told
+    assert "Most accurate" not in told
+    assert {row[1] for row in cells(random_colours)} == {"—"}
     assert "http" not in page.split("<script")[0].replace("http-equiv", "")
 
 
@@ -133,7 +138,13 @@ def test_two_machines_side_by_side(two: tuple[Path, Path], tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["bench", "--compare", *map(str, two), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "compare.md").read_text().strip() in done.output
-    for said in ("processor a", "processor b", "threads differs", "| edgetune", "measured in one"):
+    for said in (
+        "processor a",
+        "processor b",
+        "threads differs",
+        "| edgetune",
+        "joules are measured in A and modelled in B",
+    ):
         assert said in done.output
     assert "<h2>Joules per epoch</h2>" in (tmp_path / "out" / "compare.html").read_text()
 
@@ -148,6 +159,8 @@ def test_a_comparison_divides_the_second_by_the_first(two: tuple[Path, Path]) ->
     tables = {name: rows for name, _, rows in Comparison(*two).tables()}
     assert {row[3] for row in tables["Seconds per epoch"]} == {"2.00"}
     assert {row[3] for row in tables["Peak above the bare process, MiB"]} == {"1.00"}
+    assert {"First epoch, s", "Later epochs, s", "Whole process, s"} <= set(tables)
+    assert any("(" in row[1] and "–" in row[1] for rows in tables.values() for row in rows)
     assert all("*" in row[2] and "*" not in row[1] for row in tables["Joules per epoch"])
 
 

@@ -114,6 +114,8 @@ def test_more_repetitions_and_methods_are_added_to_what_is_there(
     made = bench(out, methods=["full", "head"], repetitions=2, data=photos, **NANO)
     assert sorted(pretend) == [("full", 0), ("full", 1), ("head", 0), ("head", 1)]
     assert [row.runs for row in made.methods] == [2, 2]
+    made = bench(out, methods=["last-2"], repetitions=1, data=photos, **NANO)
+    assert {row.entry.name: row.runs for row in made.methods} == {"last-2": 1, "full": 1, "head": 1}
 
 
 def test_a_failed_run_is_tried_again_and_its_old_error_forgotten(
@@ -166,15 +168,25 @@ def test_a_torn_line_is_no_run(pretend: list[tuple[str, int]], photos: Path, tmp
     assert made.methods[0].runs == len(series.read_runs(log)) == 2
 
 
-@pytest.mark.parametrize("change", [{"epochs": 3}, {"seed": 1}, {"flip": False}])
+@pytest.mark.parametrize("change", [{"epochs": 3}, {"seed": 1}, {"flip": False}, {"root": Path("/")}])
 def test_a_folder_keeps_to_its_benchmark(
     pretend: list[tuple[str, int]], photos: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     out = tmp_path / "out"
     bench(out, methods=["full"], repetitions=1, data=photos, **NANO)
-    with pytest.raises(InputError, match=next(iter(change))):
+    with pytest.raises(InputError, match="sensors" if "root" in change else next(iter(change))):
         bench(out, methods=["full"], repetitions=1, data=photos, **(NANO | change))
     assert len(pretend) == 1
+
+
+def test_a_comparison_may_lie_in_a_benchmarks_folder(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    bench(out, methods=["full"], repetitions=1, data=photos, **NANO)
+    for name in ("compare.md", "compare.html"):
+        (out / name).write_text("A and B")
+    assert bench(out, methods=["full"], repetitions=1, data=photos, **NANO).methods[0].runs == 1
 
 
 def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:

@@ -151,6 +151,28 @@ def test_the_share_of_the_machine_is_of_its_rate_just_before() -> None:
     run = msgspec.structs.replace(make_run("full"), gemm_flops=100e9)  # 300 images of 1 GFLOP in 6 s
     assert row(summary([run]), "full").gemm_share.median == pytest.approx(0.5)
     assert row(summary([make_run("full")]), "full").gemm_share is None
+    slowed = msgspec.structs.replace(run, gemm_flops=10e9, gemm_after_flops=100e9)  # by others, just before
+    assert row(summary([slowed]), "full").gemm_share.median == pytest.approx(0.5)
+    assert summary([slowed]).gemm_flops.median == 100e9
+    assert summary([slowed], 1).warnings == []
+    impossible = summary([msgspec.structs.replace(run, gemm_flops=10e9)], 1)
+    assert [warning.split(" made")[0] for warning in impossible.warnings] == ["full: a run"]
+
+
+def test_runs_of_a_repetition_that_are_days_apart_are_no_neighbours() -> None:
+    first, late = make_run("full"), msgspec.structs.replace(make_run("head"), created="2026-01-02T00:00:00+00:00")
+    said = summary([first, late], 1).warnings
+    assert said == ["runs of repetition 0 were made over 24 hours: its ratios are of a machine at different hours."]
+    next_day = msgspec.structs.replace(late, repetition=1)
+    assert summary([first, next_day], 2).warnings == []
+
+
+def test_who_trained_on_plain_images_is_said() -> None:
+    mixed = summary([make_run("full", augmented=True), make_run("edgetune", augmented=False)], 1)
+    assert "Trained on plain images, since their features are cached: `edgetune`; the others" in markdown(mixed)
+    for augmented in (True, False, None):
+        alike = summary([make_run(name, augmented=augmented) for name in ("full", "edgetune")], 1)
+        assert "plain images" not in markdown(alike)
 
 
 def a_course(*points: tuple[int, float, float, float]) -> list[CurvePoint]:

@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from benchmarks.publish import DOCUMENT, FOLDER, again, placed, publish
+from benchmarks.publish import DOCUMENT, FOLDER, again, name_of, placed, publish
 from edgetune import schema
 from edgetune.bench.records import Entry
 from edgetune.bench.summary import summarise
@@ -34,6 +35,14 @@ def test_a_benchmark_goes_between_its_marks(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"photos.json", "photos.md", "photos.runs.jsonl"}
     with pytest.raises(SystemExit, match="has no marks"):
         placed(written, "w9", "table")
+
+
+def test_other_images_than_a_workloads_own_are_another_table() -> None:
+    settings = msgspec.structs.replace(SETTINGS, workload="w4", data="bundled: digits")
+    assert name_of(settings) == "w4"
+    assert name_of(msgspec.structs.replace(settings, data="fashion")) == "w4-fashion"
+    assert name_of(msgspec.structs.replace(settings, workload="w1", data="photos")) == "w1"
+    assert name_of(SETTINGS) == "photos"
 
 
 def test_the_document_has_a_place_for_every_workload() -> None:

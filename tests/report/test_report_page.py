@@ -277,6 +277,21 @@ def test_mistakes_are_shown_with_their_pictures(make_run: MakeRun) -> None:
     assert f"wrong on {wrong:,} of 2,000" in reader.text
 
 
+def test_the_matrix_has_the_true_class_in_rows(make_run: MakeRun) -> None:
+    run = make_run()
+    found = schema.load(run / "mistakes.json", schema.Mistakes)
+    classes = ["ant", "bee", "cow"]
+    confusion = [schema.Confusion(true=0, predicted=2, images=37), schema.Confusion(true=2, predicted=1, images=5)]
+    confusion += [schema.Confusion(true=each, predicted=each, images=100 + each) for each in range(3)]
+    made = msgspec.structs.replace(found, classes=classes, confusion=confusion, images=345, most_confident=[])
+    schema.save(made, run / "mistakes.json")
+    page = write_report(run).read_text()
+    matrix = page[page.index('class="matrix"') :].split("</table>")[0]
+    body = matrix.split("<tbody>")[1].split("<tr>")[1:]
+    cells = [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in body]
+    assert cells == [["ant", "100", "", "37"], ["bee", "", "101", ""], ["cow", "", "5", "102"]]
+
+
 def test_odd_mistakes_do_not_break_the_page(make_run: MakeRun) -> None:
     run = make_run()
     found = schema.load(run / "mistakes.json", schema.Mistakes)
