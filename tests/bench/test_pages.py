@@ -37,10 +37,11 @@ METHODS = {  # peak MiB, seconds, accuracy
 }
 
 
-def make_bench(*, energy: bool | None = True, repetitions: int = 3, **settings: Any) -> Bench:
+def make_bench(*, energy: bool | None = True, repetitions: int = 3, more: int = 0, **settings: Any) -> Bench:
     """A benchmark with a known winner in everything but accuracy. `energy`: measured, modelled (False) or unknown."""
+    methods = METHODS | {f"another-method-{number}": (200, 6.0, 0.7) for number in range(more)}
     runs: list[Run] = []
-    for name, (peak, seconds, accuracy) in METHODS.items():
+    for name, (peak, seconds, accuracy) in methods.items():
         for repetition in range(repetitions):
             took = seconds * (1 + 0.05 * (repetition - 1))
             figures: dict[str, Any] = {"peak_bytes": 100 + peak * MIB, "epochs_s": [took] * 3}
@@ -54,7 +55,7 @@ def make_bench(*, energy: bool | None = True, repetitions: int = 3, **settings: 
             ]
             run = make_run(name, repetition, **figures)
             runs.append(msgspec.structs.replace(run, gemm_flops=1e11, idle_w=4.0 if energy else None))
-    entries = [Entry(name=name, method=name) for name in METHODS]
+    entries = [Entry(name=name, method=name) for name in methods]
     return summarise(msgspec.structs.replace(SETTINGS, evaluate_steps=20, **settings), entries, runs, repetitions)
 
 
@@ -194,10 +195,12 @@ COLORS = """
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("energy", [True, False, None])
-def test_the_page_is_whole(browser: Browser, tmp_path: Path, width: int, scheme: str, energy: bool | None) -> None:
+@pytest.mark.parametrize(("energy", "more"), [(True, 0), (False, 0), (None, 9)])
+def test_the_page_is_whole(
+    browser: Browser, tmp_path: Path, width: int, scheme: str, energy: bool | None, more: int
+) -> None:
     path = tmp_path / "bench.html"
-    made = make_bench(energy=energy)
+    made = make_bench(energy=energy, more=more)
     path.write_text(bench_page(made))
     browser.open(path, width, scheme)
     assert browser.complaints() == []

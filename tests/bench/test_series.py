@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,25 @@ def test_going_on_repeats_only_what_failed(series: Told, photos: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout.count("done before") == 2
     assert (series.out / "runs.jsonl").read_text() == before
+
+
+def test_a_series_that_is_ended_goes_on_where_it_was(photos: Path, tmp_path: Path) -> None:
+    line = command(photos, tmp_path / "out", "--methods", "head,last-1", "--repetitions", "1", "--seed", "1")
+    log = tmp_path / "out" / "runs.jsonl"
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1.0)  # into the next run, which is ended with it
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert len(series.read_runs(log)) == 1
+    first = log.read_bytes()
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "1/2 head: done before" in done.stdout
+    assert log.read_bytes().startswith(first)
+    assert [run.entry.name for run in series.read_runs(log) if run.figures] == ["head", "last-1"]
 
 
 # --- pretended ones ---------------------------------------------------------------------------------------------------
