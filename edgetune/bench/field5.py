@@ -124,7 +124,7 @@ class FieldRow(Record, frozen=True):
     others_share: float | None
     machine: Machine
     created: str
-    gemm_flops: float | None = None  # FLOP/s of fp32 matrix products on one thread, just before
+    gemm_flops: float | None = None  # FLOP/s of fp32 matrix products on one thread, the better of before and after
     warnings: list[str] = msgspec.field(default_factory=list)
 
 
@@ -196,7 +196,7 @@ def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
     if find_spec("timm") is None:
         raise MissingDependencyError("timm", "bench", "--workload field5")
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES} | TRIMMED
-    gemm_flops = measure_gemm(threads=1)
+    before = measure_gemm(threads=1)
     bystanders = Bystanders()
     command = [sys.executable, "-m", "edgetune.bench.field5_row", table.model, str(table.batch_size), given.name]
     done = subprocess.run(
@@ -210,7 +210,7 @@ def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
         model=table.model,
         row=given.name,
         others_share=bystanders.share(),
-        gemm_flops=gemm_flops,
+        gemm_flops=max(filter(None, (before, measure_gemm(threads=1))), default=None),
         machine=machine,
         created=schema.now(),
         **said,
@@ -239,14 +239,15 @@ def field5_markdown(made: Field5) -> str:
         lines += [
             f"**{table.title}**, batch {table.batch_size}, one thread: given → here",
             "",
-            "| what trains / how | saved MB | peak MB | peak, less by | ms/image | faster by |",
-            "|---|---:|---:|---:|---:|---:|",
+            "| what trains / how | saved MB | peak MB | peak, less by | ms/image | faster by | at one rate |",
+            "|---|---:|---:|---:|---:|---:|---:|",
             *(_line(given, found, table.rows[0]) for given in table.rows if given.name in found),
             "",
         ]
     lines += [
         f"`!`: more than {_MEMORY_NOISE:.0%} off in memory, {_TIME_NOISE:.0%} off in the factor of time. Milliseconds"
-        " are the process's own CPU time, and of other machines.",
+        " are the process's own CPU time, and of other machines. At one rate: the factor of time had the machine"
+        " multiplied matrices as fast around either row as around the other; —: not measured.",
     ]
     lines += _spread(made.rows)
     rates = sorted(row.gemm_flops for row in made.rows if row.gemm_flops)
@@ -293,7 +294,14 @@ def _line(given: Given, found: dict[str, FieldRow], full: Given) -> str:
         _pair(given.image_ms, 1000 * row.image_s, None),
         _pair(time_factor, our_time, _TIME_NOISE),
     ]
-    return f"| {given.name} | {' | '.join(cells)} |"
+    return f"| {given.name} | {' | '.join(cells)} | {_at_one_rate(ours, row)} |"
+
+
+def _at_one_rate(full: FieldRow | None, row: FieldRow) -> str:
+    """How much faster a row is by what the machine could have multiplied meanwhile."""
+    if full is None or not full.gemm_flops or not row.gemm_flops:
+        return "—"
+    return f"{full.image_s * full.gemm_flops / (row.image_s * row.gemm_flops):.3g}"
 
 
 def _factor(full: float | None, row: float | None) -> float | None:

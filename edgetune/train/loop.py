@@ -281,12 +281,17 @@ class Loop:
 
     def _attempt(self, batch: Batch, rate: float) -> StepReport | None:
         """One step, in smaller micro-batches while memory runs out; None when even one image at a time is too much."""
+        spoilt = False
         while True:
             try:
+                if spoilt:
+                    with memory_errors():
+                        batch = next(iter(self.train.epoch(self.progress.epoch, batch.number)))
                 return self.engine.train_step(batch, rate, self.progress.micro_batch_size)
             except OutOfMemoryError as error:
                 if not self._tighten(f"out of memory ({error})"):
                     return None
+                spoilt = batch.images.ndim == 3  # cached features, which the lean trainer writes over
 
     def _should_stop(self) -> StoppedBy | None:
         return "user" if self.interrupted() else self.budget.spent_cap()

@@ -34,7 +34,7 @@ def test_the_given_factors_follow_from_its_figures() -> None:
     text = field5_markdown(
         Field5(rows=[a_row("all, AdamW", 229, 280, 0.2), a_row("last 2 blocks", 39, 50, 0.1)], created="")
     )
-    assert "| last 2 blocks | 39 → 39 | 54 → 50 | 5.19 → 5.6 | 58 → 100 | 2.57 → 2 ! |" in text
+    assert "| last 2 blocks | 39 → 39 | 54 → 50 | 5.19 → 5.6 | 58 → 100 | 2.57 → 2 ! | — |" in text
     assert "upper bounds" not in text
     crowded = Field5(rows=[a_row("all, AdamW", 229, 320, 0.2, others_share=0.5)], created="")
     assert "280 → 320 !" in field5_markdown(crowded)
@@ -44,6 +44,8 @@ def test_the_given_factors_follow_from_its_figures() -> None:
         Field5(rows=rates, created="")
     )
     assert "GFLOP/s" not in text
+    slowed = [a_row("all, AdamW", 229, 280, 0.2, gemm_flops=100e9), a_row("MeZO", 0, 28, 0.2, gemm_flops=50e9)]
+    assert "→ 1 ! | 2 |" in field5_markdown(Field5(rows=slowed, created=""))
 
 
 def test_of_several_runs_the_fastest_counts_and_the_spread_is_said() -> None:

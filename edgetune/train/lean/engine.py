@@ -2,9 +2,9 @@
 
 A step goes through the network block by block, and through a block in parts of the batch (`micro_batch_size` images),
 so that what a block needs for itself is bounded by the part, while its weights are read once. The residual stream of
-the batch is changed in place. Backwards, the gradient of a half of a block is summed over the parts, updates its
-weights, and is gone before the next half begins: the same sums, in the same order, as one pass over the whole batch
-would give.
+the batch is changed in place, and so are features that come from a cache. Backwards, the gradient of a half of a block
+is summed over the parts, updates its weights, and is gone before the next half begins: the sum that one pass over the
+whole batch would give, added up in another order.
 
     below the lowest trained block   nothing is kept; weights may be small or on disk; features may come from a cache
     above it                         what `edgetune.model.block` says is saved, in the plan's precision
@@ -331,6 +331,7 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
             "progress": progress,
             "controller": self.controller.state_dict() if self.controller else None,
             "steps": steps,
+            "stepped": sorted(self._stepped),
         }
         save_weights(path, tensors, {"edgetune": kept})
         return path.stat().st_size
@@ -338,6 +339,7 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
     def _take_up(self, base: Path, path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as stored, torch.no_grad():
             kept: dict[str, Any] = json.loads(stored.metadata()["edgetune"])
+            self._stepped = set(kept.get("stepped", ()))
             names = list(stored.keys())
             if not names:  # written before the first step
                 return kept

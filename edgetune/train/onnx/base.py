@@ -141,6 +141,7 @@ class OnnxBase(HalvesEngine[Floats], ABC):
             "progress": progress,
             "controller": self.controller.state_dict() if self.controller else None,
             "steps": {name: group.steps for name, group in self._groups.items()},
+            "stepped": sorted(self._stepped),
         }
         write_arrays(path, arrays, {"edgetune": json.dumps(kept, ensure_ascii=False)})
         return path.stat().st_size
@@ -159,6 +160,7 @@ class OnnxBase(HalvesEngine[Floats], ABC):
     def _take_up(self, path: Path) -> dict[str, Any]:
         with ArrayStore(path) as stored:
             kept: dict[str, Any] = json.loads(stored.header.metadata["edgetune"])
+            self._stepped = set(kept.get("stepped", ()))
             if not stored.names:  # written before the first step
                 return kept
             for name, values in self._trained_weights().items():

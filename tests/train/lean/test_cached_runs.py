@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from edgetune import schema
 from edgetune.data.folder import scan
-from edgetune.data.loader import Loader
+from edgetune.data.loader import Batch, Loader
 from edgetune.data.sizes import feature_bytes
 from edgetune.errors import InputError
 from edgetune.model.registry import find_spec
@@ -29,7 +29,9 @@ from edgetune.schema import Plan, Result
 from edgetune.train.features import FeatureLoader
 from edgetune.train.fit import fit, resume
 from edgetune.train.folder import RunFolder
+from edgetune.train.lean import engine as room
 from edgetune.train.lean.below import FrozenPart
+from edgetune.train.lean.engine import LeanEngine
 from edgetune.train.lean.start import start_engine
 
 LEAN = (
@@ -339,3 +341,29 @@ def test_memory_that_runs_out_while_the_cache_is_filled_costs_nothing(
     assert sizes[1] < sizes[0]
     assert found.work.images == whole.work.images
     assert found.accuracy.last == pytest.approx(whole.accuracy.last, abs=0.2)
+
+
+def test_a_step_that_memory_ended_is_repeated_on_the_same_features(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the memory in which the stream is written over, so they have to be read again."""
+    entered: list[np.ndarray] = []
+    step, backward = LeanEngine._step, room.mlp_backward
+
+    def noted(self: LeanEngine, batch: Batch, *arguments: Any) -> Any:
+        entered.append(batch.images.copy())
+        return step(self, batch, *arguments)
+
+    def fail_once(*arguments: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr(room, "mlp_backward", backward)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(LeanEngine, "_step", noted)
+    monkeypatch.setattr(room, "mlp_backward", fail_once)
+    made = plan(*CACHED)
+    result = fit(made, tmp_path / "run", quiet=True)
+    assert result.stopped_by == "epochs"
+    assert entered[0].ndim == 3
+    assert np.array_equal(entered[0], entered[1])
+    assert not np.array_equal(entered[1], entered[2])
+    assert len(entered) == made.total_steps + 1

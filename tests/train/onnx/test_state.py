@@ -69,7 +69,7 @@ def test_a_state_of_another_optimizer_is_refused(pair, tmp_path):
         engine.load_state(made.base, tmp_path / "state")
 
 
-def test_memory_that_runs_out_is_said_and_nothing_is_updated_twice(pair, monkeypatch):
+def test_memory_that_runs_out_is_said_and_nothing_is_updated_twice(pair, monkeypatch, tmp_path):
     from edgetune.train.scarcity import OutOfMemoryError
 
     made, calls = pair("plain", "last-2", "optimizer=sgd-plain"), []
@@ -86,6 +86,14 @@ def test_memory_that_runs_out_is_said_and_nothing_is_updated_twice(pair, monkeyp
     with pytest.raises(OutOfMemoryError):
         made.onnx.train_step(batch, 1.0, 5)
     moved = made.onnx._groups["head"].values.copy()
+    moved_head = made.onnx._trained_weights()["head.weight"].copy()
+    made.onnx.save_state(tmp_path / "state", {})
     made.onnx.train_step(batch, 1.0, 2)
     assert (made.onnx._groups["head"].values == moved).all()
     assert {group.steps for group in made.onnx._groups.values()} == {1}
+    for engine in (OnnxEngine(made.plan, made.base, build(SPECS["plain"], "sgd-plain", None)), made.torch):
+        engine.load_state(made.base, tmp_path / "state")  # as --resume does, where nothing smaller was left to try
+        engine.train_step(batch, 1.0, 2)
+        np.testing.assert_array_equal(np.asarray(engine._trained_weights()["head.weight"]), moved_head)
+        engine.train_step(batch, 1.0, 2)
+        assert not np.array_equal(np.asarray(engine._trained_weights()["head.weight"]), moved_head)
