@@ -47,6 +47,7 @@ def plan(
     elsewhere: Annotated[
         bool, typer.Option("--elsewhere", help="The profile is of the board that will run it.")
     ] = False,
+    root: flags.Root = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the trade-off here.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="Show what a step takes, block by block.")] = False,
     json: flags.Json = False,
@@ -55,7 +56,7 @@ def plan(
     from edgetune import schema
 
     options = _options(locals(), config)
-    made, _ = _planned_anew(options, elsewhere=elsewhere, json=json)
+    made, _ = _planned_anew(options, elsewhere=elsewhere, json=json, sensors=_system(root))
     if out is not None:
         schema.save(made, out)
     if html is not None:

@@ -127,7 +127,7 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     step_bytes, share, moments_of = LEAN_STEP_BYTES, LEAN_SLACK_SHARE, lean_bill.moments
     if job.engine == "onnx":
         step_bytes, share, moments_of = onnx_bill.STEP_BYTES, onnx_bill.SLACK_SHARE, onnx_bill.moments
-    elif job.cached:
+    elif job.over_features:
         step_bytes = _CACHED_STEP_BYTES if job.k else _CACHED_HEAD_STEP_BYTES
     slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + share
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
@@ -229,7 +229,12 @@ def weight_bytes(job: Job) -> int:
 def trainable_count(job: Job) -> int:
     """Weights that ever train."""
     embeddings, _, head = _counts(job.spec)
-    return head + (embeddings if job.embeddings_trainable else 0) + sum(job.trainable) * _block_count(job)
+    return head + (embeddings if job.embeddings_trainable else 0) + blocks_trainable_count(job)
+
+
+def blocks_trainable_count(job: Job) -> int:
+    """Of them, those of blocks."""
+    return sum(job.trainable) * _block_count(job)
 
 
 def optimizer_bytes(job: Job) -> int:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from itertools import groupby
 
-from edgetune.plan.bill import FLOAT_BYTES, optimizer_bytes, trainable_count
+from edgetune.plan.bill import FLOAT_BYTES, blocks_trainable_count, optimizer_bytes, trainable_count
 from edgetune.plan.cache import planned_cache
 from edgetune.plan.job import Job, entering
+from edgetune.plan.lean_bill import saved_numbers
 from edgetune.plan.levers import frozen_arithmetic
 from edgetune.plan.rates import Part, Rates, Way
 from edgetune.plan.work import tail_share
@@ -17,6 +18,12 @@ from edgetune.plan.work import tail_share
 _UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
 # The same of AdamW with less state, in numbers quantised and read back.
 _UPDATE_VALUES = {"int8": 6.5, "factored": 3.0}
+# Calls of the arithmetic's library, whose number counts where tensors are small (read off `edgetune.train.lean`): of a
+# large tensor put away and read back, of a small one; of updating a block by the optimizer's state.
+_CALL_S = 4e-6  # each, where no probe says
+_PUT_CALLS, _SMALL_PUT_CALLS = {"fp32": 4, "bf16": 5, "int8": 15, "int4": 23}, 4
+_LARGE_PUTS, _SMALL_PUTS, _PUTS_OF_INPUTS = 5, 5, 2  # of a block for one part of a batch; with recomputation
+_UPDATE_CALLS = {"fp32": 16, "int8": 80, "factored": 350}
 # Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
 _PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
 # Frozen weights made ready for products in fp32 and in bf16: in copies of as many floats. Those on disk are read.
@@ -27,7 +34,7 @@ _READY_COPIES = {
 _READ_COPIES = 2.0  # of the file cache, where no probe says
 _MERGE_COPIES = {"fp32": 2.0, "bf16": 6.0}  # attention's matrices with their adapters added
 _COPY_BYTES_PER_S = 4e9  # where no probe says
-_LOWEST_SHARE = 0.75  # of passing the gradient on, in a block whose input needs none
+_LOWEST_SHARE = 0.75  # of passing the gradient on, in a block with adapters whose input needs none
 _ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of its adapters
 # Trained blocks in a run, against their probes, which find everything in caches: medians of 23 runs. Over
 # cached features the math library is told to give its memory back after each product (`edgetune.train.allocator`).
@@ -59,6 +66,7 @@ class Clock:
         self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
         self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
         self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
+        self._call_s = rates.compute.call_s or _CALL_S
         self._value_s = 1 / (rates.compute.quantise_values_per_s or self._copy_bytes_per_s / 8)
 
     def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
@@ -125,7 +133,8 @@ class Clock:
             below += lowest[place]
             passing = passes * self._block("pass_gradient", index, images, self._way)
             if not job.embeddings_trainable:  # nothing below asks for the gradient of its input
-                passing += lowest[place] * self._block("pass_gradient", index, images, self._way, _LOWEST_SHARE)
+                share = _LOWEST_SHARE if job.lora_rank else 1.0  # norms that train ask for all but their input's
+                passing += lowest[place] * self._block("pass_gradient", index, images, self._way, share)
             if job.saved_activations == "recompute":
                 passing += min(1.0, passes + lowest[place]) * self._block("forward", index, images, self._way)
             if job.lora_rank:
@@ -139,14 +148,21 @@ class Clock:
         return self._in_a_run * self._embedding(self._images)
 
     def packing_s(self) -> float:
-        """Putting what one image leaves for the backward pass away, and back."""
-        job, spec = self.job, self.job.spec
+        """Putting what a batch leaves for the backward pass away, and back, on average over the draws of K blocks."""
+        job = self.job
         if not job.lean:
             return 0.0
-        first = 0 if job.embeddings_trainable else job.lowest
-        tokens = sum(self._tokens[first:])
-        numbers = tokens * (2 * spec.width if job.saved_activations == "recompute" else 6 * spec.width + spec.hidden)
-        again = tokens * (6 * spec.width + spec.hidden) if job.saved_activations == "recompute" else 0
+        numbers = again = calls = 0.0
+        recompute = job.saved_activations == "recompute"
+        put = _PUT_CALLS[job.levers.saved_precision]
+        for index, chance in self._kept():
+            inputs, products = saved_numbers(job.spec, index, self._tokens[index])
+            numbers += chance * (inputs if recompute else inputs + products)
+            again += chance * (inputs + products) if recompute else 0.0
+            exactly = _SMALL_PUTS * _SMALL_PUT_CALLS
+            once = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"] if recompute else _LARGE_PUTS * put
+            calls += chance * (once + exactly)
+        numbers, again = job.batch_size * numbers, job.batch_size * again
         copy_s = FLOAT_BYTES / self._copy_bytes_per_s
         prices = {
             "fp32": _PACK_COPIES["fp32"] * copy_s,
@@ -154,17 +170,31 @@ class Clock:
             "int8": self._value_s,
             "int4": _INT4 * self._value_s,
         }
-        return numbers * prices[job.levers.saved_precision] + again * prices["fp32"]
+        return numbers * prices[job.levers.saved_precision] + again * prices["fp32"] + job.parts * calls * self._call_s
+
+    def _kept(self) -> Iterator[tuple[int, float]]:
+        """Blocks that keep something, and in what share of the steps: those from the lowest one that was drawn on."""
+        job = self.job
+        trained = [index for index, trains in enumerate(job.trainable) if trains]
+        number, k = len(trained), min(job.k, len(trained))
+        for index in range(0 if job.embeddings_trainable else job.lowest, job.spec.depth):
+            above = sum(place > index for place in trained)
+            never = 0.0 if job.embeddings_trainable or not number else math.comb(above, k) / math.comb(number, k)
+            yield index, 1.0 - never
 
     def update_s(self, parts: int) -> float:
         """The optimizer, autograd adding the gradients of its parts, and what surrounds a step."""
         job = self.job
-        weights = trainable_count(job) * (job.k / max(1, sum(job.trainable)) if job.k else 1.0)
+        # the classifier is updated in every step, and so are embeddings that train
+        resting = 1 - job.k / sum(job.trainable) if job.k else 0.0
+        weights = trainable_count(job) - resting * blocks_trainable_count(job)
         added = 0.0 if job.lean else (parts - 1) * _ADDED_COPIES
         copies = (_UPDATE_COPIES[job.levers.optimizer] + added) * FLOAT_BYTES / self._copy_bytes_per_s
-        if job.lean and job.levers.optimizer == "adamw" and job.levers.optimizer_state != "fp32":
-            return _STEP_S + weights * _UPDATE_VALUES[job.levers.optimizer_state] * self._value_s
-        return _STEP_S + weights * copies
+        state = job.levers.optimizer_state if job.lean and job.levers.optimizer == "adamw" else "fp32"
+        calls_s = job.k * _UPDATE_CALLS[state] * self._call_s if job.lean else 0.0
+        if state != "fp32":
+            return _STEP_S + calls_s + weights * _UPDATE_VALUES[state] * self._value_s
+        return _STEP_S + calls_s + weights * copies
 
     def first_step_s(self) -> float:
         """What the first step takes beyond the others."""

@@ -82,7 +82,7 @@ def time_of(
         return None
     spec, clock = job.spec, Clock(job, rates)
     slower, parts = _slower(job), job.parts
-    kept = job.batch_size * clock.packing_s()
+    kept = clock.packing_s()
     update = clock.update_s(parts) + clock.ready_in_step_s()
     image = clock.image_s(file_bytes)
     part, group = job.micro_batch_size, group_size(spec, job.micro_batch_size)
@@ -150,7 +150,7 @@ def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | 
     ]
     image_s = clock.feature_s() if job.over_features else clock.image_s(file_bytes)
     rest = {
-        "saved tensors packed and unpacked": job.batch_size * clock.packing_s(),
+        "saved tensors packed and unpacked": clock.packing_s(),
         "frozen weights made ready": clock.ready_in_step_s(),
         "optimizer": clock.update_s(job.parts),
         "features read" if job.over_features else "images read": job.batch_size * image_s,

@@ -110,15 +110,10 @@ def saved_bytes(job: Job, index: int) -> float:
     """What block `index` keeps of a batch, at the most tokens the plan lets into it."""
     spec, levers = job.spec, job.levers
     tokens, leaving = [*entering(spec, job.keep_max), 0.0][index : index + 2]
-    width, hidden = spec.width, spec.hidden
     recompute = levers.saved_activations == "recompute"
     read = spec.readers if index == spec.depth - 1 else None
-    if read is None:
-        inputs, products = tokens * 2 * width, tokens * (4 * width + hidden)
-        exact = tokens * (4 + spec.heads)
-    else:
-        inputs, products = (tokens + read) * width, tokens * 2 * width + read * (2 * width + hidden)
-        exact = tokens * 2 + read * (2 + spec.heads)
+    inputs, products = saved_numbers(spec, index, tokens)
+    exact = tokens * (4 + spec.heads) if read is None else tokens * 2 + read * (2 + spec.heads)
     if recompute:
         products = exact = 0
     # what a product in bf16 gave is kept in bf16 where nothing smaller is asked for
@@ -126,6 +121,15 @@ def saved_bytes(job: Job, index: int) -> float:
     positions = 8 * leaving if job.drops_tokens else 0
     large = packed_bytes(inputs, levers.saved_precision) + packed_bytes(products, of_products)
     return job.batch_size * (large + FLOAT_BYTES * exact + positions)
+
+
+def saved_numbers(spec: ViTSpec, index: int, tokens: float) -> tuple[float, float]:
+    """Numbers of one image that block `index` saves in the plan's precision: of its halves' inputs, and of the rest."""
+    width, hidden = spec.width, spec.hidden
+    read = spec.readers if index == spec.depth - 1 else None
+    if read is None:
+        return tokens * 2 * width, tokens * (4 * width + hidden)
+    return (tokens + read) * width, tokens * 2 * width + read * (2 * width + hidden)
 
 
 def group_size(spec: ViTSpec, part: int) -> int:
@@ -155,7 +159,7 @@ def moments(job: Job) -> list[Moment]:
     passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
     weights = passing_bytes(job)
     # blocks with adapters are frozen themselves: they are made ready at every step
-    above = (_ready_bytes(job) if job.lora_rank else 0) if job.cached else weights
+    above = (_ready_bytes(job) if job.lora_rank else 0) if job.over_features else weights
     found: list[Moment] = []
     if first > 0:
         group = group_size(spec, part) if job.cached else job.batch_size
@@ -176,7 +180,7 @@ def moments(job: Job) -> list[Moment]:
 
 def data_bytes(job: Job, decode_bytes: int) -> int:
     """Images of a batch, or of a part of one where a cache is filled from them, and what decoding needs."""
-    images = job.micro_batch_size if job.cached else job.batch_size
+    images = job.micro_batch_size if job.over_features else job.batch_size
     return 2 * FLOAT_BYTES * images * 3 * job.spec.image_size**2 + decode_bytes
 
 

@@ -28,10 +28,11 @@ REFERENCE_BATCH = 32
 WARM_UP_SHARE = 0.05
 DEFAULT_EPOCHS = 10
 
-# The recipe of `edgetune` without pressure from any cap (benchmarks/recipes.json holds the same): the trailing sixth
-# of the blocks, all of them every step, on all tokens, over features that are computed once. Field results that led
-# here: a block above the lowest trained one is paid for whether it trains or not, and trailing blocks carry most of
-# what a new task needs; dropping tokens has yet to earn its place against that (docs/lean.md).
+# The recipe of `edgetune` without pressure from any cap (benchmarks/recipes.json says it in words, and a test holds
+# them to this): the trailing sixth of the blocks, all of them every step, on all tokens, over features that are
+# computed once. Field results that led here: a block above the lowest trained one is paid for whether it trains or
+# not, and trailing blocks carry most of what a new task needs; dropping tokens has yet to earn its place against that
+# (docs/lean.md).
 TRAINED_SHARE = 1 / 6
 RECIPE = Levers(
     trainer="lean",

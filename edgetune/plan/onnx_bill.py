@@ -25,7 +25,7 @@ def moments(job: Job) -> list[Moment]:
     places = 2 * row * job.batch_size * spec.tokens
     inside = 6 * spec.width + 5 * spec.hidden  # numbers a token, of the MLP's backward pass at its highest
     weights = lean_bill.passing_bytes(job)
-    above = weights if job.lora_rank or not job.cached else 0
+    above = weights if job.lora_rank or not job.over_features else 0
     found: list[Moment] = []
     forward = (
         FLOAT_BYTES

@@ -239,6 +239,26 @@ def _quantise(bench: Bench) -> Iterator[Line]:
     yield {"compute": {"quantise_values_per_s": values.numel() / timing.seconds}}
 
 
+@probe("call", "small")
+def _call(bench: Bench) -> Iterator[Line]:
+    """One of the many small operations that packing and updates consist of, where its numbers are too few to count."""
+    import torch
+
+    values = torch.randn(2, 64, device=bench.device)
+    codes = torch.empty(values.shape, dtype=torch.int8, device=bench.device)
+    scales = torch.empty(2, 1, device=bench.device)
+    calls, repeats = 8, 50
+
+    def work() -> None:
+        for _ in range(repeats):
+            torch.mul(values.abs().amax(1, keepdim=True), 1 / 127, out=scales)
+            scales.clamp_(min=1e-30)
+            codes.copy_((values / scales).round_())
+            codes.float()
+
+    yield {"compute": {"call_s": bench.time(work, bench.brief_s).seconds / (calls * repeats)}}
+
+
 @probe("decode", "jpeg")
 def _decode(bench: Bench) -> Iterator[Line]:
     """Images read as training reads them: a cost for each byte of the file and for each value that the model gets."""

@@ -98,6 +98,7 @@ class Compute(Record, frozen=True):
     write_bytes_per_s: float | None = None  # brought to the disk of the working folder
     read_bytes_per_s: float | None = None  # of what the system still has of a file in memory
     fresh_bytes_per_s: float | None = None  # of memory written to for the first time
+    call_s: float | None = None  # of an operation on a few numbers: what starting one takes
     import_s: float | None = None  # of the engine
     runtime_bytes: int | None = None  # resident memory of the bare process (the contract's baseline)
     block_costs: list[BlockCost] = []

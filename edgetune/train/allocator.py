@@ -7,7 +7,7 @@ and took 1.86 s a step instead of 1.34 s. So it is a lever of the plan (`allocat
 
 With the other one, the lean trainer wants freed memory kept: left alone, glibc hands the top of its heap back whenever
 a few temporaries of a block are freed, and the kernel finds and clears the same pages anew (44,646 page faults a step
-of that ViT-S, 1.4 times the time; the peak is the same).
+of that ViT-S, 1.4 times the time; what is kept costs some 8 MiB at the peak).
 See mallopt(3).
 """
 

@@ -39,6 +39,7 @@ from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.units import format_energy, format_size
 
 _STARTERS = {"torch": "edgetune.train.torch_start", "onnx": "edgetune.train.onnx.start"}
+_ANSWERS_WITHIN_S, _LOOK_EVERY_S = 3.0, 0.05  # a sensor that is to hold a cap
 _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
 
 
@@ -183,6 +184,8 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         raise InputError("--energy can't be held here: no power sensor answers; add --power with the watts drawn.")
     # now: imports, reading weights and measuring what is drawn at rest are part of what a run spends
     with EnergyMeter(source, warn=sitting.system.warn) as energy, energy.window() as window:
+        if plan.caps.energy_j is not None:
+            _await_watts(energy)
         ended = _train(plan, folder, sitting, energy, window, resume=resume)
     warnings = [*ended.warnings, *sitting.system.warnings]
     result = _result(ended.loop, ended.stopped_by, source, ended.throttled, warnings)
@@ -192,6 +195,23 @@ def _run(plan: Plan, folder: RunFolder, sitting: _Sitting, *, resume: bool) -> R
         kept = f"the best checkpoint is {folder.best}" if folder.best.exists() else "no epoch had been evaluated yet"
         raise DivergedError(f"--lr {plan.recipe.learning_rate:g} made the loss diverge; try a lower one ({kept}).")
     return result
+
+
+def _await_watts(energy: EnergyMeter) -> None:
+    """See that the sensor says something: a cap on joules that nobody counts would hold nothing.
+
+    Raises:
+        InputError: it does not.
+    """
+    assert energy.source is not None
+    deadline = time.monotonic() + _ANSWERS_WITHIN_S
+    while energy.watts is None:
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--energy can't be held here: the sensor {energy.source.name} gives no watts; add --power with the"
+                " watts drawn."
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 class _Ended(NamedTuple):

@@ -19,7 +19,7 @@ from edgetune.data.folder import scan
 from edgetune.errors import InputError, MissingDependencyError
 from edgetune.model.header import read_header
 from edgetune.model.registry import find_spec
-from edgetune.plan.methods import find_method, with_levers
+from edgetune.plan.methods import TRAINED_SHARE, find_method, with_levers
 
 SPEC = find_spec("vit_nano_patch8_64")
 ROOT = Path(__file__).parents[2]
@@ -180,3 +180,25 @@ def test_the_parent_of_all_runs_is_light() -> None:
     code = "import sys, edgetune.bench; print(*sorted({'torch', 'timm', 'numpy', 'PIL', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("model", "trained"), [("vit_nano_patch8_64", 1), ("vit_tiny_patch16_224", 2), ("vit_base_patch16_224", 2)]
+)
+def test_the_recipe_is_what_its_file_says(model: str, trained: int) -> None:
+    note = read_recipes(ROOT / "benchmarks" / "recipes.json")["edgetune"].note
+    assert note is not None
+    spec = find_spec(model)
+    method = find_method("edgetune", spec.depth)
+    assert (method.trained, method.k, method.band) == (trained, trained, (method.band[0], 1.0))
+    assert trained == max(1, round(spec.depth * TRAINED_SHARE)) == spec.depth // 6
+    said = {
+        "saved tensors in 8 bits": method.levers.saved_precision == "int8",
+        "AdamW with factored state": (method.levers.optimizer, method.levers.optimizer_state) == ("adamw", "factored"),
+        "frozen weights read from the disk": method.levers.frozen_weights == "disk",
+        "cached in fp16 from plain images": (method.levers.feature_cache, method.levers.feature_views) == ("fp16", 1),
+        "the trailing sixth of the blocks, all of them in every step": method.k == method.trained,
+    }
+    for words, true in said.items():
+        assert words in note
+        assert true, words

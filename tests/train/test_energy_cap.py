@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from edgetune.device.power.base import Reading
 from edgetune.device.system import System
+from edgetune.errors import InputError
 from edgetune.train.fit import exit_code, fit
 from tests.virtual_board import virtual_board
 
@@ -32,3 +35,21 @@ def test_fit_ends_within_the_joules_it_was_given(plan_for: Any, tmp_path: Path) 
     assert result.energy.net_j is not None
     assert result.energy.net_j < result.energy.total_j
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_sensor_that_says_nothing_holds_no_cap(
+    plan_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        name, scope, measured = "ina3221", "module", True
+
+        def read(self) -> Reading:
+            return Reading(None)
+
+    monkeypatch.setattr("edgetune.train.fit.find_power", lambda *_: Silent())
+    monkeypatch.setattr("edgetune.train.fit._ANSWERS_WITHIN_S", 0.3)
+    plan = plan_for(epochs=2)
+    plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, energy_j=60.0))
+    with pytest.raises(InputError, match=r"the sensor ina3221 gives no watts; add --power"):
+        fit(plan, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -56,7 +56,7 @@ def pass_block(
         if half.received is not None:
             received.append(half.received)
     if readers is not None:
-        x = x[:, :readers].clone()  # the rest of the stream is free
+        x = x[:, :readers].clone()  # so that the MLP's parts are of these alone
         parts = parts_of(len(x), part_behind(part, tokens, readers))
     ours = weights("mlp")
     for some in parts:
