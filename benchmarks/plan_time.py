@@ -61,7 +61,12 @@ def cases(data: Path, common: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def measure(data: Path, model: str) -> dict[str, float]:
     """Seconds of each case."""
-    common = {"model": model, "profile": schema.load(PROFILE, Profile), "engine": "torch", "elsewhere": True}
+    common: dict[str, Any] = {
+        "model": model,
+        "profile": schema.load(PROFILE, Profile),
+        "engine": "torch",
+        "elsewhere": True,
+    }
     took: dict[str, float] = {}
     for name, arguments in cases(data, common).items():
         spent = []

@@ -144,6 +144,10 @@ class Loader:
         """Nothing to do before an epoch: images are read as they are asked for."""
         yield from ()
 
+    def ease(self) -> bool:
+        """Nothing is prepared, so there is nothing to need less for."""
+        return False
+
     def plan(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Number and image indices of each batch of an epoch, unread; unreadable images included."""
         order = self.order(epoch)

@@ -40,7 +40,8 @@ LORA_PROJ = ("attn.proj.lora_a", "attn.proj.lora_b")
 ATTENTION_NAMES = frozenset((*ATTENTION, ATTENTION_SCALE, *LORA_QKV, *LORA_PROJ))
 MLP_NAMES = frozenset((*MLP, MLP_SCALE))
 _READ_NORMED = frozenset(("attn.qkv.weight", *LORA_QKV))
-_BEFORE_ATTENTION = _READ_NORMED | {"attn.qkv.bias", "norm1.weight", "norm1.bias"}
+_NORM1 = frozenset(("norm1.weight", "norm1.bias"))
+_BEFORE_ATTENTION = _READ_NORMED | _NORM1 | {"attn.qkv.bias"}
 # Tokens with which matrix products reach their rate, unless the model is wider (benchmarks/gemm_share.py).
 _PART_TOKENS = 800
 Half = Literal["attention", "mlp"]
@@ -197,6 +198,8 @@ def attention_backward(
                 gradients["attn.qkv.weight"] = ops.linear_weight(d_qkv, normed, gradients.get("attn.qkv.weight"))
             _factors(ops, d_qkv, normed, weights, "attn.qkv", needs, gradients)
             del normed
+        if not input_needed and not needs & _NORM1:
+            return Backward(None, gradients)
         d_normed = ops.linear_input(d_qkv, weight)
     else:
         d_kv = ops.join([dk, dv])
@@ -209,9 +212,8 @@ def attention_backward(
             normed, _, _ = ops.layer_norm(x, weights["norm1.weight"], weights["norm1.bias"], shape.eps)
             asking = ops.first_tokens(normed, readers)
             if "attn.qkv.weight" in needs:
-                d_weight = ops.stack_rows(ops.linear_weight(dq, asking), ops.linear_weight(d_kv, normed))
-                gradients["attn.qkv.weight"] = _added(ops, gradients.get("attn.qkv.weight"), d_weight)
-                del d_weight
+                total = gradients.get("attn.qkv.weight")
+                gradients["attn.qkv.weight"] = ops.linear_weights(dq, asking, d_kv, normed, total)
             # the factor towards the output lies row by row like the weight, the other sees both
             if LORA_QKV[1] in needs:
                 inward = weights[LORA_QKV[0]]
@@ -227,15 +229,14 @@ def attention_backward(
                 d_kv_inward = ops.linear_input(d_kv, ops.later_rows(outward, width))
                 gradients[LORA_QKV[0]] = ops.linear_weight(d_kv_inward, normed, total)
             del normed, asking
+        if not input_needed and not needs & _NORM1:
+            return Backward(None, gradients)
         d_normed = ops.add(
             ops.linear_input(d_kv, ops.later_rows(weight, width)),
             ops.pad_tokens(ops.linear_input(dq, ops.first_rows(weight, width)), x),
         )
-    _norm_weights(ops, d_normed, x, mean, rstd, "norm1", needs, gradients)
-    if not input_needed:
-        return Backward(None, gradients)
-    stream = dy if readers is None else ops.pad_tokens(dy, x)
-    return Backward(ops.layer_norm_input(d_normed, x, mean, rstd, weights["norm1.weight"], stream), gradients)
+    stream = None if not input_needed else dy if readers is None else ops.pad_tokens(dy, x)
+    return Backward(_norm(ops, d_normed, (x, mean, rstd), weights, "norm1", needs, gradients, stream), gradients)
 
 
 def mlp_forward(ops: Ops[T], x: T, weights: Mapping[str, T], shape: Shape, saved: Saved[T]) -> Forward[T]:
@@ -285,10 +286,8 @@ def mlp_backward(
         del normed
     d_normed = ops.linear_input(d_pre, weights["mlp.fc1.weight"])
     del d_pre
-    _norm_weights(ops, d_normed, x, mean, rstd, "norm2", needs, gradients)
-    if not input_needed:
-        return Backward(None, gradients)
-    return Backward(ops.layer_norm_input(d_normed, x, mean, rstd, weights["norm2.weight"], dy), gradients)
+    stream = dy if input_needed else None
+    return Backward(_norm(ops, d_normed, (x, mean, rstd), weights, "norm2", needs, gradients, stream), gradients)
 
 
 def _branch_weights(
@@ -334,14 +333,40 @@ def _factors(
         gradients[inward] = ops.linear_weight(d_inner, x, gradients.get(inward))
 
 
-def _norm_weights(
-    ops: Ops[T], d_normed: T, x: T, mean: T, rstd: T, layer: str, needs: Set[str], gradients: Gradients[T]
-) -> None:
+def _norm(
+    ops: Ops[T],
+    d_normed: T,
+    saved: tuple[T, T, T],
+    weights: Mapping[str, T],
+    layer: str,
+    needs: Set[str],
+    gradients: Gradients[T],
+    stream: T | None,
+) -> T | None:
+    """Gradients of a half's norm; added to the stream's where that is wanted.
+
+    Args:
+        ops: how to compute.
+        d_normed: gradient of what the norm gave.
+        saved: its input, and mean and inverse standard deviation.
+        weights: of the half.
+        layer: which norm.
+        needs: names of the weights whose gradients are wanted.
+        gradients: sums so far, by name.
+        stream: gradient of the residual stream; None: that towards the input is not wanted.
+    """
     weight, bias = layer + ".weight", layer + ".bias"
+    if weight in needs and bias in needs:  # as a rule: one pass gives everything
+        totals = gradients.get(weight), gradients.get(bias)
+        dx, gradients[weight], gradients[bias] = ops.layer_norm_backward(
+            d_normed, *saved, weights[weight], totals, stream
+        )
+        return dx
     if weight in needs:
-        gradients[weight] = ops.layer_norm_weight(d_normed, x, mean, rstd, gradients.get(weight))
+        gradients[weight] = ops.layer_norm_weight(d_normed, *saved, gradients.get(weight))
     if bias in needs:
         gradients[bias] = ops.sum_tokens(d_normed, gradients.get(bias))
+    return None if stream is None else ops.layer_norm_input(d_normed, *saved, weights[weight], stream)
 
 
 def _added(ops: Ops[T], total: T | None, term: T) -> T:

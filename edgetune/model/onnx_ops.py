@@ -84,6 +84,10 @@ class OnnxOps:
         inputs = [dy.name, x.name] if total is None else [dy.name, x.name, total.name]
         return Value(self._add("Gemm", inputs, "d_weight", transA=1), dy.shape + x.shape)
 
+    def linear_weights(self, dy: Value, x: Value, dy_below: Value, x_below: Value, total: Value | None = None) -> Value:
+        found = self.stack_rows(self.linear_weight(dy, x), self.linear_weight(dy_below, x_below))
+        return found if total is None else self.add(total, found)
+
     def sum_tokens(self, dy: Value, total: Value | None = None) -> Value:
         found = Value(self._add("ReduceSum", [dy.name, self._graph.shape(0)], "d_bias", keepdims=0), dy.shape)
         return found if total is None else self.add(total, found)
@@ -104,6 +108,21 @@ class OnnxOps:
     def layer_norm_weight(self, dy: Value, x: Value, mean: Value, rstd: Value, total: Value | None = None) -> Value:
         product = self._add("Mul", [dy.name, self._normal(x, mean, rstd)], "dy_normal")
         return self.sum_tokens(x._replace(name=product), total)
+
+    def layer_norm_backward(
+        self,
+        dy: Value,
+        x: Value,
+        mean: Value,
+        rstd: Value,
+        weight: Value,
+        totals: tuple[Value | None, Value | None],
+        into: Value | None,
+    ) -> tuple[Value | None, Value, Value]:
+        d_weight = self.layer_norm_weight(dy, x, mean, rstd, totals[0])
+        d_bias = self.sum_tokens(dy, totals[1])
+        dx = None if into is None else self.layer_norm_input(dy, x, mean, rstd, weight, into)
+        return dx, d_weight, d_bias
 
     def gelu(self, x: Value) -> Value:
         """The five operators that runtimes know for GELU and replace by one."""

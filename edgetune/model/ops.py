@@ -31,6 +31,9 @@ class Ops(Protocol[T]):
     def linear_weight(self, dy: T, x: T, total: T | None = None) -> T:
         """Gradient of `linear` towards its weight: `dyᵀ x` over all tokens, (out, in)."""
 
+    def linear_weights(self, dy: T, x: T, dy_below: T, x_below: T, total: T | None = None) -> T:
+        """The same of a weight whose lower rows saw other tokens: `dyᵀ x` above `dy_belowᵀ x_below`."""
+
     def sum_tokens(self, dy: T, total: T | None = None) -> T:
         """Sum over images and tokens, (B, N, out) to (out,): the gradient of a bias."""
 
@@ -42,6 +45,14 @@ class Ops(Protocol[T]):
 
     def layer_norm_weight(self, dy: T, x: T, mean: T, rstd: T, total: T | None = None) -> T:
         """Gradient of `layer_norm` towards its weight, (C,)."""
+
+    def layer_norm_backward(
+        self, dy: T, x: T, mean: T, rstd: T, weight: T, totals: tuple[T | None, T | None], into: T | None
+    ) -> tuple[T | None, T, T]:
+        """All gradients of `layer_norm` at once: `into` plus that towards x, and the sums of weight's and bias's.
+
+        Without `into` the first is not wanted.
+        """
 
     def gelu(self, x: T) -> T:
         """Exact (erf) GELU."""

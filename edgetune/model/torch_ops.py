@@ -51,6 +51,16 @@ class TorchOps:
             return dy.t() @ x
         return total.add_(dy.t() @ x) if dy.dtype != total.dtype else total.addmm_(dy.t(), x)
 
+    def linear_weights(
+        self, dy: Tensor, x: Tensor, dy_below: Tensor, x_below: Tensor, total: Tensor | None = None
+    ) -> Tensor:
+        if total is None:
+            return torch.cat([self.linear_weight(dy, x), self.linear_weight(dy_below, x_below)])
+        rows = dy.shape[-1]
+        self.linear_weight(dy, x, total[:rows])
+        self.linear_weight(dy_below, x_below, total[rows:])
+        return total
+
     def sum_tokens(self, dy: Tensor, total: Tensor | None = None) -> Tensor:
         if total is None:
             return _rows(dy).sum(0)
@@ -70,6 +80,24 @@ class TorchOps:
         self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, total: Tensor | None = None
     ) -> Tensor:
         return self.sum_tokens((x - mean).mul_(rstd).mul_(dy), total)
+
+    def layer_norm_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor,
+        totals: tuple[Tensor | None, Tensor | None],
+        into: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        # the mask asks for each; the bias is there for its size alone
+        mask = [into is not None, True, True]
+        dx, *sums = _aten.native_layer_norm_backward(dy.to(x.dtype), x, [x.shape[-1]], mean, rstd, weight, weight, mask)
+        d_weight, d_bias = (
+            term if total is None else total.add_(term) for total, term in zip(totals, sums, strict=True)
+        )
+        return None if into is None else into.add_(dx), d_weight, d_bias
 
     def gelu(self, x: Tensor) -> Tensor:
         return F.gelu(x)

@@ -62,6 +62,9 @@ class Source(Protocol):
             OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and a repetition needs less.
         """
 
+    def ease(self) -> bool:
+        """Need less memory while preparing from now on; False where that is as little as it can be."""
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from one of them on."""
 

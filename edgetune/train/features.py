@@ -167,6 +167,11 @@ class FeatureLoader:
         facts = [view, plan.seed, plan.recipe.augment, plan.recipe.flip, plan.lowest_trainable_block, samples]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
+    def ease(self) -> bool:
+        """See `Source.ease`."""
+        eased, self._grouped = self._grouped, False
+        return eased
+
     def _fill(self, path: Path, key: str, view: int, part: int) -> Iterator[int]:
         """Compute the features of every image, from where an interrupted run left off; yields how many at a time."""
         engine = self._engine

@@ -14,9 +14,10 @@ from edgetune.device.energy import Window
 from edgetune.device.throttle import delta, throttled
 from edgetune.errors import InputError
 from edgetune.model.registry import find_spec
-from edgetune.schema import Calibrated, Plan, StoppedBy
+from edgetune.schema import Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.train.budget import Budget
+from edgetune.train.calibration import calibrated
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import RunFolder
@@ -253,31 +254,53 @@ class Loop:
 
     def _prepare(self, window: Window) -> StoppedBy | None:
         """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""
-        progress, began = self.progress, self.meters.clock()
-        stopped: StoppedBy | None = None
-        failures = images = 0
-        while True:
-            try:
-                with memory_errors():
-                    for count in self.train.prepare(progress.epoch, progress.micro_batch_size):
-                        images += count
-                        self.budget.note_preparing((self.meters.clock() - began) / images)
-                        stopped = self._should_stop()
-                        if stopped:
-                            break
-                break
-            except OutOfMemoryError as error:
-                failures += 1
-                reason = f"out of memory while preparing the epoch ({error})"
-                if failures == 1:  # the source has noted it
-                    self._event("tightened", f"{reason}: images are prepared in smaller groups")
-                elif not self._tighten(reason):
-                    stopped = "memory"
-                    break
+        progress, began, images = self.progress, self.meters.clock(), 0
+
+        def note(count: int) -> StoppedBy | None:
+            nonlocal images
+            images += count
+            self.budget.note_preparing((self.meters.clock() - began) / images)
+            return self._should_stop()
+
+        stopped = self._ready(self.train, progress.epoch, "preparing the epoch", note)
         progress.epoch_s += self.meters.clock() - began
         joules = window.joules
         progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
         return stopped
+
+    def _ready(
+        self, source: Source, epoch: int, doing: str, note: Callable[[int], StoppedBy | None]
+    ) -> StoppedBy | None:
+        """Prepare a source, with less memory where that is short; why the run ended meanwhile, or None.
+
+        Args:
+            source: of images.
+            epoch: what it is prepared for.
+            doing: what the run is at, for the log.
+            note: is told how many images were prepared, and says whether to stop.
+        """
+        failures = 0
+        while True:
+            try:
+                with memory_errors():
+                    for count in source.prepare(epoch, self.progress.micro_batch_size):
+                        stopped = note(count)
+                        if stopped:
+                            return stopped
+                        squeeze = self.governor.squeeze()
+                        if squeeze and self._ease(source, squeeze.reason):
+                            break
+                        if squeeze and squeeze.over_cap:
+                            return "memory"
+                    else:
+                        return None
+            except OutOfMemoryError as error:
+                failures += 1
+                reason = f"out of memory while {doing} ({error})"
+                if failures == 1:  # the source has noted it
+                    self._event("tightened", f"{reason}: images are prepared in smaller groups")
+                elif not self._tighten(reason):
+                    return "memory"
 
     def _attempt(self, batch: Batch, rate: float) -> StepReport | None:
         """One step, in smaller micro-batches while memory runs out; None when even one image at a time is too much."""
@@ -314,30 +337,10 @@ class Loop:
 
     def _calibrate(self) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
-        plan, budget, seconds = self.plan, self.budget, self.seconds()
-        views = min(plan.feature_cache.views, plan.epochs) if plan.feature_cache else 1
-        preparing_s = views * budget.preparing_image_s * len(self.train)
-        epoch_s = plan.steps_per_epoch * budget.step_s + preparing_s / plan.epochs
-        left_steps = max(0, plan.total_steps - self.progress.step)
-        left_epochs = max(0, plan.epochs - self.progress.epoch)
-        total_s = seconds + left_steps * budget.step_s + left_epochs * budget.save_s
-        total_s += preparing_s * (views - min(views, self.progress.epoch + 1)) / views  # of those that are to come
-        evaluations = left_epochs / plan.recipe.evaluate_every
-        if plan.recipe.evaluate_steps:
-            evaluations += left_steps // plan.recipe.evaluate_steps
-        total_s += evaluations * budget.evaluation_s
         watts = None if self.meters.energy.watts is None else self._mean_w()
-        joules = self._estimated_joules()
-        found = Calibrated(
-            after_steps=self.progress.step,
-            step_s=budget.step_s,
-            epoch_s=epoch_s,
-            total_s=total_s,
-            total_energy_j=None if joules is None or watts is None else joules + (total_s - seconds) * watts,
-            baseline_bytes=self.meters.memory.baseline_bytes,
-            peak_memory_bytes=self.meters.memory.peak_bytes(),
-        )
-        schema.save(msgspec.structs.replace(plan, calibrated=found), self.folder.plan)
+        spent = Spent(self.seconds(), self._estimated_joules(), watts)
+        found = calibrated(self.plan, self.progress, self.budget, len(self.train), spent, self.meters.memory)
+        schema.save(msgspec.structs.replace(self.plan, calibrated=found), self.folder.plan)
 
     def _tighten(self, reason: str) -> bool:
         """Go to the next rung of the ladder; False where there is none."""
@@ -350,6 +353,15 @@ class Loop:
         keep_malloc_lean()
         self._turn(self.progress.rung + 1, "tightened", reason)
         release_free_memory()  # or what the larger ones left would count against the smaller
+        return True
+
+    def _ease(self, source: Source, reason: str) -> bool:
+        """Need less while images are prepared; False where nothing is left to turn."""
+        if not source.ease():
+            return self._tighten(reason)
+        self.governor.tightened()
+        self._event("tightened", f"{reason}: images are prepared in smaller groups")
+        release_free_memory()
         return True
 
     def _loosen(self) -> None:
@@ -385,26 +397,21 @@ class Loop:
 
     def _validate(self) -> Evaluation | StoppedBy:
         """Validate the model as it stands; or why that ends the run."""
-        failures = 0
         with self._timed("eval_s"):
             while True:
-                size, began = self.progress.micro_batch_size, None
+                stopped = self._ready(self.val, 0, "evaluating", lambda _: "user" if self.interrupted() else None)
+                if stopped:
+                    return stopped
+                began = self.meters.clock()
                 try:
                     with memory_errors():
-                        for _ in self.val.prepare(0, size):
-                            if self.interrupted():
-                                return "user"
-                        began = self.meters.clock()
+                        size = self.progress.micro_batch_size
                         evaluation = self.engine.evaluate(self.val.epoch(0), size, self.interrupted)
-                        seconds = self.meters.clock() - began
                     break
                 except OutOfMemoryError as error:
-                    failures += began is None
-                    reason = f"out of memory while evaluating ({error})"
-                    if began is None and failures == 1:  # the source has noted it
-                        self._event("tightened", f"{reason}: images are prepared in smaller groups")
-                    elif not self._tighten(reason):
+                    if not self._tighten(f"out of memory while evaluating ({error})"):
                         return "memory"
+            seconds = self.meters.clock() - began
         if evaluation is None:
             return "user"
         if not math.isfinite(evaluation.loss):

@@ -11,6 +11,7 @@ from edgetune import schema
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power.constant import UserConstant
 from edgetune.schema import Plan
+from edgetune.train.governor import Squeeze
 from edgetune.train.scarcity import OutOfMemoryError
 
 
@@ -224,6 +225,40 @@ def test_memory_that_runs_out_over_validation_images_costs_smaller_groups_first(
     assert loop.progress.rung == 0
     assert made.events() == ["tightened"]
     assert loop.engine.limits == []
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+def test_pressure_while_images_are_prepared_makes_groups_smaller_then_turns_a_knob(stage: Any, which: str) -> None:
+    """Filling a cache takes hours on a small board: others must not have to wait for the first step."""
+    made = stage()
+    loop = made.loop()
+    source = getattr(loop, which)
+    eased, squeezes, prepared = [True], [], []
+
+    def prepare(epoch: int, micro_batch_size: int = 1) -> Any:
+        while len(prepared) < 6:
+            prepared.append(micro_batch_size)
+            if len(prepared) in (2, 4):
+                squeezes.append(Squeeze("scripted", over_cap=False))
+            yield 1
+
+    source.prepare, source.ease = prepare, lambda: bool(eased and eased.pop())
+    loop.governor.squeeze = lambda: squeezes.pop() if squeezes else None
+    assert loop.run() == "epochs"
+    assert len(prepared) == 6
+    assert made.events() == ["tightened", "tightened"]
+    assert "smaller groups" in made.records("event")[0]["message"]
+    assert loop.progress.rung == 1
+    assert prepared[-1] < prepared[0]
+
+
+def test_preparing_that_breaks_the_cap_whatever_is_turned_ends_the_run(stage: Any) -> None:
+    made = stage()
+    loop = made.loop()
+    loop.train.prepare = lambda epoch, micro_batch_size=1: iter([1, 1])
+    loop.train.ease = lambda: False
+    loop.governor.squeeze = lambda: Squeeze("scripted", over_cap=True)
+    assert loop.run() == "memory"
 
 
 def test_a_ladder_that_became_shorter_is_no_defect(stage: Any) -> None:

@@ -29,7 +29,6 @@ from edgetune.schema import Plan, Result
 from edgetune.train.features import FeatureLoader
 from edgetune.train.fit import fit, resume
 from edgetune.train.folder import RunFolder
-from edgetune.train.lean import engine as room
 from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.engine import LeanEngine
 from edgetune.train.lean.start import start_engine
@@ -348,18 +347,19 @@ def test_a_step_that_memory_ended_is_repeated_on_the_same_features(
 ) -> None:
     """They are the memory in which the stream is written over, so they have to be read again."""
     entered: list[np.ndarray] = []
-    step, backward = LeanEngine._step, room.mlp_backward
+    step = LeanEngine._step
 
     def noted(self: LeanEngine, batch: Batch, *arguments: Any) -> Any:
         entered.append(batch.images.copy())
         return step(self, batch, *arguments)
 
     def fail_once(*arguments: Any, **keywords: Any) -> Any:
-        monkeypatch.setattr(room, "mlp_backward", backward)
+        failing.undo()
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(LeanEngine, "_step", noted)
-    monkeypatch.setattr(room, "mlp_backward", fail_once)
+    failing = pytest.MonkeyPatch()
+    failing.setattr("edgetune.train.lean.engine.mlp_backward", fail_once)
     made = plan(*CACHED)
     result = fit(made, tmp_path / "run", quiet=True)
     assert result.stopped_by == "epochs"
