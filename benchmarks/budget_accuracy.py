@@ -4,10 +4,11 @@
     python benchmarks/budget_accuracy.py table --workload fashion
 
 The reference is `full` for three epochs, uncapped, in this trainer's autograd; its whole time, start and evaluation
-included, is the unit. Every method then gets `--time` for its share of that and more epochs than it can use: the
-planner fits the schedule into the cap and the governor ends the run inside it. Time stands for joules, which would be
-this times the watts of a machine that is busy all the time; nothing else may run beside it. One line per run goes to
-`results/budget_accuracy.jsonl`; a run that has a line is not repeated.
+included, is the unit. Every method then gets `--time` for its share of that and more epochs than it can use. No profile
+is given, so nothing is refused beforehand: the run reckons by its own pace what the cap has room for, its schedule ends
+there, and the governor ends it inside. What a cap does not even leave room to begin is a result too. Time stands for
+joules, which would be this times the watts of a machine that is busy all the time; nothing else may run beside it. One
+line per run goes to `results/budget_accuracy.jsonl`; a run that has a line is not repeated.
 """
 
 from __future__ import annotations

@@ -122,19 +122,48 @@ def most_bytes(job: Job, runtime_bytes: int) -> int:
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
 
+def filling_part(job: Job) -> int:
+    """Images that pass the frozen blocks at a time while a cache is filled: as many as need no more than training does.
+
+    Where one at a time trains, several may be prepared at a time: nothing waits for a backward pass meanwhile.
+    """
+    part = job.micro_batch_size
+    if not (job.lean and job.over_features):
+        return part
+    most = max(_with_slack(job, moment) for moment in _lean_moments(job) if moment.name != lean_bill.FROZEN)
+    most += lean_bill.image_bytes(job, part)
+    for filling in lean_bill.filling_parts(job):
+        frozen = next(moment for moment in _lean_moments(job, filling) if moment.name == lean_bill.FROZEN)
+        if _with_slack(job, frozen) + lean_bill.image_bytes(job, filling) <= most:
+            return filling
+    return part
+
+
+def _lean_moments(job: Job, filling: int | None = None) -> list[lean_bill.Moment]:
+    return (onnx_bill if job.engine == "onnx" else lean_bill).moments(job, filling)
+
+
+def _held_share(job: Job) -> float:
+    """Of what stays, what malloc holds besides."""
+    return onnx_bill.SLACK_SHARE if job.engine == "onnx" else LEAN_SLACK_SHARE
+
+
+def _with_slack(job: Job, moment: lean_bill.Moment) -> float:
+    """What a moment costs beyond what is always there."""
+    slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + _held_share(job)
+    return kept * (moment.weights + moment.saved) + slack * moment.workspace
+
+
 def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     """See `edgetune.plan.lean_bill`, and `edgetune.plan.onnx_bill` for the engine without torch."""
-    step_bytes, share, moments_of = LEAN_STEP_BYTES, LEAN_SLACK_SHARE, lean_bill.moments
+    step_bytes, share = LEAN_STEP_BYTES, _held_share(job)
     if job.engine == "onnx":
-        step_bytes, share, moments_of = onnx_bill.STEP_BYTES, onnx_bill.SLACK_SHARE, onnx_bill.moments
+        step_bytes = onnx_bill.STEP_BYTES
     elif job.over_features:
         step_bytes = _CACHED_STEP_BYTES if job.k else _CACHED_HEAD_STEP_BYTES
-    slack, kept = 1 + SLACK_SHARE[job.allocator], 1 + share
+    slack = 1 + SLACK_SHARE[job.allocator]
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
-    peak = max(
-        moments_of(job),
-        key=lambda moment: kept * (moment.weights + moment.saved) + slack * moment.workspace,
-    )
+    peak = max(_lean_moments(job), key=lambda moment: _with_slack(job, moment))
     weights, gradients = lean_bill.weight_bytes(job) + peak.weights, lean_bill.gradient_bytes(job)
     state = optimizer_bytes(job)
     held = int(share * (weights + gradients + state + peak.saved) + _UNPACKED_SHARE * lean_bill.unpacked_bytes(job))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgetune.plan.bill import expected_bill, most_bytes
+from edgetune.plan.bill import expected_bill, filling_part, most_bytes
 from edgetune.plan.clock import Clock
 from edgetune.plan.job import Job
 from edgetune.plan.lean_bill import group_size, saved_bytes
@@ -85,11 +85,12 @@ def time_of(
     kept = clock.packing_s()
     update = clock.update_s(parts) + clock.ready_in_step_s()
     image = clock.image_s(file_bytes)
-    part, group = job.micro_batch_size, group_size(spec, job.micro_batch_size)
+    part, filling = job.micro_batch_size, filling_part(job)
+    group = group_size(spec, filling)
     evaluating = slower * clock.evaluating(part) / part
     view = val_once = weights = 0.0
     if job.over_features:
-        frozen = slower * clock.frozen(part) / part + image
+        frozen = slower * clock.frozen(filling) / filling + image
         view, val_once = (
             count * frozen + -(-count // group) * clock.ready_s(job.lowest) for count in (train_images, val_images)
         )

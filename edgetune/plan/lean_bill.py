@@ -18,6 +18,7 @@ those that the classifier reads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -147,23 +148,36 @@ class Moment(NamedTuple):
     workspace: float
 
 
-def moments(job: Job) -> list[Moment]:
-    """Every moment that can be the highest."""
+FROZEN = "frozen blocks"  # the moment's name
+_FILLING_TOKENS = 1600  # of images that pass the frozen blocks together: more take no less time each
+
+
+def filling_parts(job: Job) -> Iterator[int]:
+    """Images that may pass the frozen blocks at a time while a cache is filled, beyond those that train at a time."""
+    size = _FILLING_TOKENS // job.spec.tokens
+    while size > job.micro_batch_size:
+        yield size
+        size //= 2
+
+
+def moments(job: Job, filling: int | None = None) -> list[Moment]:
+    """Every moment that can be the highest; `filling` images pass the frozen blocks together; None: a part's."""
     spec, part = job.spec, job.micro_batch_size
+    filling = part if filling is None else filling
     tokens = entering(spec, job.keep_max)
     first = 0 if job.embeddings_trainable else job.lowest
     row = FLOAT_BYTES * spec.width
     inside = float(6 * spec.width + 4 * spec.hidden)  # numbers a token, of one half at its highest
     if job.levers.precision == "bf16":
         inside *= _BF16_INSIDE
-    passing = FLOAT_BYTES * part * spec.tokens * (4 * spec.width + 2 * spec.hidden)
+    passing = FLOAT_BYTES * spec.tokens * (4 * spec.width + 2 * spec.hidden)  # an image
     weights = passing_bytes(job)
     # blocks with adapters are frozen themselves: they are made ready at every step
     above = (_ready_bytes(job) if job.lora_rank else 0) if job.over_features else weights
     found: list[Moment] = []
     if first > 0:
-        group = group_size(spec, part) if job.cached else job.batch_size
-        found.append(Moment("frozen blocks", weights, 0.0, row * spec.tokens * group + passing))
+        group = group_size(spec, filling) if job.cached else job.batch_size
+        found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + filling * passing))
     kept = 0.0
     for index in range(first, spec.depth):
         stream = job.batch_size * row * tokens[index]
@@ -174,14 +188,18 @@ def moments(job: Job) -> list[Moment]:
             step += FLOAT_BYTES * spec.width * spec.hidden  # a gradient before its rows are scaled
         found.append(Moment(f"backward, block {index}", above, kept, step))
     stream = FLOAT_BYTES * spec.tokens * job.batch_size * spec.width
-    found.append(Moment("evaluation", weights, 0.0, stream + passing))
+    found.append(Moment("evaluation", weights, 0.0, stream + part * passing))
     return found
 
 
 def data_bytes(job: Job, decode_bytes: int) -> int:
     """Images of a batch, or of a part of one where a cache is filled from them, and what decoding needs."""
-    images = job.micro_batch_size if job.over_features else job.batch_size
-    return 2 * FLOAT_BYTES * images * 3 * job.spec.image_size**2 + decode_bytes
+    return image_bytes(job, job.micro_batch_size if job.over_features else job.batch_size) + decode_bytes
+
+
+def image_bytes(job: Job, images: int) -> int:
+    """So many images, those at hand and those being read."""
+    return 2 * FLOAT_BYTES * images * 3 * job.spec.image_size**2
 
 
 def adapter_count(spec: ViTSpec, rank: int) -> int:

@@ -27,6 +27,8 @@ from edgetune.data.folder import Sample
 from edgetune.data.loader import Batch, Loader
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
+from edgetune.plan.bill import filling_part
+from edgetune.plan.job import job_of
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan, Plan
 from edgetune.train.allocator import release_free_memory
@@ -178,6 +180,8 @@ class FeatureLoader:
         spec = engine.spec
         tokens = self._tokens()
         engine.rest()  # validation's features are computed between steps
+        if self._grouped and part >= engine.plan.micro_batch_size:  # nothing was turned down for want of memory
+            part = max(part, filling_part(job_of(engine.plan)))
         group = group_size(spec, part) if self._grouped else part
         with FeatureWriter(
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key

@@ -69,6 +69,7 @@ def plan(plan_for, weights: Path) -> Callable[..., Plan]:
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six images a group."""
     monkeypatch.setattr("edgetune.train.features.group_size", lambda spec, part: max(part, 6 // part * part))
+    monkeypatch.setattr("edgetune.train.features.filling_part", lambda job: 1)
 
 
 def ends(run: Path) -> dict[str, torch.Tensor]:
@@ -218,6 +219,7 @@ from edgetune.train.lean.engine import LeanEngine
 torch.set_num_threads(1)
 plan, out, where, number = sys.argv[1:]
 features.group_size = lambda spec, part: max(part, 6 // part * part)
+features.filling_part = lambda job: 1
 owner, name = {"record": (FeatureWriter, "_write"), "step": (LeanEngine, "train_step")}[where]
 work, calls = getattr(owner, name), []
 def counted(*arguments, **keywords):
