@@ -155,6 +155,7 @@ def attention_backward(
     totals: Gradients[T] | None = None,
     input_needed: bool = True,
     readers: int | None = None,
+    unscaled: bool = False,
 ) -> Backward[T]:
     """Backward pass of `attention_forward`; what it takes from `saved` is free as soon as it was used.
 
@@ -168,11 +169,14 @@ def attention_backward(
         totals: gradients so far, to be added to.
         input_needed: whether the gradient towards x is wanted.
         readers: as in the forward pass.
+        unscaled: leave LayerScale out of the sums of the layer before it, and its own gradient to who has them whole:
+            γ gᵀa needs no product of its own then.
     """
     gradients = dict(totals or {})
     out = saved.take("out")
     gamma = weights.get(ATTENTION_SCALE)
-    _branch_weights(ops, dy, out, weights, "attn.proj", ATTENTION_SCALE, gamma, needs, gradients)
+    branch = None if unscaled else gamma
+    _branch_weights(ops, dy, out, weights, "attn.proj", ATTENTION_SCALE, branch, needs, gradients)
     if not needs & _BEFORE_ATTENTION and not input_needed:
         return Backward(None, gradients)
     d_branch = dy if gamma is None else ops.scale(dy, gamma)
@@ -264,13 +268,15 @@ def mlp_backward(
     needs: Set[str],
     totals: Gradients[T] | None = None,
     input_needed: bool = True,
+    unscaled: bool = False,
 ) -> Backward[T]:
     """Backward pass of `mlp_forward`; see `attention_backward`."""
     gradients = dict(totals or {})
     pre = saved.take("pre")
     gamma = weights.get(MLP_SCALE)
     if needs & {"mlp.fc2.weight", "mlp.fc2.bias", MLP_SCALE}:
-        _branch_weights(ops, dy, ops.gelu(pre), weights, "mlp.fc2", MLP_SCALE, gamma, needs, gradients)
+        branch = None if unscaled else gamma
+        _branch_weights(ops, dy, ops.gelu(pre), weights, "mlp.fc2", MLP_SCALE, branch, needs, gradients)
     inner = needs & {"mlp.fc1.weight", "mlp.fc1.bias", "norm2.weight", "norm2.bias"}
     if not inner and not input_needed:
         return Backward(None, gradients)

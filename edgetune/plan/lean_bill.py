@@ -184,8 +184,6 @@ def moments(job: Job, filling: int | None = None) -> list[Moment]:
         kept += saved_bytes(job, index)
         # the stream's gradient, and what a dropped stream leaves beside its successor
         step = 2 * stream + FLOAT_BYTES * part * tokens[index] * inside
-        if spec.layer_scale and job.trainable[index] and not job.lora_rank:
-            step += FLOAT_BYTES * spec.width * spec.hidden  # a gradient before its rows are scaled
         found.append(Moment(f"backward, block {index}", above, kept, step))
     stream = FLOAT_BYTES * spec.tokens * job.batch_size * spec.width
     found.append(Moment("evaluation", weights, 0.0, stream + part * passing))

@@ -43,7 +43,7 @@ from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
 from edgetune.train.lean.optimizer import GroupOptimizer
 from edgetune.train.lean.parameters import Group
-from edgetune.train.lean.passing import keep_nothing, pass_block
+from edgetune.train.lean.passing import keep_nothing, pass_block, scale_sums
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered
 from edgetune.train.scarcity import memory_errors
@@ -203,8 +203,11 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
         for some, saved in zip(mlp_parts, trace.mlp, strict=True):
             if recompute:
                 saved = self._again(saved, lambda x, keep: mlp_forward(self._ops, x, weights, self._shape, keep))
-            mlp_backward(self._ops, dx[some], saved, weights, self._shape, needs=totals.keys(), totals=totals)
+            mlp_backward(
+                self._ops, dx[some], saved, weights, self._shape, needs=totals.keys(), totals=totals, unscaled=True
+            )
         if group is not None:
+            scale_sums("mlp", weights, totals)
             self._update(group, learning_rate)
 
         weights = self._half(index, "attention")
@@ -226,10 +229,12 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
                 totals=totals,
                 input_needed=input_needed,
                 readers=ask,
+                unscaled=True,
             )
             if ask is not None and result.dx is not None:
                 below[some] = result.dx
         if group is not None:
+            scale_sums("attention", weights, totals)
             self._update(group, learning_rate)
         return below
 

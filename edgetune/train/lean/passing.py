@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
-from edgetune.model.block import Half, Saved, Shape, attention_forward, mlp_forward
+from edgetune.model.block import ATTENTION_SCALE, MLP_SCALE, Half, Saved, Shape, attention_forward, mlp_forward
 from edgetune.model.torch_ops import TorchOps
 from edgetune.train.halves import part_behind, parts_of
 from edgetune.train.lean.saved import Discarded
@@ -20,6 +21,22 @@ _DISCARDED = Discarded()
 def keep_nothing(half: Half) -> Discarded:
     """For `pass_block`, where no backward pass will follow."""
     return _DISCARDED
+
+
+def scale_sums(half: Half, weights: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
+    """Bring LayerScale into a half's sums of gradients that were made without it (`unscaled`), once for all parts.
+
+    With W and b the layer before the scale γ, and G and s the sums of their gradients as if γ were 1:
+    dγ = rowsum(W ∘ G) + b s, dW = γ G row by row, db = γ s.
+    """
+    layer, scale = ("mlp.fc2", MLP_SCALE) if half == "mlp" else ("attn.proj", ATTENTION_SCALE)
+    if scale not in totals:  # the model has none, or it doesn't train
+        return
+    total, biases, gamma = totals[f"{layer}.weight"], totals[f"{layer}.bias"], weights[scale]
+    totals[scale].add_(torch.linalg.vecdot(total, weights[f"{layer}.weight"]))
+    totals[scale].addcmul_(biases, weights[f"{layer}.bias"])
+    total.mul_(gamma[:, None])
+    biases.mul_(gamma)
 
 
 def pass_block(
