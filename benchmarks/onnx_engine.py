@@ -399,17 +399,19 @@ def table() -> None:
     )
     print("|---|---|---|---:|---:|---:|---:|---:|")
     runs = [line for line in lines("onnx_engine") if line["what"] in ("run", "capped") and "step_s" in line]
-    kinds = dict.fromkeys((line["engine"], line["model"], line["method"], line["torch_installed"]) for line in runs)
+    keys = ("engine", "model", "method", "torch_installed")
+    kinds = dict.fromkeys((*(line[key] for key in keys), line.get("cold", False)) for line in runs)
     for kind in kinds:
-        ours = [x for x in runs if (x["engine"], x["model"], x["method"], x["torch_installed"]) == kind]
+        ours = [x for x in runs if (*(x[key] for key in keys), x.get("cold", False)) == kind]
         ours = [line for line in ours if line["machine"]["commit"][:7] == ours[-1]["machine"]["commit"][:7]]
         peak, bare, step, first = (
             statistics.median(line[key] for line in ours)
             for key in ("measured_peak_bytes", "baseline_bytes", "step_s", "first_step_s")
         )
         steps = sorted(line["step_s"] for line in ours)
+        where = "".join(text for text, true in ((", no torch", not kind[3]), (", cold", kind[4])) if true)
         print(
-            f"| {kind[0]}{'' if kind[3] else ', no torch'} | {kind[1]} | {kind[2]} | {len(ours)} | {peak / 1e6:.1f} |"
+            f"| {kind[0]}{where} | {kind[1]} | {kind[2]} | {len(ours)} | {peak / 1e6:.1f} |"
             f" {bare / 1e6:.1f} | {step:.3f} ({steps[0]:.3f} to {steps[-1]:.3f}) | {first:.1f} |"
         )
 

@@ -50,13 +50,14 @@ def charts_of(bench: Bench) -> list[AnyChart]:
     if has_joules:
         found.append(_joules(rows))
     found.append(_bars(rows, "seconds", "Time", "An epoch, the mean of all.", "s per epoch", lambda row: row.epoch_s))
+    course = None if bench.settings.made_up else _course(rows, bench.full_accuracy_of)
     memory = _bars(
         rows,
         *("memory", "Memory", "Peak above the bare process.", "MiB"),
         lambda row: row.above_baseline_bytes,
         factor=1 / _MIB,
     )
-    return [chart for chart in (*found, memory, _course(rows, bench.full_accuracy_of)) if chart is not None]
+    return [chart for chart in (*found, memory, course) if chart is not None]
 
 
 def numbered(bench: Bench) -> dict[str, int]:

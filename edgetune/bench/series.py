@@ -62,7 +62,7 @@ class Series:
         self._machine = describe_machine(self._system)
 
     def run(self, repetitions: int, keep: Callable[[list[Run]], object]) -> list[Run]:
-        """Run what has no good line yet; all runs of these entries, failed ones included.
+        """Run what has no good line yet; all runs of these entries, failed ones included, and earlier ones of others.
 
         Args:
             repetitions: of each entry.
@@ -85,10 +85,11 @@ class Series:
 
     def _latest(self, log: Sequence[Run], repetitions: int) -> list[Run]:
         """The last run of each entry and repetition, entry by entry; then what ran here before under other names."""
+        shown = _with_earlier(self.entries, log)
         last = {
             (index, run.repetition): run
             for run in log
-            for index, entry in enumerate(_with_earlier(self.entries, log))
+            for index, entry in enumerate(shown)
             if run.repetition < repetitions and _is(run, entry, run.repetition)
         }
         return [last[key] for key in sorted(last)]
@@ -220,7 +221,7 @@ def bench(
     _refuse_foreign(out)
     job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
     if root is not None:
-        job = job._replace(settings=msgspec.structs.replace(job.settings, sensors=root.resolve().name))
+        job = job._replace(settings=msgspec.structs.replace(job.settings, sensors=root.resolve().name or "/"))
     _keep_settings(out / "settings.json", job.settings)
 
     def keep(runs: list[Run]) -> Bench:
@@ -232,8 +233,10 @@ def bench(
 
     runs = Series(job, entries, out, say, root).run(repetitions, keep)
     made = keep(runs)
-    if not any(run.figures for run in runs):
-        raise EdgetuneError(f"every run failed; the first: {runs[0].error}")
+    names = {entry.name for entry in entries}
+    ours = [run for run in runs if run.entry.name in names]
+    if not any(run.figures for run in ours):
+        raise EdgetuneError(f"every run failed; the first: {ours[0].error}")
     return made
 
 

@@ -54,7 +54,7 @@ def summarise(settings: Settings, entries: Sequence[Entry], runs: Sequence[Run],
     full = reference.accuracy.median if reference and reference.accuracy else None
     rows = [
         msgspec.structs.replace(row, reach=_reach(_figures(runs, row.entry), full))
-        if full is not None and settings.evaluate_steps
+        if full is not None and settings.evaluate_steps and not settings.made_up
         else row
         for row in rows
     ]
@@ -212,6 +212,8 @@ def _scattered_h(runs: Sequence[Run]) -> float | None:
     if not ended:
         return None
     between_s = (max(ended) - min(ended)).total_seconds()
+    if any(run.total_s is None for run in runs):  # nobody knows what a failed one took
+        return None
     most_s = _SCATTERED * sum(run.total_s or 0.0 for run in runs) + _SCATTERED_S
     return between_s / 3600 if between_s > most_s else None
 
@@ -227,7 +229,7 @@ def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) 
     elif len(_machines(runs)) > 1:
         said.append("repetitions are of different machines or versions (see machines): ratios are formed within each.")
     said += [
-        f"runs of repetition {at} were made over {hours:.0f} hours: its ratios are of a machine at different hours."
+        f"runs of repetition {at} were made over {hours:.1f} hours: its ratios are of a machine at different hours."
         for at in range(repetitions)
         if (hours := _scattered_h([run for run in runs if run.repetition == at])) is not None
     ]

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from edgetune.model.block import half_of
+from edgetune.model.block import half_of, part_tokens
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.job import Job, entering
 from edgetune.plan.levers import frozen_arithmetic
@@ -149,12 +149,11 @@ class Moment(NamedTuple):
 
 
 FROZEN = "frozen blocks"  # the moment's name
-_FILLING_TOKENS = 1600  # of images that pass the frozen blocks together: more take no less time each
 
 
 def filling_parts(job: Job) -> Iterator[int]:
     """Images that may pass the frozen blocks at a time while a cache is filled, beyond those that train at a time."""
-    size = _FILLING_TOKENS // job.spec.tokens
+    size = part_tokens(job.spec.width) // job.spec.tokens
     while size > job.micro_batch_size:
         yield size
         size //= 2
@@ -171,13 +170,16 @@ def moments(job: Job, filling: int | None = None) -> list[Moment]:
     if job.levers.precision == "bf16":
         inside *= _BF16_INSIDE
     passing = FLOAT_BYTES * spec.tokens * (4 * spec.width + 2 * spec.hidden)  # an image
+    ranked = passing  # the same where the attention that patches receive from each other ranks them
+    if job.drops_tokens and not spec.class_token:
+        ranked = max(passing, FLOAT_BYTES * spec.tokens * (5 * spec.width + 2 * spec.heads * spec.tokens))
     weights = passing_bytes(job)
     # blocks with adapters are frozen themselves: they are made ready at every step
     above = (_ready_bytes(job) if job.lora_rank else 0) if job.over_features else weights
     found: list[Moment] = []
     if first > 0:
         group = group_size(spec, filling) if job.cached else job.batch_size
-        found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + filling * passing))
+        found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + filling * ranked))
     kept = 0.0
     for index in range(first, spec.depth):
         stream = job.batch_size * row * tokens[index]

@@ -59,7 +59,7 @@ class Source(Protocol):
         """Do what an epoch needs done before its first batch, so many images at a time, between which one may give up.
 
         Raises:
-            OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and a repetition needs less.
+            OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and after `ease` less is needed.
         """
 
     def ease(self) -> bool:

@@ -34,7 +34,7 @@ from edgetune.schema import FeatureCachePlan, Plan
 from edgetune.train.allocator import release_free_memory
 from edgetune.train.engine import Source
 from edgetune.train.folder import RunFolder
-from edgetune.train.scarcity import OutOfMemoryError, memory_errors
+from edgetune.train.scarcity import memory_errors
 
 
 class Extractor(Protocol):
@@ -61,6 +61,11 @@ class Extractor(Protocol):
 
     def count_features(self, images: int) -> None:
         """Note that features of so many images were computed; the next step reports the work."""
+
+
+def at_a_time(plan: Plan, part: int) -> int:
+    """Images that pass the frozen blocks at a time for a cache: more than train at a time, if those are as planned."""
+    return max(part, filling_part(job_of(plan))) if part >= plan.micro_batch_size else part
 
 
 class FeatureLoader:
@@ -92,7 +97,7 @@ class FeatureLoader:
         self._all_tokens, self._views = all_tokens, views
         self._files: dict[int, FeatureFile] = {}
         self._bytes_written = 0
-        self._grouped = True  # until memory runs out
+        self._grouped = True  # until memory is short
 
     # -- as a Loader --------------------------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class FeatureLoader:
         """Fill the cache of the epoch's view, a group of images at a time: how many; nothing where that is done.
 
         Raises:
-            OutOfMemoryError: there is no memory for a group; the next attempt takes smaller ones.
+            OutOfMemoryError: there is no memory for a group; `ease` makes them smaller.
         """
         view = epoch % self._views
         if view in self._files:
@@ -129,11 +134,7 @@ class FeatureLoader:
         path, key = self._folder / f"features-{self._name}-{view}", self._key(view)
         file = FeatureFile.open(path, key)
         if file is None:
-            try:
-                yield from self._fill(path, key, view, micro_batch_size)
-            except OutOfMemoryError:
-                self._grouped = False
-                raise
+            yield from self._fill(path, key, view, micro_batch_size)
             self._engine.free_frozen()
             release_free_memory()  # training has tensors of other sizes
             file = FeatureFile.open(path, key)
@@ -180,8 +181,7 @@ class FeatureLoader:
         spec = engine.spec
         tokens = self._tokens()
         engine.rest()  # validation's features are computed between steps
-        if self._grouped and part >= engine.plan.micro_batch_size:  # nothing was turned down for want of memory
-            part = max(part, filling_part(job_of(engine.plan)))
+        part = at_a_time(engine.plan, part) if self._grouped else part
         group = group_size(spec, part) if self._grouped else part
         with FeatureWriter(
             path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key

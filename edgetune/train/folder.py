@@ -98,11 +98,10 @@ class RunFolder:
             unfinished = _UNFINISHED.fullmatch(path.name)
             if path.is_dir():
                 known = begun and path in (self.base.parent, self.graphs) and not path.is_symlink()
-            elif unfinished:
-                known = path.with_name(unfinished[1]) in early
             else:
-                known = path in early and path != self.state
-                known = known or (path.parent == self.graphs and path.suffix in (".onnx", ".json"))
+                target = path.with_name(unfinished[1]) if unfinished else path
+                known = target in early and (unfinished is not None or path != self.state)
+                known = known or (path.parent == self.graphs and target.suffix in (".onnx", ".json"))
             if not known:
                 return None
             if not path.is_dir() and path not in settings:

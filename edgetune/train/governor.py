@@ -1,9 +1,9 @@
 """Keeps a run inside its caps and out of the way of others: it decides, the loop acts and logs.
 
-Memory of the process tree is held against the cap after every step; once a second the machine's own memory, the control
-group's and the kernel's stall information are looked at, since another process may take what was there. Tightening is
-immediate; loosening waits until there has been room for a while, and longer each time it turned out to be too soon.
-Time and energy are checked before every step.
+Memory of the process tree is held against the cap after every step and every group of images that is prepared; once a
+second the machine's own memory, the control group's and the kernel's stall information are looked at, since another
+process may take what was there. Tightening is immediate; loosening waits until there has been room for a while, and
+longer each time it turned out to be too soon. Time and energy are checked before every step.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from edgetune.plan.work import feature_flops
 from edgetune.schema import Plan
 from edgetune.train.controlled import ControlledEngine
 from edgetune.train.engine import StepReport
+from edgetune.train.features import at_a_time
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 
 Array = TypeVar("Array")
@@ -263,7 +264,10 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
 
     def _in_groups(self, batches: Iterable[Batch], part: int) -> Iterator[Batch]:
         """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
-        size = group_size(self.spec, part) if self.plan.feature_cache is not None else self.plan.batch_size
+        size = self.plan.batch_size
+        if self.plan.feature_cache is not None:
+            part = at_a_time(self.plan, part)
+            size = group_size(self.spec, part)
         stream, filled = np.empty(0, np.float32), 0
         waiting: list[Batch] = []
         for batch in batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from edgetune.train.calibration import calibrated
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import RunFolder
-from edgetune.train.governor import Governor, Spent
+from edgetune.train.governor import Governor, Spent, Squeeze
 from edgetune.train.journal import Journal
 from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.meters import Meters, Timed, total
@@ -90,6 +91,9 @@ class Loop:
         progress.rung = min(progress.rung, len(self._ladder) - 1)  # another engine's ladder may be shorter
         knobs = self._ladder[progress.rung]
         progress.micro_batch_size = knobs.micro_batch_size
+        if progress.eased:
+            self.train.ease()
+            self.val.ease()
         if progress.rung:  # memory was short
             keep_malloc_lean()
             release_free_memory()
@@ -235,8 +239,7 @@ class Loop:
 
     def _batches(self) -> Iterator[Batch | None]:
         """The rest of the epoch's; one that memory ran out over is read again, None where nothing is left to turn."""
-        progress = self.progress
-        source = iter(self.train.epoch(progress.epoch, progress.step_in_epoch))
+        source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch)
         while True:
             try:
                 with memory_errors():
@@ -245,7 +248,7 @@ class Loop:
                 if not self._tighten(f"out of memory while reading images ({error})"):
                     yield None
                     return
-                source = iter(self.train.epoch(progress.epoch, progress.step_in_epoch))
+                source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch)
                 continue
             if batch is None:
                 return
@@ -264,8 +267,7 @@ class Loop:
 
         stopped = self._ready(self.train, progress.epoch, "preparing the epoch", note)
         progress.epoch_s += self.meters.clock() - began
-        joules = window.joules
-        progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
+        progress.epoch_j = total(progress.epoch_j, window.joules)
         return stopped
 
     def _ready(
@@ -276,31 +278,28 @@ class Loop:
         Args:
             source: of images.
             epoch: what it is prepared for.
-            doing: what the run is at, for the log.
+            doing: for the log.
             note: is told how many images were prepared, and says whether to stop.
         """
-        failures = 0
         while True:
+            squeeze: Squeeze | None = None
             try:
-                with memory_errors():
-                    for count in source.prepare(epoch, self.progress.micro_batch_size):
+                # closed before anything is eased: what it holds counts
+                with memory_errors(), closing(source.prepare(epoch, self.progress.micro_batch_size)) as counts:
+                    for count in counts:
                         stopped = note(count)
                         if stopped:
                             return stopped
                         squeeze = self.governor.squeeze()
-                        if squeeze and self._ease(source, squeeze.reason):
+                        if squeeze:
                             break
-                        if squeeze and squeeze.over_cap:
-                            return "memory"
                     else:
                         return None
             except OutOfMemoryError as error:
-                failures += 1
-                reason = f"out of memory while {doing} ({error})"
-                if failures == 1:  # the source has noted it
-                    self._event("tightened", f"{reason}: images are prepared in smaller groups")
-                elif not self._tighten(reason):
-                    return "memory"
+                squeeze = Squeeze(f"out of memory while {doing} ({error})", over_cap=True)
+            assert squeeze is not None
+            if not self._ease(source, squeeze.reason) and squeeze.over_cap:
+                return "memory"
 
     def _attempt(self, batch: Batch, rate: float) -> StepReport | None:
         """One step, in smaller micro-batches while memory runs out; None when even one image at a time is too much."""
@@ -359,6 +358,7 @@ class Loop:
         """Need less while images are prepared; False where nothing is left to turn."""
         if not source.ease():
             return self._tighten(reason)
+        self.progress.eased = True
         self.governor.tightened()
         self._event("tightened", f"{reason}: images are prepared in smaller groups")
         release_free_memory()
@@ -405,8 +405,8 @@ class Loop:
                 began = self.meters.clock()
                 try:
                     with memory_errors():
-                        size = self.progress.micro_batch_size
-                        evaluation = self.engine.evaluate(self.val.epoch(0), size, self.interrupted)
+                        part = self.progress.micro_batch_size
+                        evaluation = self.engine.evaluate(self.val.epoch(0), part, self.interrupted)
                     break
                 except OutOfMemoryError as error:
                     if not self._tighten(f"out of memory while evaluating ({error})"):

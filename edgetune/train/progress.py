@@ -23,6 +23,7 @@ class Progress(msgspec.Struct, kw_only=True):
     step_in_epoch: int = 0
     micro_batch_size: int = 0
     rung: int = 0  # of the governor's ladder; 0 is as planned
+    eased: bool = False  # whether images are prepared in smaller groups than planned
     # the epoch in progress
     epoch_s: float = 0.0
     epoch_j: float | None = 0.0

@@ -190,13 +190,14 @@ def test_the_recipe_is_what_its_file_says(model: str, trained: int) -> None:
     assert note is not None
     spec = find_spec(model)
     method = find_method("edgetune", spec.depth)
-    assert (method.trained, method.k, method.band) == (trained, trained, (method.band[0], 1.0))
+    assert (method.trained, method.k, method.band) == (trained, trained, (1.0, 1.0))
     assert trained == max(1, round(spec.depth * TRAINED_SHARE)) == spec.depth // 6
     said = {
         "saved tensors in 8 bits": method.levers.saved_precision == "int8",
         "AdamW with factored state": (method.levers.optimizer, method.levers.optimizer_state) == ("adamw", "factored"),
         "frozen weights read from the disk": method.levers.frozen_weights == "disk",
         "cached in fp16 from plain images": (method.levers.feature_cache, method.levers.feature_views) == ("fp16", 1),
+        "on all tokens": method.band == (1.0, 1.0),
         "the trailing sixth of the blocks, all of them in every step": method.k == method.trained,
     }
     for words, true in said.items():

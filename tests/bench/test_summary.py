@@ -147,7 +147,7 @@ def test_joules_are_gross_net_and_marked_where_a_model_gave_them() -> None:
     assert "No joules" in markdown(unknown)
 
 
-def test_the_share_of_the_machine_is_of_its_rate_just_before() -> None:
+def test_the_share_of_the_machine_is_of_its_rate_just_then() -> None:
     run = msgspec.structs.replace(make_run("full"), gemm_flops=100e9)  # 300 images of 1 GFLOP in 6 s
     assert row(summary([run]), "full").gemm_share.median == pytest.approx(0.5)
     assert row(summary([make_run("full")]), "full").gemm_share is None
@@ -162,7 +162,7 @@ def test_the_share_of_the_machine_is_of_its_rate_just_before() -> None:
 def test_runs_of_a_repetition_that_are_days_apart_are_no_neighbours() -> None:
     first, late = make_run("full"), msgspec.structs.replace(make_run("head"), created="2026-01-02T00:00:00+00:00")
     said = summary([first, late], 1).warnings
-    assert said == ["runs of repetition 0 were made over 24 hours: its ratios are of a machine at different hours."]
+    assert said == ["runs of repetition 0 were made over 24.0 hours: its ratios are of a machine at different hours."]
     next_day = msgspec.structs.replace(late, repetition=1)
     assert summary([first, next_day], 2).warnings == []
 

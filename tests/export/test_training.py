@@ -114,7 +114,8 @@ def test_what_graphs_take_and_give_is_numbered(lora_scale):
 
     facts = [
         (name, [value.name for value in graph.input], [value.name for value in graph.output])
-        for name, build in sorted(builders(find_spec("vit_nano_patch8_64").at(64, 2), "adamw", lora_scale).items())
+        for optimizer in ("adamw", "adam", "sgd", "sgd-plain")
+        for name, build in sorted(builders(find_spec("vit_nano_patch8_64").at(64, 2), optimizer, lora_scale).items())
         for graph in [build().model(name).graph]
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

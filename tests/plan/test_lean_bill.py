@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import msgspec
@@ -9,14 +10,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from edgetune.model.block import part_tokens
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
-from edgetune.plan import lean_bill
-from edgetune.plan.bill import memory_bill, optimizer_bytes, trainable_count
+from edgetune.plan import lean_bill, onnx_bill
+from edgetune.plan.bill import filling_part, memory_bill, optimizer_bytes, trainable_count
+from edgetune.plan.clock import Clock
 from edgetune.plan.job import Job, job_for
 from edgetune.plan.levers import Levers
 from edgetune.plan.methods import find_method
+from edgetune.plan.rates import Rates
+from edgetune.plan.work import work_of
 from edgetune.schema import LoraPlan
+from tests.plan.conftest import make_profile
 
 TINY = find_spec("vit_tiny_patch16_224")
 SPECS = [
@@ -154,6 +160,50 @@ def test_a_lean_full_keeps_a_sixth_of_what_autograd_keeps() -> None:
     assert lean.activations < 0.18 * eager.activations
     assert lean.gradients < 0.06 * 4 * TINY.parameter_count  # which is what autograd holds at the update
     assert lean.total < eager.total / 2
+
+
+@given(jobs(), st.sampled_from(["torch", "onnx"]))
+def test_filling_a_cache_never_makes_the_peak(job: Job, engine) -> None:
+    """More images than train at a time pass the frozen blocks only where training's peak has room for them."""
+    job = msgspec.structs.replace(job, engine=engine)
+    filling = filling_part(job)
+    if not job.over_features:
+        assert filling == job.micro_batch_size
+        return
+    assert filling >= job.micro_batch_size
+    assert filling * job.spec.tokens <= max(part_tokens(job.spec.width), job.micro_batch_size * job.spec.tokens)
+    found = (onnx_bill if engine == "onnx" else lean_bill).moments(job, filling)
+    held = {moment.name: 1.2 * (moment.weights + moment.saved) + 1.2 * moment.workspace for moment in found}
+    others = max(size for name, size in held.items() if name != lean_bill.FROZEN)
+    if filling > job.micro_batch_size:
+        more = lean_bill.image_bytes(job, filling) - lean_bill.image_bytes(job, job.micro_batch_size)
+        assert held[lean_bill.FROZEN] + more <= 1.25 * others
+
+
+def test_where_one_image_trains_several_are_prepared() -> None:
+    base = find_spec("vit_base_patch16_224")
+    job = job_for(find_method("edgetune", 12), base, batch_size=4, micro_batch_size=1)
+    assert filling_part(job) == part_tokens(base.width) // base.tokens == 4
+
+
+def test_the_work_that_is_spared_is_that_of_frozen_norms() -> None:
+    """A norm that trains asks for all but its own input's gradient; with adapters it does not train."""
+    tokens, count = (TINY.tokens,) * 12, TINY.tokens
+    head, block = TINY.head_flops(), TINY.block_flops(count)
+    whole = work_of(TINY, tokens, (10, 11), False, 0)
+    assert whole.pass_gradient == head + 2 * block.pass_gradient
+    adapted = work_of(TINY, tokens, (10, 11), False, 8)
+    adapters = 2 * 2 * count * 8 * 6 * TINY.width
+    assert adapted.pass_gradient == head + 2 * block.pass_gradient + adapters - 6 * count * TINY.width**2
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_blocks_below_the_lowest_one_drawn_keep_nothing(k: int) -> None:
+    method = find_method("edgetune", 12)._replace(levers=Levers(trainer="lean"))
+    job = job_for(method, TINY, batch_size=8, micro_batch_size=2, trained=5, k=k)
+    draws = list(combinations(range(7, 12), k))
+    expected = {index: sum(min(draw) <= index for draw in draws) / len(draws) for index in range(7, 12)}
+    assert dict(Clock(job, Rates(make_profile().compute))._kept()) == pytest.approx(expected)
 
 
 def test_nothing_is_kept_below_the_lowest_trained_block() -> None:

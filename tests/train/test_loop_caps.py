@@ -220,7 +220,7 @@ def test_memory_that_runs_out_over_validation_images_costs_smaller_groups_first(
             raise failures.pop()
         yield from ()
 
-    loop.val.prepare = prepare
+    loop.val.prepare, loop.val.ease = prepare, lambda: True
     assert loop.run() == "epochs"
     assert loop.progress.rung == 0
     assert made.events() == ["tightened"]
@@ -255,10 +255,11 @@ def test_pressure_while_images_are_prepared_makes_groups_smaller_then_turns_a_kn
 def test_preparing_that_breaks_the_cap_whatever_is_turned_ends_the_run(stage: Any) -> None:
     made = stage()
     loop = made.loop()
-    loop.train.prepare = lambda epoch, micro_batch_size=1: iter([1, 1])
+    loop.train.prepare = lambda epoch, micro_batch_size=1: (count for count in (1, 1))
     loop.train.ease = lambda: False
     loop.governor.squeeze = lambda: Squeeze("scripted", over_cap=True)
     assert loop.run() == "memory"
+    assert loop.progress.step == 0
 
 
 def test_a_ladder_that_became_shorter_is_no_defect(stage: Any) -> None:

@@ -30,7 +30,7 @@ def scale_sums(half: Half, weights: Mapping[str, Tensor], totals: dict[str, Tens
     dγ = rowsum(W ∘ G) + b s, dW = γ G row by row, db = γ s.
     """
     layer, scale = ("mlp.fc2", MLP_SCALE) if half == "mlp" else ("attn.proj", ATTENTION_SCALE)
-    if scale not in totals:  # the model has none, or it doesn't train
+    if scale not in weights or f"{layer}.weight" not in totals:  # the model has none, or adapters train
         return
     total, biases, gamma = totals[f"{layer}.weight"], totals[f"{layer}.bias"], weights[scale]
     totals[scale].add_(torch.linalg.vecdot(total, weights[f"{layer}.weight"]))

@@ -235,7 +235,7 @@ def check_copy(folder: Path) -> None:
     Raises:
         InputError: they are not what they were then, or of another edgetune.
     """
-    where, remedy = str(folder), "begin the run anew"
+    where, remedy = str(folder), "go on with --engine torch, or begin the run anew"
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{where} has no {MANIFEST}; {remedy}.")
     manifest = load(folder / MANIFEST, Manifest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 
 if __name__ == "__main__":  # OpenSSL would take 3.5 MB to hash a few hundred bytes; Python has SHA-2 of its own
     sys.modules.setdefault("_hashlib", None)  # type: ignore[arg-type]
@@ -49,12 +50,22 @@ def hand_over(order: Order) -> None:
     by_name = spec is not None and spec.name == "edgetune.__main__"
     if not by_name and Path(getattr(main, "__file__", None) or "").name != "edgetune":
         return
-    file = os.memfd_create("order", 0)  # without CLOEXEC: it outlives the exec
-    with open(file, "wb", closefd=False) as order_file:
-        order_file.write(msgspec.json.encode(order))
+    file = _kept_open(msgspec.json.encode(order))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *_flags(), "-m", "edgetune.train.onnx.run", str(file)])
+
+
+def _kept_open(content: bytes) -> int:
+    """A descriptor of a nameless file with that content, which outlives an exec."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("order", 0)
+    else:  # a Python that was built for an old C library
+        with tempfile.TemporaryFile() as nameless:
+            file = os.dup(nameless.fileno())
+    os.write(file, content)
+    os.set_inheritable(file, True)
+    return file
 
 
 def _flags() -> list[str]:

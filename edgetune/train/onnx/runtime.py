@@ -120,8 +120,8 @@ def _read(name: str, graph: bytes, options: Any) -> Any:
     except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NotImplemented) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"the training graph {name} can't be read by onnxruntime {onnxruntime.__version__} ({reason}); delete"
-            " ~/.cache/edgetune/graphs, or export it anew."
+            f"the training graph {name} can't be read by onnxruntime {onnxruntime.__version__} ({reason}); delete the"
+            " folder edgetune/graphs of your cache, or export it anew."
         ) from None
 
 
