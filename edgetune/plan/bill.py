@@ -53,8 +53,9 @@ _RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 3.5, 8 << 20, 
 # How far the bill may be short, by trainer: so much, and this share of what it says above the bare process; and so much
 # more where products are in bf16. Set by the plans that were short (docs/planner.md).
 _SHORT = {"lean": (12 << 20, 0.05), "autograd": (32 << 20, 0.12)}
-# Where autograd's tensors have other sizes in every step, glibc's heap goes on growing for a hundred steps and more,
-# which the plans that the bill was set by, of eight steps, did not show (`alast` on W3 and W4, docs/results.md).
+# Where autograd's tensors have other sizes in every step, or adapters' are small among large ones, glibc's heap goes on
+# growing for a hundred steps and more, which the plans that the bill was set by, of eight steps, did not show (`alast`
+# on W3 and W4, `lora` on W1; docs/results.md).
 _SHORT_MIXED = (64 << 20, 0.25)
 _SHORT_BF16_BYTES = 12 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
@@ -115,7 +116,7 @@ def expected_bill(job: Job, runtime_bytes: int) -> MemoryBill:
 def most_bytes(job: Job, runtime_bytes: int) -> int:
     """An upper bound: the bill at the most tokens, and how far it may be short; see docs/planner.md."""
     bill = memory_bill(job, runtime_bytes)
-    mixed = not job.lean and job.allocator == "fast" and _tokens_change(job)
+    mixed = not job.lean and job.allocator == "fast" and (job.lora_rank > 0 or _tokens_change(job))
     least_bytes, share = _SHORT_MIXED if mixed else _SHORT["lean" if job.lean else "autograd"]
     if job.lean and _bf16_bytes(job):
         least_bytes += _SHORT_BF16_BYTES
