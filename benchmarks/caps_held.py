@@ -227,7 +227,7 @@ def table() -> None:
     of_room = [
         line["measured_above_baseline_bytes"] / line["smallest_room_bytes"]
         for line in found
-        if line["multiple"] == 1.0 and line["measured_above_baseline_bytes"]
+        if line["multiple"] == 1.0 and line["measured_above_baseline_bytes"] and line.get("smallest_room_bytes")
     ]
     print("| what | runs |\n|---|---:|")
     print(f"| runs | {len(found)} ({len(records) - len(found)} draws refused) |")
@@ -242,6 +242,7 @@ def table() -> None:
     if tight:
         print(f"| smallest feasible cap: measured over predicted | {statistics.median(tight):.2f} median,"
               f" {min(tight):.2f} lowest of {len(tight)} |")  # fmt: skip
+    if of_room:
         print(f"| the same over the room, the prediction's upper bound | {statistics.median(of_room):.2f} median,"
               f" {min(of_room):.2f} to {max(of_room):.2f} |")  # fmt: skip
     wrong = [line for line in found if line in killed or line not in ended or line in over]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -140,7 +140,7 @@ class Loader:
         """
         yield from self._read(epoch, list(self.plan(epoch, start_batch)))
 
-    def prepare(self, epoch: int, micro_batch_size: int = 1) -> Iterator[int]:
+    def prepare(self, epoch: int, micro_batch_size: int = 1) -> Generator[int, None, None]:
         """Nothing to do before an epoch: images are read as they are asked for."""
         yield from ()
 

@@ -132,7 +132,7 @@ def filling_part(job: Job) -> int:
     if not (job.lean and job.over_features):
         return part
     most = max(_with_slack(job, moment) for moment in _lean_moments(job) if moment.name != lean_bill.FROZEN)
-    most += lean_bill.image_bytes(job, part)
+    most += lean_bill.image_bytes(job, part) + lean_bill.gradient_bytes(job)  # which rests meanwhile
     for filling in lean_bill.filling_parts(job):
         frozen = next(moment for moment in _lean_moments(job, filling) if moment.name == lean_bill.FROZEN)
         if _with_slack(job, frozen) + lean_bill.image_bytes(job, filling) <= most:
@@ -141,7 +141,7 @@ def filling_part(job: Job) -> int:
 
 
 def _lean_moments(job: Job, filling: int | None = None) -> list[lean_bill.Moment]:
-    return (onnx_bill if job.engine == "onnx" else lean_bill).moments(job, filling)
+    return onnx_bill.moments(job, filling) if job.engine == "onnx" else lean_bill.moments(job, filling)
 
 
 def _held_share(job: Job) -> float:

@@ -89,18 +89,11 @@ def work_of(
         forward += work.forward
         if index > lowest:
             passing += work.pass_gradient
-        elif index == lowest:
-            passing += work.pass_gradient - (_spared(spec, index, count, lean) if rank else 0)
+        elif index == lowest:  # nothing below asks for the gradient of its input
+            passing += work.pass_gradient - 6 * count * spec.width**2
         if index in trained:
             weights += work.weight_gradient
     return Work(forward, passing, weights)
-
-
-def _spared(spec: ViTSpec, index: int, tokens: int, lean: bool) -> int:
-    """What the lowest block need not do, as nothing below asks for its input's gradient, nor do its frozen norms."""
-    tail = lean and index == spec.depth - 1 and spec.readers is not None
-    rows = 2 * tokens + (spec.readers or 0) if tail else 3 * tokens  # of the gradients of q, k and v
-    return 2 * rows * spec.width**2
 
 
 @lru_cache(maxsize=4096)

