@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 
 if __name__ == "__main__":  # OpenSSL would take 3.5 MB to hash a few hundred bytes; Python has SHA-2 of its own
     sys.modules.setdefault("_hashlib", None)  # type: ignore[arg-type]
@@ -61,6 +60,8 @@ def _kept_open(content: bytes) -> int:
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("order", 0)
     else:  # a Python that was built for an old C library
+        import tempfile
+
         with tempfile.TemporaryFile() as nameless:
             file = os.dup(nameless.fileno())
     os.write(file, content)

@@ -19,7 +19,6 @@ from edgetune.train.features import cached_sources
 from edgetune.train.folder import RunFolder
 from edgetune.train.onnx.cache import are_written, from_folder, graphs_of
 from edgetune.train.onnx.engine import OnnxEngine
-from edgetune.train.onnx.exported import check_copy
 from edgetune.train.onnx.runtime import LIBRARY, refuse_old_runtime, share_arena
 
 # What training brings besides onnxruntime, by name: for the baseline, which counts all imports.
@@ -59,6 +58,8 @@ def start_engine(
     refuse_levers(levers_of(plan), "plan anew, or go on with --engine torch")
     exported = folder.graphs.is_dir()
     if exported:
+        from edgetune.train.onnx.exported import check_copy  # what it brings, other runs do without
+
         check_copy(folder.graphs)
     load = from_folder(folder.graphs) if exported else graphs_of(plan)
     if not resume:
