@@ -417,7 +417,8 @@ def table() -> None:
 
     print("\n| model | method | beside | rounds | onnx by torch, medians of each series | all rounds [95 %] |")
     print("|---|---|---:|---:|---|---:|")
-    series = [line for line in lines("onnx_engine") if line["what"] == "turns"]
+    # earlier lines are of a plan for each engine, alike but made twice
+    series = [line for line in lines("onnx_engine") if line["what"] == "turns" and "plan" in line]
     for turn in dict.fromkeys((line["model"], line["method"], line["beside"]) for line in series):
         ours = [line["engines"] for line in series if (line["model"], line["method"], line["beside"]) == turn]
         took = {name: [second for line in ours for second in line[name]["steps_s"]] for name in ("onnx", "torch")}

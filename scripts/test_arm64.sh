@@ -104,10 +104,12 @@ END
     )
     (cd "$root/opt/checkout/losses" && PYTHONPATH=$checkout "$python" -m edgetune fit digits "${words[@]}" --quiet --out here)
     inside /opt/wheel:/opt/site python3 -m edgetune fit losses/digits "${words[@]}" --quiet --out losses/there
-    "$python" - "$root/opt/checkout/losses" <<'END'
+    PYTHONPATH=$checkout/benchmarks "$python" - "$root/opt/checkout/losses" "$QEMU_CPU" <<'END'
 import json
 import sys
 from pathlib import Path
+
+from machine import append
 
 
 def losses(run: Path) -> list[float]:
@@ -118,6 +120,7 @@ def losses(run: Path) -> list[float]:
 here, there = (losses(Path(sys.argv[1]) / name) for name in ("here", "there"))
 apart = max(abs(left - right) for left, right in zip(here, there, strict=True))
 print(f"arm64: {len(here)} steps, losses at most {apart:.1e} apart")
+append("onnx_engine", {"what": "arm64", "emulated": sys.argv[2], "steps": len(here), "largest_difference": apart})
 sys.exit(len(here) < 10 or apart > 1e-4)
 END
 }
