@@ -151,7 +151,7 @@ class ViTSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def parameter_count(self) -> int:
         """Number of weights."""
-        return sum(parameter.count for parameter in self.parameters())
+        return _parameter_count(self)
 
     def embed_flops(self) -> int:
         """Forward FLOPs of the patch embedding for one image (a fused multiply-add counts two)."""
@@ -216,3 +216,8 @@ def _block_parameters(width: int, hidden: int, layer_scale: bool, index: int) ->
         *(("ls2.gamma", shape) for shape in scale),
     ]
     return tuple(Parameter(f"blocks.{index}.{name}", shape) for name, shape in shapes)
+
+
+@lru_cache(maxsize=64)
+def _parameter_count(spec: ViTSpec) -> int:
+    return sum(parameter.count for parameter in spec.parameters())

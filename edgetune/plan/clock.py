@@ -152,16 +152,16 @@ class Clock:
         job = self.job
         if not job.lean:
             return 0.0
-        numbers = again = calls = 0.0
+        numbers = again = blocks = 0.0
         recompute = job.saved_activations == "recompute"
-        put = _PUT_CALLS[job.levers.saved_precision]
         for index, chance in self._kept():
             inputs, products = saved_numbers(job.spec, index, self._tokens[index])
             numbers += chance * (inputs if recompute else inputs + products)
             again += chance * (inputs + products) if recompute else 0.0
-            exactly = _SMALL_PUTS * _SMALL_PUT_CALLS
-            once = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"] if recompute else _LARGE_PUTS * put
-            calls += chance * (once + exactly)
+            blocks += chance
+        put = _PUT_CALLS[job.levers.saved_precision]
+        large = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"] if recompute else _LARGE_PUTS * put
+        calls = blocks * (large + _SMALL_PUTS * _SMALL_PUT_CALLS)
         numbers, again = job.batch_size * numbers, job.batch_size * again
         copy_s = FLOAT_BYTES / self._copy_bytes_per_s
         prices = {

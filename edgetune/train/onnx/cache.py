@@ -52,18 +52,17 @@ def graphs_of(plan: Plan) -> Load:
 
     Where nothing can be kept, they are written in this process.
     """
-    return graphs_for(find_spec(plan.model).at(plan.image_size, len(plan.data.classes)), plan.optimizer, plan.lora)
+    return graphs_for(_spec_of(plan), plan.optimizer, plan.lora)
 
 
 def are_written(plan: Plan) -> bool:
     """Whether the user's cache has them."""
-    spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
-    return (cache_folder() / _key(spec, plan.optimizer, plan.lora) / _WRITTEN).exists()
+    return (_folder_of(_spec_of(plan), plan.optimizer, plan.lora) / _WRITTEN).exists()
 
 
 def graphs_for(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> Load:
     """See `graphs_of`."""
-    folder = cache_folder() / _key(spec, optimizer, lora)
+    folder = _folder_of(spec, optimizer, lora)
     if not (folder / _WRITTEN).exists():
         order = msgspec.json.encode({"spec": spec, "optimizer": optimizer, "lora": lora}).decode()
         command = [sys.executable, "-m", "edgetune.train.onnx.write", str(folder), order]
@@ -89,6 +88,14 @@ def cache_folder() -> Path:
     """Where graphs are kept between runs."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "edgetune" / "graphs"
+
+
+def _spec_of(plan: Plan) -> ViTSpec:
+    return find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+
+
+def _folder_of(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> Path:
+    return cache_folder() / _key(spec, optimizer, lora)
 
 
 def _key(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> str:
