@@ -135,7 +135,7 @@ class Clock:
             if not job.embeddings_trainable:  # nothing below asks for the gradient of its input
                 share = _LOWEST_SHARE if job.lora_rank else 1.0  # norms that train ask for all but their input's
                 passing += lowest[place] * self._block("pass_gradient", index, images, self._way, share)
-            if job.saved_activations == "recompute":
+            if index in job.recomputed:
                 passing += min(1.0, passes + lowest[place]) * self._block("forward", index, images, self._way)
             if job.lora_rank:
                 weights = 2 * _ADAPTER_SHARE * self._block("forward", index, images, self._way)
@@ -152,16 +152,18 @@ class Clock:
         job = self.job
         if not job.lean:
             return 0.0
-        numbers = again = blocks = 0.0
-        recompute = job.saved_activations == "recompute"
+        numbers = again = calls = 0.0
+        put = _PUT_CALLS[job.levers.saved_precision]
         for index, chance in self._kept():
             inputs, products = saved_numbers(job.spec, index, self._tokens[index])
-            numbers += chance * (inputs if recompute else inputs + products)
-            again += chance * (inputs + products) if recompute else 0.0
-            blocks += chance
-        put = _PUT_CALLS[job.levers.saved_precision]
-        large = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"] if recompute else _LARGE_PUTS * put
-        calls = blocks * (large + _SMALL_PUTS * _SMALL_PUT_CALLS)
+            if index in job.recomputed:
+                numbers += chance * inputs
+                again += chance * (inputs + products)
+                large = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"]
+            else:
+                numbers += chance * (inputs + products)
+                large = _LARGE_PUTS * put
+            calls += chance * (large + _SMALL_PUTS * _SMALL_PUT_CALLS)
         numbers, again = job.batch_size * numbers, job.batch_size * again
         copy_s = FLOAT_BYTES / self._copy_bytes_per_s
         prices = {

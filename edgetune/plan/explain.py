@@ -136,7 +136,8 @@ def _alternatives(plan: Plan) -> Table:
         table.add_column(name, justify="left" if name in ("", "kept", "learning") else "right", no_wrap=True)
     most = max(found.learning for found in plan.alternatives)
     for found in plan.alternatives:
-        kept = found.saved_precision + (" again" if found.saved_activations == "recompute" else "")
+        part = "" if found.recompute_share == 1 else f" {found.recompute_share:.0%}"
+        kept = found.saved_precision + (f"{part} again" if found.saved_activations == "recompute" else "")
         table.add_row(
             "→" if found.chosen else "" if found.within_caps else "×",
             f"{found.trained_blocks}" + (f", {found.k}" if found.k < found.trained_blocks else ""),

@@ -13,7 +13,7 @@ import msgspec
 from edgetune.alast import kept_count
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
-from edgetune.plan.levers import Levers
+from edgetune.plan.levers import Levers, recomputed_blocks
 from edgetune.plan.methods import BAND, Method
 from edgetune.schema import BlockPlan, Engine, Plan
 
@@ -54,6 +54,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def saved_activations(self) -> str:
         """Whether blocks are remembered or run again."""
         return self.levers.saved_activations
+
+    @property
+    def recomputed(self) -> range:
+        """The blocks that are run again in the backward pass."""
+        return recomputed_blocks(self.levers, 0 if self.embeddings_trainable else self.lowest, self.spec.depth)
 
     @property
     def lean(self) -> bool:

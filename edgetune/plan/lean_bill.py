@@ -111,7 +111,7 @@ def saved_bytes(job: Job, index: int) -> float:
     """What block `index` keeps of a batch, at the most tokens the plan lets into it."""
     spec, levers = job.spec, job.levers
     tokens, leaving = [*entering(spec, job.keep_max), 0.0][index : index + 2]
-    recompute = levers.saved_activations == "recompute"
+    recompute = index in job.recomputed
     read = spec.readers if index == spec.depth - 1 else None
     inputs, products = saved_numbers(spec, index, tokens)
     exact = tokens * (4 + spec.heads) if read is None else tokens * 2 + read * (2 + spec.heads)

@@ -7,7 +7,9 @@ refused for the other.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Collection, Sequence
 from itertools import product
 from typing import Any, Literal
@@ -40,6 +42,7 @@ class Levers(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: Literal["adamw", "adam", "sgd", "sgd-plain"] = "adamw"
     optimizer_state: OptimizerState = "fp32"
     saved_activations: Literal["full", "recompute"] = "full"
+    recompute_share: float = 1.0  # of the blocks that keep something: the lowest of them are run again, then
     saved_precision: SavedPrecision = "fp32"  # of what is kept for the backward pass
     # Tokens of the images that pass a block together, about: fewer need less memory and more time. None: `part_size`'s.
     part_tokens: int | None = None
@@ -53,10 +56,20 @@ def frozen_arithmetic(levers: Levers, *, adapters: bool) -> Bits:
     return "bf16" if "bf16" in (levers.precision, lower) else "fp32"
 
 
+def recomputed_blocks(levers: Levers, first: int, depth: int) -> range:
+    """Which of the blocks from `first` on, which keep something for the backward pass, are run again in it.
+
+    The lowest: the backward pass reaches them when the others have let go of what they kept.
+    """
+    share = levers.recompute_share if levers.saved_activations == "recompute" else 0.0
+    return range(first, first + math.ceil(share * (depth - first) - 1e-9))
+
+
 _LEAN_ONLY = (
     "frozen_precision",
     "frozen_weights",
     "optimizer_state",
+    "recompute_share",
     "saved_precision",
     "part_tokens",
     "feature_cache",
@@ -65,11 +78,15 @@ _LEAN_ONLY = (
 
 
 # What the planner may change where nobody set it by hand, mildest first: it costs time or exactness, not learning time.
-_ECONOMIES: dict[str, tuple[str, ...]] = {
-    "saved_precision": ("fp32", "bf16", "int8", "int4"),
-    "saved_activations": ("full", "recompute"),
-    "frozen_weights": ("fp32", "bf16", "int8", "disk"),
-}
+_ECONOMIES: tuple[tuple[dict[str, Any], ...], ...] = (
+    tuple({"saved_precision": value} for value in ("fp32", "bf16", "int8", "int4")),
+    (
+        {"saved_activations": "full", "recompute_share": 1.0},
+        {"saved_activations": "recompute", "recompute_share": 0.5},
+        {"saved_activations": "recompute", "recompute_share": 1.0},
+    ),
+    tuple({"frozen_weights": value} for value in ("fp32", "bf16", "int8", "disk")),
+)
 
 
 def economies(levers: Levers, given: Collection[str]) -> list[Levers]:
@@ -81,11 +98,12 @@ def economies(levers: Levers, given: Collection[str]) -> list[Levers]:
     """
     if levers.trainer != "lean":
         return [levers]
-    choices: list[list[tuple[str, str]]] = []
-    for name, values in _ECONOMIES.items():
-        at = values.index(getattr(levers, name))
-        choices.append([(name, value) for value in values[at : at + 1 if name in given else None]])
-    return [msgspec.structs.replace(levers, **dict(chosen)) for chosen in product(*choices)]
+    choices = []
+    for values in _ECONOMIES:
+        own = {name: getattr(levers, name) for name in values[0]}
+        choices.append([own] if set(own) & set(given) else values[values.index(own) :])
+    forms = (functools.reduce(operator.or_, chosen) for chosen in product(*choices))
+    return [msgspec.structs.replace(levers, **form) for form in forms]
 
 
 def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
@@ -99,7 +117,7 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
         InputError: a name or value is unknown, or the trainer lacks the lever.
     """
     values: dict[str, Any] = {}
-    shares = ("token_min", "token_max")
+    shares = ("token_min", "token_max", "recompute_share")
     for text in given:
         _, equals, value = text.partition("=")
         name = name_of(text)
@@ -114,6 +132,10 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
     given_shares = [share for share in (chosen.token_min, chosen.token_max) if share is not None]
     if any(not 0 < share <= 1 for share in given_shares) or given_shares != sorted(given_shares):
         raise InputError("--lever token_min and token_max are shares of the patches: 0 < token_min <= token_max <= 1.")
+    if not 0 < chosen.recompute_share <= 1:
+        raise InputError("--lever recompute_share is a share of the blocks: 0 < recompute_share <= 1.")
+    if chosen.recompute_share < 1 and chosen.saved_activations == "full":
+        raise InputError("--lever recompute_share needs blocks that are run again; add saved_activations=recompute.")
     counts = (chosen.trained_blocks, chosen.k, chosen.part_tokens, chosen.feature_views)
     if any(count is not None and count < 1 for count in counts):
         raise InputError("--lever trained_blocks, k, part_tokens and feature_views are counts; give 1 or more.")
@@ -136,7 +158,7 @@ def _share(text: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise InputError(f"--lever {text} is not a number; give a share of the patches, 0.7 for instance.") from None
+        raise InputError(f"--lever {text} is not a number; give a share, 0.7 for instance.") from None
 
 
 def part_size(spec: ViTSpec, batch_size: int, part_tokens: int | None = None) -> int:

@@ -207,6 +207,7 @@ def make_plan(
         optimizer=levers_set.optimizer,
         optimizer_state=levers_set.optimizer_state,
         saved_activations=levers_set.saved_activations,
+        recompute_share=levers_set.recompute_share,
         saved_precision=levers_set.saved_precision,
         part_tokens=levers_set.part_tokens,
         feature_cache=cache,

@@ -282,14 +282,16 @@ def _kept_sentences(problem: Problem, choice: Choice) -> list[str]:
     job, levers, usual = choice.job, choice.job.levers, problem.method.levers
     if job.lowest == job.spec.depth and not job.embeddings_trainable:
         return []
-    again = job.saved_activations == "recompute"
+    again = len(job.recomputed)
     if not job.lean:
         what = "Of each block only the input is kept for the backward pass; the rest is run again."
         return [what] if again else []
     kept = {"fp32": "exactly", "bf16": "in bf16", "int8": "in 8 bits", "int4": "in 4 bits"}[levers.saved_precision]
-    rest = ", of which only each half block's input; the rest is run again" if again else ""
+    number = f" {again} blocks" if again > 1 else " block"
+    lower = "" if job.recomputed.stop == job.spec.depth else f" of the lowest{number}"
+    rest = f", of which{lower} only each half block's input; the rest is run again" if again else ""
     reason = ""
-    if (levers.saved_precision, levers.saved_activations) != (usual.saved_precision, usual.saved_activations):
+    if any(getattr(levers, name) != getattr(usual, name) for name in ("saved_precision", "saved_activations")):
         reason = " — the caps leave no room for more"
     return [f"What waits for the backward pass is kept {kept}{rest}{reason}; a gradient lives for half a block."]
 

@@ -150,7 +150,7 @@ class Problem(NamedTuple):
 
     def least_job(self, setting: Setting) -> Job:
         """The job of a setting that needs least memory; see `_Sizes.least`."""
-        return _Sizes(self, setting).least()[0]
+        return _sizes_of(self, setting).least()[0]
 
     def cost(self, job: Job) -> Cost | None:
         """Predicted seconds."""
@@ -180,19 +180,30 @@ def learning(job: Job, epochs: float, *, most_trained: int, wanted_epochs: int) 
 
 
 class _Sizes:
-    """A setting with micro-batches of any size: the jobs and their peaks, each reckoned once."""
+    """A setting with micro-batches of any size: the jobs, their peaks and what they cost, each reckoned once."""
 
     def __init__(self, problem: Problem, setting: Setting) -> None:
-        self._problem, self._setting = problem, setting
+        self._problem, self.setting = problem, setting
         self._known: dict[int, tuple[Job, int]] = {}
+        self._costs: dict[int, Cost | None] = {}
+        self._whole = problem.whole
+        # sizes that a micro-batch may have, ascending
+        self._sizes = [size for size in micro_batches(problem.batch_size) if size <= self._whole]
 
     def at(self, micro_batch_size: int) -> tuple[Job, int]:
         """The job with micro-batches of that size, and its peak."""
         found = self._known.get(micro_batch_size)
         if found is None:
-            job = self._problem.job(self._setting, micro_batch_size)
+            job = self._problem.job(self.setting, micro_batch_size)
             found = self._known[micro_batch_size] = job, self._problem.peak_bytes(job)
         return found
+
+    def cost(self, job: Job) -> Cost | None:
+        """What one of the jobs takes."""
+        size = job.micro_batch_size
+        if size not in self._costs:
+            self._costs[size] = self._problem.cost(job)
+        return self._costs[size]
 
     def least(self) -> tuple[Job, int]:
         """The job that needs least memory.
@@ -200,7 +211,7 @@ class _Sizes:
         One image at a time, as a rule; but a batch passed whole does not hold gradients beside the next part's
         activations, which can be the smaller bill where weights outweigh activations.
         """
-        whole, single = self.at(self._problem.whole), self.at(1)
+        whole, single = self.at(self._whole), self.at(1)
         return whole if whole[1] <= single[1] else single
 
     def least_within(self, limits: Limits) -> int | None:
@@ -209,23 +220,28 @@ class _Sizes:
         One image at a time can be too slow; where the whole is too, so is what lies between.
         """
         least, peak = self.least()
-        if _quick(self._problem, least, limits):
+        if self._quick(least, limits):
             return peak
-        whole = self._problem.whole
-        if not _quick(self._problem, self.at(whole)[0], limits):
+        if not self._quick(self.at(self._whole)[0], limits):
             return None
-        found = (self.at(size) for size in {*self._sizes, whole})
-        return min(peak for job, peak in found if _quick(self._problem, job, limits))
+        found = (self.at(size) for size in {*self._sizes, self._whole})
+        return min(peak for job, peak in found if self._quick(job, limits))
 
-    @property
-    def _sizes(self) -> list[int]:
-        """Those that a micro-batch may have, ascending."""
-        return [size for size in micro_batches(self._problem.batch_size) if size <= self._problem.whole]
+    def _quick(self, job: Job, limits: Limits) -> bool:
+        """Whether the shortest run is within the caps on time and energy."""
+        one_s, one_j = self.shortest(job)
+        return _within(limits.time_s, one_s) and _within(limits.energy_j, one_j)
+
+    def shortest(self, job: Job) -> tuple[float | None, float | None]:
+        """Seconds and joules of the shortest run; None where they are unknown."""
+        cost, watts = self.cost(job), self._problem.watts
+        seconds = cost.total_s(1) if cost else None
+        return seconds, None if seconds is None or watts is None else seconds * watts
 
     def largest(self, cap_bytes: int | None) -> Job | None:
         """The job with the largest micro-batch that fits; None where none does."""
         if cap_bytes is None:
-            return self.at(self._problem.whole)[0]
+            return self.at(self._whole)[0]
         if self.least()[1] > cap_bytes:
             return None
         sizes = self._sizes
@@ -236,6 +252,11 @@ class _Sizes:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.at(sizes[middle])[1] <= cap_bytes else (low, middle - 1)
         return self.at(sizes[low])[0]
+
+
+@lru_cache(maxsize=1024)  # the nearest caps are searched for one by one, each over every setting
+def _sizes_of(problem: Problem, setting: Setting) -> _Sizes:
+    return _Sizes(problem, setting)
 
 
 def search(problem: Problem, limits: Limits) -> Choice | None:
@@ -263,15 +284,15 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
     for negative, _, setting in ranked:
         if best is not None and -negative < best.learning:
             break
-        sized = [(form, _Sizes(problem, form)) for form in problem.thrifty(setting)]
+        sized = [_sizes_of(problem, form) for form in problem.thrifty(setting)]
         cap_bytes = limits.memory_bytes
-        if cap_bytes is not None and sized[-1][1].least()[1] > cap_bytes:
+        if cap_bytes is not None and sized[-1].least()[1] > cap_bytes:
             turned_down = True
             continue
-        for form, sizes in sized:
+        for sizes in sized:
             job = sizes.largest(cap_bytes)
             turned_down = turned_down or job is None or job.micro_batch_size < problem.whole
-            found = None if job is None else _chosen(problem, form, job, limits)
+            found = None if job is None else _chosen(problem, sizes, job, limits)
             if found and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
                 best = found
             if found and found.learning == -negative and found.job.micro_batch_size == problem.whole:
@@ -279,15 +300,15 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
     return best, turned_down
 
 
-def _chosen(problem: Problem, setting: Setting, job: Job, limits: Limits) -> Choice | None:
+def _chosen(problem: Problem, sizes: _Sizes, job: Job, limits: Limits) -> Choice | None:
     """A job with the most epochs that fit; None where not even one does."""
-    cost = problem.cost(job)
+    cost = sizes.cost(job)
     epochs = _epochs_within(problem, cost, limits)
     if epochs < 1:
         return None
     return Choice(
         job=job,
-        setting=setting,
+        setting=sizes.setting,
         epochs=epochs,
         cost=cost,
         learning=problem.learning(job, epochs),
@@ -319,31 +340,18 @@ def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     forms = [form for setting in problem.settings() for form in problem.thrifty(setting)]
     for allocator, form in product(ALLOCATORS if timed else ALLOCATORS[:1], forms):
         with_it = problem._replace(allocator=allocator)
-        sizes = _Sizes(with_it, form)
+        sizes = _sizes_of(with_it, form)
         if memory is None or sizes.least()[1] < memory:
             memory = min(filter(None, (memory, sizes.least_within(limits))), default=None)
         fitting = sizes.largest(limits.memory_bytes)
         if fitting is None or not timed:
             continue
-        one_s, one_j = _one_epoch(with_it, fitting)
+        one_s, one_j = sizes.shortest(fitting)
         if one_j is not None and _within(limits.time_s, one_s):
             energy = min(energy or math.inf, one_j * _ROUNDING)
         if one_s is not None and _within(limits.energy_j, one_j):
             seconds = min(seconds or math.inf, one_s * _ROUNDING)
     return NearestFeasible(memory_bytes=memory, energy_j=energy, time_s=seconds)
-
-
-def _quick(problem: Problem, job: Job, limits: Limits) -> bool:
-    """Whether the shortest run is within the caps on time and energy."""
-    one_s, one_j = _one_epoch(problem, job)
-    return _within(limits.time_s, one_s) and _within(limits.energy_j, one_j)
-
-
-def _one_epoch(problem: Problem, job: Job) -> tuple[float | None, float | None]:
-    """Seconds and joules of the shortest run; None where they are unknown."""
-    cost = problem.cost(job)
-    seconds = cost.total_s(1) if cost else None
-    return seconds, None if seconds is None or problem.watts is None else seconds * problem.watts
 
 
 def _within(cap: float | None, value: float | None) -> bool:

@@ -69,6 +69,7 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
         token_share=round(job.keep_max[-1] / job.spec.patches, 3),
         saved_precision=job.levers.saved_precision,
         saved_activations=job.levers.saved_activations,
+        recompute_share=job.levers.recompute_share,
         micro_batch_size=job.micro_batch_size,
         allocator=job.allocator,
         peak_memory_bytes=expected_bill(job, problem.runtime_bytes).total,

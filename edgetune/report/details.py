@@ -74,7 +74,8 @@ def _optimizer_state(plan: Plan) -> str:
 
 def _saved(plan: Plan) -> str:
     if plan.saved_activations == "recompute":
-        return f"recomputed in the backward pass from saved inputs, {plan.saved_precision}"
+        some = "" if plan.recompute_share == 1 else f"in the lower {plan.recompute_share:.0%} of the blocks "
+        return f"{some}recomputed in the backward pass from saved inputs, {plan.saved_precision}"
     return f"saved, {plan.saved_precision}"
 
 

@@ -138,6 +138,7 @@ class Alternative(Record, frozen=True):
     learning: float  # expected, relative to the plan that was chosen
     within_caps: bool
     chosen: bool
+    recompute_share: float = 1.0
 
 
 class NearestFeasible(Record, frozen=True):
@@ -213,4 +214,5 @@ class Plan(Record, frozen=True, tag_field="schema", tag="edgetune/plan/1"):
     edgetune_version: str
     created: str
     calibrated: Calibrated | None = None  # in a run folder, once the run has taken a few steps
+    recompute_share: float = 1.0  # where blocks are run again: of those that keep something, the lowest
     alternatives: list[Alternative] = []  # from the least memory to the most, the chosen one among them

@@ -41,7 +41,9 @@ def test_twenty_steps_as_torch_takes_them(method, tmp_path):
     found = ort_training.with_ort(PYTHON, tmp_path)
     expected = ort_training.with_torch(plan, tmp_path)
     assert len(expected) == 20
-    np.testing.assert_allclose(found["losses"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["losses"][:10], expected[:10], rtol=0, atol=2e-6)
+    # roundings grow from step to step where every weight trains; how far depends on torch's threads
+    np.testing.assert_allclose(found["losses"], expected, rtol=0, atol=5e-5)
     manifest = schema.load(tmp_path / "artifacts" / "edgetune.json", schema.OrtTraining)
     assert sorted(found["changed"]) == sorted(manifest.trained)
     assert manifest.classes == plan.data.classes

@@ -128,6 +128,14 @@ def test_fewer_bits_never_need_more(job: Job) -> None:
         assert lean_bill.weight_bytes(half) <= lean_bill.weight_bytes(whole)
 
 
+@given(jobs())
+def test_more_blocks_run_again_never_need_more(job: Job) -> None:
+    shares = (0.01, 0.3, 0.5, 0.8, 1.0)
+    again = [with_levers(job, saved_activations="recompute", recompute_share=share) for share in shares]
+    found = [peak(with_levers(job, saved_activations="full")), *map(peak, again)]
+    assert found == sorted(found, reverse=True)
+
+
 @given(jobs(), st.integers(0, 1 << 32))
 def test_the_bill_adds_up_and_no_term_is_negative(job: Job, runtime_bytes: int) -> None:
     bill = memory_bill(job, runtime_bytes)

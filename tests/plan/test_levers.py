@@ -15,7 +15,7 @@ from edgetune.errors import InputError
 from edgetune.model.registry import find_spec
 from edgetune.plan import make_plan
 from edgetune.plan.job import job_of, levers_of
-from edgetune.plan.levers import Levers, part_size, set_levers
+from edgetune.plan.levers import Levers, economies, part_size, recomputed_blocks, set_levers
 from edgetune.plan.methods import find_method, with_levers
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "adam", "sgd", "sgd-plain"),
     "optimizer_state": ("fp32", "int8", "factored"),
     "saved_activations": ("full", "recompute"),
+    "recompute_share": ("1", "1.0"),
     "saved_precision": ("fp32", "bf16", "int8", "int4"),
     "feature_cache": ("off", "fp16", "int8"),
     "part_tokens": ("64", "800"),
@@ -83,7 +84,7 @@ def test_any_other_value_is_one_sentence(name: str, value: str) -> None:
         number = float(value)
     except ValueError:
         number = math.nan
-    assume(not (name.startswith("token") and 0 < number <= 1))
+    assume(not (name.startswith("token") and 0 < number <= 1) and not (name == "recompute_share" and number == 1))
     with pytest.raises(InputError, match=r"(?s)^--lever.*\.$"):
         set_levers(LEAN, [f"{name}={value}"])
 
@@ -105,6 +106,33 @@ def test_what_autograd_cannot_do_is_refused(lever: str) -> None:
         set_levers(Levers(), [lever])
     set_levers(Levers(), [lever, "trainer=lean"])
     set_levers(Levers(), ["precision=bf16", "saved_activations=recompute", "trained_blocks=2", "optimizer=sgd"])
+
+
+def test_a_share_is_of_blocks_that_are_run_again() -> None:
+    with pytest.raises(InputError, match="recompute_share needs blocks that are run again; add saved_activations="):
+        set_levers(LEAN, ["recompute_share=0.5"])
+    with pytest.raises(InputError, match="0 < recompute_share <= 1"):
+        set_levers(LEAN, ["saved_activations=recompute", "recompute_share=0"])
+    with pytest.raises(InputError, match=r"recompute_share=0\.5 needs the lean trainer"):
+        set_levers(Levers(), ["saved_activations=recompute", "recompute_share=0.5"])
+
+
+def test_the_lowest_blocks_are_run_again() -> None:
+    levers = set_levers(LEAN, ["saved_activations=recompute", "recompute_share=0.5"])
+    assert recomputed_blocks(levers, 8, 12) == range(8, 10)
+    assert recomputed_blocks(levers, 9, 12) == range(9, 11)
+    assert recomputed_blocks(LEAN, 8, 12) == range(8, 8)
+    assert recomputed_blocks(set_levers(LEAN, ["saved_activations=recompute"]), 8, 12) == range(8, 12)
+
+
+def test_what_is_run_again_is_tried_by_halves_unless_it_was_said() -> None:
+    def tried(*given: str) -> set[tuple[str, float]]:
+        forms = economies(set_levers(LEAN, given), {text.split("=")[0] for text in given})
+        return {(form.saved_activations, form.recompute_share) for form in forms}
+
+    assert tried() == {("full", 1.0), ("recompute", 0.5), ("recompute", 1.0)}
+    assert tried("saved_activations=full") == {("full", 1.0)}
+    assert tried("saved_activations=recompute", "recompute_share=0.25") == {("recompute", 0.25)}
 
 
 def test_budgets_that_move_within_a_step_need_autograd() -> None:
@@ -135,6 +163,7 @@ ALL = {
     "optimizer": "adamw",
     "optimizer_state": "factored",
     "saved_activations": "recompute",
+    "recompute_share": "0.5",
     "saved_precision": "int4",
     "feature_cache": "int8",
     "part_tokens": "128",

@@ -37,6 +37,7 @@ SENTENCES: dict[str, dict[object, str]] = {
         "factored": r"AdamW keeps its moments in 8 bits and as means of rows and columns",
     },
     "saved_activations": {"recompute": r"the rest is run again"},
+    "recompute_share": {0.5: r"of which( of the lowest( \d+)? blocks?)? only each half block's input"},
     "saved_precision": {
         "fp32": r"backward pass is kept exactly",
         "bf16": r"backward pass is kept in bf16",
@@ -58,6 +59,8 @@ def test_every_lever_set_by_hand_has_its_sentence(name: str, value: object, phot
     levers = ["trainer=lean", "trained_blocks=2", f"{name}={value}"]
     if name == "token_max":
         levers.append("token_min=0.5")
+    if name == "recompute_share":
+        levers.append("saved_activations=recompute")
     plan = make_plan(photos, model=MODEL, profile=make_profile(), levers=levers, batch_size=8)
     assert sum(bool(re.search(SENTENCES[name][value], sentence)) for sentence in plan.why) == 1, plan.why
 
@@ -82,7 +85,7 @@ def expected(method: Method, setting: Setting, depth: int) -> list[str]:
         found.append(r"lowered from \d+ to fit the caps")
     for name in Levers.__struct_fields__:
         value = getattr(setting.levers, name)
-        trains_nothing = not setting.trained and name.startswith("saved_")
+        trains_nothing = not setting.trained and name.startswith(("saved_", "recompute_"))
         if value != getattr(method.levers, name) and not trains_nothing and value in SENTENCES[name]:
             found.append(SENTENCES[name][value])
     return found

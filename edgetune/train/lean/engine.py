@@ -164,7 +164,7 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
             partial(self._half, index),
             self._shape,
             part,
-            keeper=trace.keeper(self._keeper) if keep else keep_nothing,
+            keeper=trace.keeper(partial(self._keeper, index)) if keep else keep_nothing,
             readers=self._asked(index),
             observe=observe,
         )
@@ -182,8 +182,8 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
             return x[:, :1].clone()
         return x[:, self.spec.prefix :].mean(1, keepdim=True)
 
-    def _keeper(self) -> Kept:
-        only = ("x",) if self.plan.saved_activations == "recompute" else None
+    def _keeper(self, index: int) -> Kept:
+        only = ("x",) if index in self._recomputed else None
         return Kept(self.plan.saved_precision, self._arena, only)
 
     def _backward(
@@ -195,7 +195,7 @@ class LeanEngine(HalvesEngine[Tensor], TorchBase):
             dx = scattered(dx, trace.positions, trace.tokens)
         parts = parts_of(len(dx), part)
         mlp_parts = parts if ask is None else parts_of(len(dx), part_behind(part, trace.tokens, ask))
-        recompute = self.plan.saved_activations == "recompute"
+        recompute = index in self._recomputed
 
         weights = self._half(index, "mlp")
         group = self._groups.get(f"blocks.{index}.mlp") if trained else None

@@ -97,7 +97,7 @@ class OnnxEngine(OnnxBase):
 
         before = self._summary(x) if self.controller is not None else None
         kept: dict[Half, Kept] | None = None
-        if keep and self.plan.saved_activations == "full":
+        if keep and index not in self._recomputed:
             asked = self._asked(index) or tokens
             kept = {
                 "attention": self._room(self._saved, "attention", index, len(x), tokens),

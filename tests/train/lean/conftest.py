@@ -25,7 +25,8 @@ from edgetune.train.torch_engine import TorchEngine
 # Methods come with levers of their own; here every one of them is set.
 EXACT_LEVERS = (
     "trainer=lean", "precision=fp32", "frozen_precision=fp32", "frozen_weights=fp32", "optimizer=adamw",
-    "optimizer_state=fp32", "saved_activations=full", "saved_precision=fp32", "part_tokens=400", "feature_cache=off", "feature_views=1",
+    "optimizer_state=fp32", "saved_activations=full", "saved_precision=fp32",
+    "part_tokens=400", "feature_cache=off", "feature_views=1",
 )  # fmt: skip
 _COMMON: dict[str, Any] = {"width": 64, "depth": 4, "heads": 2, "patch_size": 8, "image_size": 32, "classes": 3}
 SPECS = {
@@ -117,6 +118,7 @@ def plan_of(plan_for: Any) -> Callable[..., tuple[Plan, Job]]:
             optimizer=given.optimizer,
             optimizer_state=given.optimizer_state,
             saved_activations=given.saved_activations,
+            recompute_share=given.recompute_share,
             saved_precision=given.saved_precision,
             feature_cache=None,
             blocks=job.blocks(),

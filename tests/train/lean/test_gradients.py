@@ -77,6 +77,20 @@ def test_recomputed_blocks(model: str, micro: int, pair) -> None:
     assert_exact(pair(model, "full", "optimizer=sgd-plain", "saved_activations=recompute"), micro)
 
 
+@pytest.mark.parametrize(("method", "lowest"), [("full", 0), ("last-3", 1), ("edgetune", 1)])
+@pytest.mark.parametrize("model", SPECS)
+def test_the_lower_half_recomputed(model: str, method: str, lowest: int, pair) -> None:
+    """Some blocks keep their insides and some do not, with weights of all of them, of some, and with tokens dropped."""
+    levers = ["optimizer=sgd-plain", "saved_activations=recompute", "recompute_share=0.5"]
+    band = {}
+    if method == "edgetune":
+        levers += ["trained_blocks=3", "token_min=0.5", "token_max=0.5"]
+        band = {"alast": BAND}
+    made = pair(model, method, *levers, **band)
+    assert made.job.recomputed == range(lowest, lowest + 2)
+    assert_exact(made, 2)
+
+
 @pytest.mark.parametrize("model", SPECS)
 @pytest.mark.parametrize("levers", [("trained_blocks=4",), ("trained_blocks=3",), ("trained_blocks=2",)])
 def test_dropped_tokens(model: str, levers: tuple[str, ...], pair) -> None:

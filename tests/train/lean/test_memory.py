@@ -154,7 +154,7 @@ BAND = AlastPlan(mode="constrained", alpha=0.0, reduction="mean")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("kept", ["full", "recompute"])
+@pytest.mark.parametrize("kept", ["full", "recompute", "recompute half"])
 @pytest.mark.parametrize(
     ("model", "method", "settings_"),
     [
@@ -168,7 +168,8 @@ BAND = AlastPlan(mode="constrained", alpha=0.0, reduction="mean")
 def test_the_bill_counts_what_a_step_saves(
     model: str, method: str, settings_: dict, kept: str, precision: str, pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    levers = [f"saved_precision={precision}", f"saved_activations={kept}"]
+    levers = [f"saved_precision={precision}", f"saved_activations={kept.split()[0]}"]
+    levers += ["recompute_share=0.5"] if kept.endswith("half") else []
     if method == "edgetune":
         levers += ["trained_blocks=3", "token_min=0.5", "token_max=0.5"]
     made = pair(model, method, *levers, batch=6, **settings_)

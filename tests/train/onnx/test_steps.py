@@ -46,6 +46,7 @@ def test_trailing_blocks(model: str, method: str, pair) -> None:
 @pytest.mark.parametrize("model", SPECS)
 def test_recomputed_blocks(model: str, pair) -> None:
     assert_same_step(pair(model, "last-4", PLAIN, "saved_activations=recompute"), 2)
+    assert_same_step(pair(model, "last-4", PLAIN, "saved_activations=recompute", "recompute_share=0.5"), 2)
 
 
 @pytest.mark.parametrize("trained", [4, 3, 2])
