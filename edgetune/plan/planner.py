@@ -166,7 +166,10 @@ def make_plan(
         engine_asked=engine,
         torch_tried="torch" in candidates(engine, device),
         battery_j=most_j if choice.cost is not None else None,
+        default_rate=chosen_method.rate_for(batch, spec.width, choice.setting.trained) if lr is None else None,
     )
+    learning_rate = lr if decisions.default_rate is None else decisions.default_rate
+    assert learning_rate is not None  # one of the two is there
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
     augmented = augment and (cache is None or cache.views > 1)  # one view is the plain image
@@ -176,7 +179,6 @@ def make_plan(
         if choice.epochs == problem.epochs
         else math.floor(choice.epochs * steps_per_epoch + 1e-6)
     )
-    learning_rate = lr if lr is not None else chosen_method.rate_for(batch)
     return Plan(
         model=model,
         weights=None if weights is None else str(Path(weights).absolute()),

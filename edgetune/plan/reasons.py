@@ -27,6 +27,7 @@ class Decisions(NamedTuple):
     engine_asked: str = "auto"
     torch_tried: bool = True
     battery_j: float | None = None  # that may be spent of what a battery holds; None: no battery feeds the machine
+    default_rate: float | None = None  # learning rate, where none was given
 
 
 def why(decisions: Decisions) -> list[str]:
@@ -42,6 +43,7 @@ def why(decisions: Decisions) -> list[str]:
         *_kept_sentences(problem, choice),
         *_frozen_sentences(problem, choice),
         _batch_sentence(decisions),
+        *_rate_sentence(decisions),
         _allocator_sentence(choice),
         *_workers_sentence(problem),
         _epochs_sentence(problem, limits, choice),
@@ -83,6 +85,17 @@ def _battery_sentence(decisions: Decisions) -> list[str]:
     if decisions.battery_j is None:
         return []
     return [f"A battery feeds the machine: no more than {format_energy(decisions.battery_j)} of its charge is planned."]
+
+
+def _rate_sentence(decisions: Decisions) -> list[str]:
+    if decisions.default_rate is None:
+        return []
+    method, trained = decisions.problem.method, decisions.choice.setting.trained
+    by = "the method's own"
+    if method.learning_rate is None:
+        blocks = f"{trained} trained block{'s' if trained > 1 else ''}" if trained else "a classifier that trains alone"
+        by = f"for a model {decisions.problem.spec.width} wide and {blocks}" if trained else f"for {blocks}"
+    return [f"The learning rate is {decisions.default_rate:.2g}, {by}; --lr sets another."]
 
 
 def _workers_sentence(problem: Problem) -> list[str]:

@@ -105,10 +105,10 @@ def test_words_stand_for_what_is_possible_here(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", ["recipes.json", "levers.json"])
 def test_the_recipes_that_come_with_the_project_can_be_run(name: str) -> None:
-    recipes = read_recipes(ROOT / "benchmarks" / name)
-    for entry in find_entries(list(recipes), recipes, SPEC):
+    recipes, deep = read_recipes(ROOT / "benchmarks" / name), find_spec("vit_small_patch14_dinov2")
+    for entry in find_entries(list(recipes), recipes, deep):
         levers = [word for word in entry.arguments if word != "--lever"]
-        with_levers(find_method(entry.method, SPEC.depth), levers, SPEC.depth)
+        with_levers(find_method(entry.method, deep.depth), levers, deep.depth)
 
 
 def test_a_missing_recipe_file(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from edgetune.errors import InputError
+from edgetune.plan import make_plan
 from edgetune.plan.methods import METHOD_NAMES, find_method
 
 
@@ -42,9 +46,30 @@ def test_unknown_methods_are_refused_in_one_sentence(name: str) -> None:
 
 
 def test_rates_follow_the_batch_where_they_should() -> None:
-    assert find_method("full", 12).rate_for(32) == 1e-4
-    assert find_method("full", 12).rate_for(8) == pytest.approx(5e-5)
-    assert find_method("alast", 12).rate_for(8) == 1e-4
+    whole = find_method("full", 12).rate_for(32, 768, 12)
+    assert find_method("full", 12).rate_for(8, 768, 12) == pytest.approx(whole / 2)
+    assert find_method("alast", 12).rate_for(8, 768, 12) == 1e-4
+
+
+def test_wider_models_and_more_trained_blocks_bear_lower_rates() -> None:
+    """Whatever trains the blocks; adapters and the classifier alone have rates of their own."""
+    assert find_method("full", 12).rate_for(32, 768, 12) == 3.3e-5
+    assert find_method("edgetune", 12).rate_for(32, 384, 2) == find_method("last-2", 12).rate_for(32, 384, 2) == 3.9e-4
+    assert find_method("edgetune", 6).rate_for(32, 192, 1) == 1.6e-3
+    assert find_method("edgetune", 12).rate_for(32, 384, 0) == find_method("head", 12).rate_for(32, 384, 0) == 1e-3
+    assert find_method("lora", 12).rate_for(32, 384, 12) == find_method("lora", 12).rate_for(32, 768, 12) == 1e-3
+
+
+def test_the_plan_has_the_rate_of_the_blocks_that_train_in_it(photos: Path) -> None:
+    def rate(*levers: str, **settings: Any) -> float:
+        plan = make_plan(photos, model="vit_nano_patch8_64", levers=levers, batch_size=8, **settings)
+        assert any("learning rate" in sentence for sentence in plan.why) == ("lr" not in settings)
+        return plan.recipe.learning_rate
+
+    assert rate() == pytest.approx(1.6e-3 / 2)
+    assert rate("trained_blocks=4") == pytest.approx(3.9e-4 / 2)
+    assert rate(method="full") == pytest.approx(2.6e-4 / 2)
+    assert rate(lr=0.01) == 0.01
 
 
 def test_warm_up_is_a_twentieth_and_never_longer_than_the_run() -> None:
