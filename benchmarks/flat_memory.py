@@ -33,6 +33,7 @@ def measure(kind: str, data: Path, steps: int, batch_size: int) -> None:
     from edgetune.measure.memory import PeakMeter
     from edgetune.plan import make_plan
     from edgetune.train import torch_engine
+    from edgetune.train.allocator import settle_allocators
     from edgetune.train.fit import _loaders
     from edgetune.train.folder import RunFolder
     from edgetune.train.lean.start import start_engine
@@ -41,6 +42,7 @@ def measure(kind: str, data: Path, steps: int, batch_size: int) -> None:
     plan = make_plan(
         data, model="vit_nano_patch8_64", method=method, levers=levers, batch_size=batch_size, threads=2, workers=0
     )
+    settle_allocators(plan)
     meter = PeakMeter.start(lambda: torch_engine.start(plan))
     resident: list[int] = []
     with tempfile.TemporaryDirectory(dir=".") as scratch:

@@ -71,7 +71,7 @@ def cosine(entry: dict[str, Any], measured: dict[str, Any]) -> str:
     Blank where the gradient is another function's (fewer blocks, smaller frozen weights) or was not measured.
     """
     levers = dict(text.split("=") for text in entry["arguments"] if "=" in text)
-    if entry["method"] != "full" or "precision" in levers:
+    if entry["method"] != "full" or {"precision", "recompute_share"} & set(levers):
         return ""
     name = levers.get("saved_precision", "fp32") + ", recomputed" * (levers.get("saved_activations") == "recompute")
     found = measured.get(name)

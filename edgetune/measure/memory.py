@@ -102,6 +102,11 @@ class PeakMeter:
             meter._sampler.start()
         return meter
 
+    @property
+    def folders_in_memory(self) -> tuple[Path, ...]:
+        """Those of the shared folders whose files are memory."""
+        return tuple(self._folders)
+
     def current_bytes(self) -> int | None:
         """Resident memory now: VmRSS of this process, or the sum of PSS over the tree; files; unified device memory."""
         own = _status_bytes(self._self / "status", "VmRSS")

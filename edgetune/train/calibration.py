@@ -8,6 +8,8 @@ from edgetune.train.budget import Budget
 from edgetune.train.governor import Spent
 from edgetune.train.progress import Progress
 
+CALIBRATED_AFTER = 8  # steps of a run, or all that a shorter one has: the plan is then held against them
+
 
 def calibrated(
     plan: Plan, progress: Progress, budget: Budget, images: int, spent: Spent, memory: PeakMeter

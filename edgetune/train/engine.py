@@ -102,6 +102,9 @@ class Engine(Protocol):
             OutOfMemoryError: see `edgetune.train.scarcity`.
         """
 
+    def rest(self) -> None:
+        """Give back the memory that only steps need, until the next one."""
+
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """Write the model under timm's names with what is needed to use it; returns the bytes written."""
 

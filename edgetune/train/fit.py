@@ -239,7 +239,7 @@ def _train(
         shared_folders=[folder.path],
         device=device,
     )
-    warnings = _check_room(plan, memory)
+    warnings = [*_check_room(plan, memory), *_files_in_memory(plan, memory)]
     train_images, val_images = _loaders(plan)
     try:
         with memory_errors():
@@ -314,6 +314,17 @@ def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
     return [
         f"the bare process takes {format_size(baseline)}, more than the {format_size(plan.predicted.memory.runtime)}"
         f" planned for: up to {format_size(needed)} may be needed where {format_size(cap)} are allowed."
+    ]
+
+
+def _files_in_memory(plan: Plan, memory: PeakMeter) -> list[str]:
+    """No plan counts the files of a run as memory, so it has to be said where they are."""
+    cache = plan.feature_cache
+    features = f" and {format_size(cache.train_bytes + cache.val_bytes)} of cached features" if cache else ""
+    return [
+        f"{folder} is a file system in memory: weights, states{features} written there count against the memory cap,"
+        " and no plan foresaw them; choose --out on a disk."
+        for folder in memory.folders_in_memory
     ]
 
 

@@ -18,7 +18,7 @@ from edgetune.model.registry import find_spec
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.train.budget import Budget
-from edgetune.train.calibration import calibrated
+from edgetune.train.calibration import CALIBRATED_AFTER, calibrated
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import RunFolder
@@ -28,10 +28,9 @@ from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.meters import Meters, Timed, total
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
+from edgetune.train.saving import written
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
-
-_CALIBRATED_AFTER = 8  # steps of a run, or all that a shorter one has: the plan is then held against them
 
 
 class Loop:
@@ -109,7 +108,8 @@ class Loop:
                 self.progress.device_peak_bytes = max(self.progress.device_peak_bytes or 0, device_bytes)
             self.progress.bytes_written += self.train.take_bytes_written() + self.val.take_bytes_written()
             kept = msgspec.to_builtins(self._progress_with_this_sitting())
-            self.progress.bytes_written += self.engine.save_state(self.folder.state, kept)
+            written_bytes = written(self.engine, self.folder.state, lambda path: self.engine.save_state(path, kept))
+            self.progress.bytes_written += written_bytes
         self.budget.note_state(seconds())
         self._saved_at = self.meters.clock()
 
@@ -149,7 +149,7 @@ class Loop:
         """Train until the plan, patience, a cap or the user ends it; checkpoints and state are complete then."""
         if not self.folder.state.exists():
             with self._timed("save_s"):
-                self.progress.bytes_written += self.engine.save_base(self.folder.base)
+                self.progress.bytes_written += written(self.engine, self.folder.base, self.engine.save_base)
             self.save()
         stopped = self._epochs()
         if stopped == "nan":
@@ -157,7 +157,7 @@ class Loop:
         else:
             self._save_last()
             self.save()
-            if 0 < self.progress.step < _CALIBRATED_AFTER:
+            if 0 < self.progress.step < CALIBRATED_AFTER:
                 self._calibrate()
         return stopped
 
@@ -224,7 +224,7 @@ class Loop:
                 if every and progress.step % every == 0 and not self.budget.near_the_end():
                     self._record_accuracy()
                     mark, mark_j = clock(), window.joules  # nor is this part of the epoch's figures
-                if progress.step == _CALIBRATED_AFTER:
+                if progress.step == CALIBRATED_AFTER:
                     self._calibrate()
                 if clock() - self._saved_at > self.save_every_s:
                     self.save()
@@ -490,7 +490,7 @@ class Loop:
 
     def _save_weights(self, path: Path, accuracy: float | None) -> None:
         began = self.meters.clock()
-        self.progress.bytes_written += self.engine.save_weights(path, accuracy)
+        self.progress.bytes_written += written(self.engine, path, lambda at: self.engine.save_weights(at, accuracy))
         self.budget.note_weights(self.meters.clock() - began)
 
     def _event(self, event: str, message: str) -> None:

@@ -118,6 +118,10 @@ class TorchEngine(TorchBase):
         with self._autocast():
             return torch.cat([self.model(part) for part in images.split(micro_batch_size)])
 
+    def rest(self) -> None:
+        """See `Engine.rest`: gradients are gone after each step as it is."""
+        self.optimizer.zero_grad()
+
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         """See `Engine.save_weights`."""
         metadata = WeightsMetadata.of(self.spec, self.plan.data.classes, val_accuracy=json.dumps(accuracy))

@@ -43,6 +43,8 @@ class ScriptedEngine:
         self.save_s = 0.0  # for the model
         self.device_bytes: int | None = None
         self.most_images: int | None = None
+        self.saving_needs_rest = self.saving_fails = False
+        self.rests = 0
         self.steps: list[tuple[int, int]] = []  # images, micro-batch
         self.rates: list[float] = []
         self.limits: list[tuple[int, list[int]]] = []
@@ -72,8 +74,14 @@ class ScriptedEngine:
         predictions = [label if place < right else (label + 1) % 3 for place, label in enumerate(labels)]
         return Evaluation(self.val_loss, list(range(len(labels))), labels, predictions, [0.9] * len(labels))
 
+    def rest(self) -> None:
+        self.rests += 1
+        self.saving_needs_rest = False
+
     def save_weights(self, path: Path, accuracy: float | None) -> int:
         self.clock.now += self.save_s
+        if self.saving_needs_rest or self.saving_fails:
+            raise MemoryError("scripted")
         path.write_text(json.dumps(accuracy))
         return 7
 

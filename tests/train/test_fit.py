@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from edgetune import schema
 from edgetune.device.system import System
 from edgetune.errors import DivergedError, InputError
+from edgetune.measure.memory import _is_memory
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
@@ -109,6 +111,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
 
 KILLABLE = """
 import sys
+import tempfile
 from pathlib import Path
 from edgetune import schema
 from edgetune.train import fit as room
@@ -268,6 +271,17 @@ def test_a_memory_cap_below_the_bare_process_is_refused(plan_for: Any, weights: 
     plan = msgspec.structs.replace(plan, caps=msgspec.structs.replace(plan.caps, memory_bytes=50_000_000))
     with pytest.raises(InputError, match=r"less than the .* that the bare process takes"):
         fit(plan, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm")
+def test_a_run_folder_in_memory_is_warned_of(plan_for: Any, weights: Path, tmp_path: Path) -> None:
+    plan = plan_for(weights=weights, epochs=1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        warned = fit(plan, Path(place) / "run", quiet=True).warnings
+    assert any("is a file system in memory" in sentence for sentence in warned)
+    kept = fit(plan, tmp_path / "run", quiet=True).warnings
+    if not _is_memory(tmp_path, Path("/proc/self/mounts")):
+        assert not any("is a file system in memory" in sentence for sentence in kept)
 
 
 def test_data_that_changed_after_the_plan_is_refused(

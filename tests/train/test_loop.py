@@ -14,6 +14,7 @@ from edgetune.data.loader import Batch
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power.constant import UserConstant
 from edgetune.device.pressure import Pressure
+from edgetune.errors import StorageError
 from edgetune.train.engine import StepReport
 
 
@@ -68,6 +69,29 @@ def test_out_of_memory_with_one_image_ends_with_a_checkpoint(stage: Any) -> None
     assert made.events()[-1] == "memory"
     assert (made.out / "best.safetensors").exists()
     assert (made.out / "last.safetensors").exists()
+
+
+def test_memory_that_runs_out_while_saving_is_looked_for_elsewhere(stage: Any) -> None:
+    made = stage()
+    made.engine.on_step = lambda step: setattr(made.engine, "saving_needs_rest", True) if step == 6 else None
+    assert made.loop().run() == "epochs"
+    assert made.engine.rests == 1
+    assert (made.out / "last.safetensors").exists()
+
+
+def test_a_save_that_finds_no_memory_at_all_ends_with_a_sentence_and_the_last_state(stage: Any) -> None:
+    made = stage()
+    made.engine.accuracies = [0.1, 0.2]  # each the best so far
+    made.engine.on_step = lambda step: setattr(made.engine, "saving_fails", step >= 6)
+    with pytest.raises(
+        StorageError, match=r"best\.safetensors can't be written, memory ran out .* go on with --resume"
+    ):
+        made.loop().run()
+    assert json.loads((made.out / "state" / "state.safetensors").read_text())["step"] == 4
+    made.engine.saving_fails, made.engine.on_step = False, lambda step: None
+    loop = made.loop()
+    loop.resume()
+    assert loop.run() == "epochs"
 
 
 def test_memory_above_the_cap_tightens_and_then_ends_the_run(stage: Any) -> None:
