@@ -116,20 +116,21 @@ def infeasible(
     """
     least: dict[str, tuple[Any, Problem]] = {}
     for problem, found in refused:
-        for name in found.__struct_fields__:
+        for name in limits._fields:
             value = getattr(found, name)
             if value is not None and (name not in least or value < least[name][0]):
                 least[name] = value, problem
-    nearest = NearestFeasible(**{name: value for name, (value, _) in least.items()})
-    asked = [
-        text
-        for text, value in (
-            (f"{format_size(limits.memory_bytes)} of memory", limits.memory_bytes),
-            (format_energy(limits.energy_j) + (" of the battery's charge" if battery else ""), limits.energy_j),
-            (format_duration(limits.time_s), limits.time_s),
+    asked = {
+        name: text
+        for name, text in (
+            ("memory_bytes", f"{format_size(limits.memory_bytes)} of memory"),
+            ("energy_j", format_energy(limits.energy_j) + (" of the battery's charge" if battery else "")),
+            ("time_s", format_duration(limits.time_s)),
         )
-        if value is not None
-    ]
+        if getattr(limits, name) is not None
+    }
+    too_small: list[Any] = [name for name in asked if all(_fails_alone(one, limits, name) for one, _ in refused)]
+    nearest = NearestFeasible(**{name: value for name, (value, _) in least.items()}, too_small=too_small)
     ways = [
         _flag(name, value, battery) + _given_up(problem, limits._replace(**{name: value}), of_engines=len(refused) > 1)
         for name, (value, problem) in least.items()
@@ -143,10 +144,23 @@ def infeasible(
         small = min(refused, key=lambda entry: nearest_feasible(entry[0], Limits()).memory_bytes or 0)[0]
         hint = _together(small, limits, battery) or _NOTHING
     model = f"{first.spec.name} at {first.spec.image_size} px"
-    sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked)}: {hint}."
+    alone = ""
+    if len(asked) > 1:
+        fails = " and ".join(_KINDS[name] for name in too_small)
+        alone = (
+            f" ({fails} {'fails by itself' if len(too_small) == 1 else 'fail by themselves'})" if fails else " together"
+        )
+    sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked.values())}{alone}: {hint}."
     return InfeasibleError(sentence, nearest)
 
 
+def _fails_alone(problem: Problem, limits: Limits, name: str) -> bool:
+    """Whether no plan is within one of the caps, whatever the others are."""
+    least = getattr(nearest_feasible(problem, Limits(**{name: getattr(limits, name)})), name)
+    return least is None or bool(least > getattr(limits, name))
+
+
+_KINDS = {"memory_bytes": "memory", "energy_j": "energy", "time_s": "time"}
 _NOTHING = "no caps would do"
 
 

@@ -147,6 +147,7 @@ class NearestFeasible(Record, frozen=True):
     memory_bytes: int | None = None
     energy_j: float | None = None
     time_s: float | None = None
+    too_small: list[Literal["memory_bytes", "energy_j", "time_s"]] = []  # caps that fail whatever the others are
 
 
 class DataFacts(Record, frozen=True):

@@ -24,6 +24,8 @@ from edgetune.plan.explain import print_plan
 from edgetune.plan.job import job_of
 from edgetune.plan.levers import part_size
 from edgetune.plan.methods import find_method, with_levers
+from edgetune.plan.rates import Rates
+from edgetune.plan.reasons import infeasible
 from edgetune.plan.search import Limits, Problem, micro_batches, nearest_feasible, search
 from edgetune.schema import Plan
 from tests.pace import slowness
@@ -241,13 +243,36 @@ def test_nearest_holds_the_other_caps(photos: Path) -> None:
     with pytest.raises(InfeasibleError) as caught:
         make_plan(photos, model=MODEL, profile=profile, memory_bytes=100 * MIB, time_s=0.5)
     # neither alone would help: both fail whatever the other is
-    assert caught.value.nearest == schema.NearestFeasible()
+    assert caught.value.nearest == schema.NearestFeasible(too_small=["memory_bytes", "time_s"])
     said = str(caught.value)
+    assert "(memory and time fail by themselves)" in said
     assert "whatever the others are, it takes --memory " in said
     caps = re.search(r"together --memory (\d+)MB --time ([\d.]+)s would do", said)
     assert caps is not None, said
     enough = {"memory_bytes": int(caps[1]) * 10**6, "time_s": float(caps[2])}
     assert make_plan(photos, model=MODEL, profile=profile, **enough).epochs == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("cap", "kind"), [("energy_j", "energy"), ("time_s", "time")])
+def test_the_cap_that_fails_is_named(photos: Path, cap: str, kind: str) -> None:
+    others = {"memory_bytes": 4096 * MIB, "energy_j": 1e6, "time_s": 1e6}
+    with pytest.raises(InfeasibleError, match=rf" \({kind} fails by itself\): the least ") as caught:
+        make_plan(photos, model=MODEL, profile=make_profile(watts=4.0), **(others | {cap: 0.5}))  # type: ignore[arg-type]
+    assert caught.value.nearest.too_small == [cap]
+
+
+def test_caps_that_fail_only_together_say_so(photos: Path) -> None:
+    """The least memory is slow, and the shortest run needs more."""
+    problem = Problem(find_method("full", 6), find_spec(MODEL), 32, 0, 1, 24, 6, 0, Rates(make_profile().compute), None)
+    small = nearest_feasible(problem, Limits(memory_bytes=1)).memory_bytes
+    quick = nearest_feasible(problem, Limits(time_s=1e-6)).time_s
+    assert small is not None
+    assert quick is not None
+    limits = Limits(memory_bytes=small, time_s=quick)
+    assert search(problem, limits) is None
+    error = infeasible([(problem, nearest_feasible(problem, limits))], limits)
+    assert error.nearest.too_small == []
+    assert " together: the least that would do is --memory " in str(error)
 
 
 def test_energy_without_any_watts_asks_for_power(photos: Path) -> None:
