@@ -146,10 +146,8 @@ def infeasible(
     model = f"{first.spec.name} at {first.spec.image_size} px"
     alone = ""
     if len(asked) > 1:
-        fails = " and ".join(_KINDS[name] for name in too_small)
-        alone = (
-            f" ({fails} {'fails by itself' if len(too_small) == 1 else 'fail by themselves'})" if fails else " together"
-        )
+        fail = "fails by itself" if len(too_small) == 1 else "fail by themselves"
+        alone = f" ({' and '.join(_KINDS[name] for name in too_small)} {fail})" if too_small else " together"
     sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked.values())}{alone}: {hint}."
     return InfeasibleError(sentence, nearest)
 
