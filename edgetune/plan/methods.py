@@ -28,7 +28,7 @@ from edgetune.schema import AlastPlan, LoraPlan
 
 REFERENCE_BATCH = 32
 WARM_UP_SHARE = 0.05
-RATE_REACH = 0.3  # learning rate times width times blocks that train, at the reference batch
+RATE_REACH = 0.25  # learning rate times width times blocks that train, at the reference batch
 HEAD_RATE = 1e-3  # where none does
 DEFAULT_EPOCHS = 10
 
