@@ -6,7 +6,8 @@
 Choosing is the attention that patches receive from the class token, the budgets' bookkeeping, and the ranking
 (`Controller.note`, `attention_received`, `top_tokens`); moving is gathering what stays and putting its gradient back.
 Each of these functions is timed where the trainer calls it, over `--steps` steps of method `edgetune` with half of the
-patches kept (`token_min=0.5`, `token_max=0.5`), over cached features and with every block trained. Nothing else should
+patches kept (`token_min=0.5`, `token_max=0.5`): of the recipe's last sixth of the blocks over cached features, and of
+all blocks. Nothing else should
 run beside it. One line per model goes to `results/choice_share.jsonl`.
 """
 
@@ -97,7 +98,7 @@ def measure(options: argparse.Namespace, watch: Stopwatch, blocks: int) -> dict[
         "image_size": size,
         "batch_size": options.batch_size,
         "threads": options.threads,
-        "trained_blocks": blocks,
+        "trained_blocks": sum(block.trainable for block in plan.blocks),
         "steps": options.steps,
         "step_s": statistics.median(steps_s),
         "shares": shares,

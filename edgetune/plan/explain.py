@@ -136,8 +136,8 @@ def _alternatives(plan: Plan) -> Table:
         table.add_column(name, justify="left" if name in ("", "kept", "learning") else "right", no_wrap=True)
     most = max(found.learning for found in plan.alternatives)
     for found in plan.alternatives:
-        part = "" if found.recompute_share == 1 else f" {found.recompute_share:.0%}"
-        kept = found.saved_precision + (f"{part} again" if found.saved_activations == "recompute" else "")
+        part = f" {found.recomputed_blocks}" if found.recomputed_blocks < found.trained_blocks else ""
+        kept = found.saved_precision + (f"{part} again" if found.recomputed_blocks else "")
         table.add_row(
             "→" if found.chosen else "" if found.within_caps else "×",
             f"{found.trained_blocks}" + (f", {found.k}" if found.k < found.trained_blocks else ""),

@@ -88,7 +88,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def blocks(self) -> list[BlockPlan]:
         """The blocks as the plan lists them."""
         return [
-            BlockPlan(index=index, trainable=trains, keep_max_tokens=most, keep_min_tokens=fewest)
+            BlockPlan(
+                index=index,
+                trainable=trains,
+                keep_max_tokens=most,
+                keep_min_tokens=fewest,
+                recomputed=index in self.recomputed,
+            )
             for index, (trains, most, fewest) in enumerate(
                 zip(self.trainable, self.keep_max, self.keep_min, strict=True)
             )

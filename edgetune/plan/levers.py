@@ -61,8 +61,9 @@ def recomputed_blocks(levers: Levers, first: int, depth: int) -> range:
 
     The lowest: the backward pass reaches them when the others have let go of what they kept.
     """
-    share = levers.recompute_share if levers.saved_activations == "recompute" else 0.0
-    return range(first, first + math.ceil(share * (depth - first) - 1e-9))
+    if levers.saved_activations == "full" or first == depth:
+        return range(first, first)
+    return range(first, first + max(1, math.ceil(levers.recompute_share * (depth - first) - 1e-9)))
 
 
 _LEAN_ONLY = (
@@ -134,7 +135,7 @@ def set_levers(levers: Levers, given: Sequence[str]) -> Levers:
         raise InputError("--lever token_min and token_max are shares of the patches: 0 < token_min <= token_max <= 1.")
     if not 0 < chosen.recompute_share <= 1:
         raise InputError("--lever recompute_share is a share of the blocks: 0 < recompute_share <= 1.")
-    if chosen.recompute_share < 1 and chosen.saved_activations == "full":
+    if "recompute_share" in values and chosen.saved_activations == "full":
         raise InputError("--lever recompute_share needs blocks that are run again; add saved_activations=recompute.")
     counts = (chosen.trained_blocks, chosen.k, chosen.part_tokens, chosen.feature_views)
     if any(count is not None and count < 1 for count in counts):

@@ -21,9 +21,9 @@ from edgetune.plan.engines import candidates, method_under
 from edgetune.plan.machine import default_workers, memory_cap, read_machine
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method
 from edgetune.plan.reasons import Decisions, infeasible, why
-from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
+from edgetune.plan.search import Choice, Limits, Problem, search
 from edgetune.plan.tradeoff import tradeoff
-from edgetune.schema import Caps, DataFacts, Device, NearestFeasible, Plan, Profile, Recipe
+from edgetune.schema import Caps, DataFacts, Device, Plan, Profile, Recipe
 
 
 def make_plan(
@@ -114,7 +114,7 @@ def make_plan(
     battery_j = None if elsewhere else spendable_j(sensors or System())
     most_j = battery_j if machine.watts is not None else None
     limits = Limits(cap_bytes, min((cap for cap in (energy_j, most_j) if cap is not None), default=None), time_s)
-    found, refused = None, list[tuple[Problem, NearestFeasible]]()
+    found, refused = None, list[Problem]()
     for name in candidates(engine, device):
         try:
             its_method = method_under(name, method, levers, spec.depth)
@@ -144,7 +144,7 @@ def make_plan(
         )
         choice = search(problem, limits)
         if choice is None:
-            refused.append((problem, nearest_feasible(problem, limits)))
+            refused.append(problem)
             continue
         if found is None or choice.learning > found[0].learning:
             found = (choice, problem, its_machine, note)

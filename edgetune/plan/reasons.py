@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from edgetune.device.power.battery import CHARGE_SHARE
 from edgetune.errors import InfeasibleError
-from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
+from edgetune.plan.search import Choice, Limits, Problem, nearest_to, search
 from edgetune.schema import NearestFeasible
 from edgetune.units import format_duration, format_energy, format_power, format_size
 
@@ -104,84 +104,85 @@ def _workers_sentence(problem: Problem) -> list[str]:
     return [f"{problem.workers} process{'es' if problem.workers > 1 else ''} beside the trainer decode the images."]
 
 
-def infeasible(
-    refused: Sequence[tuple[Problem, NearestFeasible]], limits: Limits, *, battery: bool = False
-) -> InfeasibleError:
+def infeasible(refused: Sequence[Problem], limits: Limits, *, battery: bool = False) -> InfeasibleError:
     """Why nothing fits, and what would.
 
     Args:
-        refused: of every engine that was tried, its problem and the caps nearest to the limits that it could hold.
+        refused: the problem of every engine that was tried.
         limits: the caps.
         battery: the cap on energy is what a battery holds.
     """
+    kinds = [name for name in limits._fields if getattr(limits, name) is not None]
+    each = [Limits(**{name: getattr(limits, name)}) for name in kinds]
     least: dict[str, tuple[Any, Problem]] = {}
-    for problem, found in refused:
+    alone: list[tuple[Problem, dict[str, Any]]] = []  # the smallest value of each cap, whatever the others are
+    for problem in refused:
+        found, *singly = nearest_to(problem, [limits, *each])
         for name in limits._fields:
             value = getattr(found, name)
             if value is not None and (name not in least or value < least[name][0]):
                 least[name] = value, problem
-    asked = {
-        name: text
-        for name, text in (
-            ("memory_bytes", f"{format_size(limits.memory_bytes)} of memory"),
-            ("energy_j", format_energy(limits.energy_j) + (" of the battery's charge" if battery else "")),
-            ("time_s", format_duration(limits.time_s)),
-        )
-        if getattr(limits, name) is not None
-    }
-    too_small: list[Any] = [name for name in asked if all(_fails_alone(one, limits, name) for one, _ in refused)]
-    nearest = NearestFeasible(**{name: value for name, (value, _) in least.items()}, too_small=too_small)
+        alone.append((problem, {name: getattr(one, name) for name, one in zip(kinds, singly, strict=True)}))
+    # None: nobody knows how long anything takes
+    too_small: list[Any] = [
+        name
+        for name in kinds
+        if all(values[name] is not None and values[name] > getattr(limits, name) for _, values in alone)
+    ]
     ways = [
         _flag(name, value, battery) + _given_up(problem, limits._replace(**{name: value}), of_engines=len(refused) > 1)
         for name, (value, problem) in least.items()
-        if name == "memory_bytes" or getattr(limits, name) is not None
+        if name == "memory_bytes" or name in kinds
     ]
-    first = refused[0][0]
     if ways:
         hint = f"the least that would do is {' or '.join(ways)}, the other caps held"
     else:
-        # of the engine that needs least memory; without a cap on time or energy that is quickly said
-        small = min(refused, key=lambda entry: nearest_feasible(entry[0], Limits()).memory_bytes or 0)[0]
-        hint = _together(small, limits, battery) or _NOTHING
+        # of the engine that needs least memory
+        small, values = min(alone, key=lambda entry: entry[1].get("memory_bytes") or 0)
+        hint = _together(small, limits, values, battery) or "no caps would do"
+    first = refused[0]
     model = f"{first.spec.name} at {first.spec.image_size} px"
-    alone = ""
-    if len(asked) > 1:
-        fail = "fails by itself" if len(too_small) == 1 else "fail by themselves"
-        alone = f" ({' and '.join(_KINDS[name] for name in too_small)} {fail})" if too_small else " together"
-    sentence = f"No plan of method {first.method.name} for {model} fits {' and '.join(asked.values())}{alone}: {hint}."
+    sentence = f"No plan of method {first.method.name} for {model} fits {_asked(limits, too_small, battery)}: {hint}."
+    nearest = NearestFeasible(**{name: value for name, (value, _) in least.items()}, too_small=too_small)
     return InfeasibleError(sentence, nearest)
 
 
-def _fails_alone(problem: Problem, limits: Limits, name: str) -> bool:
-    """Whether no plan is within one of the caps, whatever the others are."""
-    least = getattr(nearest_feasible(problem, Limits(**{name: getattr(limits, name)})), name)
-    return least is None or bool(least > getattr(limits, name))
+def _asked(limits: Limits, too_small: Sequence[str], battery: bool) -> str:
+    """The caps, and where there are several, which of them fail by themselves."""
+    texts = (
+        ("memory_bytes", f"{format_size(limits.memory_bytes)} of memory"),
+        ("energy_j", format_energy(limits.energy_j) + (" of the battery's charge" if battery else "")),
+        ("time_s", format_duration(limits.time_s)),
+    )
+    asked = [text for name, text in texts if getattr(limits, name) is not None]
+    if len(asked) == 1:
+        return asked[0]
+    kinds = {"memory_bytes": "memory", "energy_j": "the charge" if battery else "energy", "time_s": "time"}
+    fail = "fails by itself" if len(too_small) == 1 else "fail by themselves"
+    alone = f" ({_listed([kinds[name] for name in too_small])} {fail})" if too_small else " together"
+    return _listed(asked) + alone
 
 
-_KINDS = {"memory_bytes": "memory", "energy_j": "energy", "time_s": "time"}
-_NOTHING = "no caps would do"
+def _listed(words: Sequence[str]) -> str:
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
 
 
-def _together(problem: Problem, limits: Limits, battery: bool) -> str | None:
+def _together(problem: Problem, limits: Limits, alone: dict[str, Any], battery: bool) -> str | None:
     """What each cap would have to be whatever the others are, and what would do together; None where nothing does."""
-    alone = {
-        name: getattr(nearest_feasible(problem, Limits(**{name: getattr(limits, name)})), name)
-        for name in limits._fields
-        if getattr(limits, name) is not None
-    }
     if None in alone.values():
         return None
     enough = limits._replace(energy_j=None, time_s=None)
     if limits.memory_bytes is not None:
         enough = enough._replace(memory_bytes=max(limits.memory_bytes, alone["memory_bytes"]))
-    asked = enough  # energy and time of the shortest run in that memory: one run is the shortest in both
-    for name in ("energy_j", "time_s"):
-        cap = getattr(limits, name)
-        if cap is not None:
-            least = getattr(nearest_feasible(problem, asked._replace(**{name: cap})), name)
-            if least is None:
-                return None
-            enough = enough._replace(**{name: max(cap, least)})
+    # energy and time of the shortest run in that memory: one run is the shortest in both
+    others = [name for name in ("energy_j", "time_s") if getattr(limits, name) is not None]
+    asked = [enough._replace(**{name: getattr(limits, name)}) for name in others]
+    for name, found in zip(others, nearest_to(problem, asked), strict=True):
+        least = getattr(found, name)
+        if least is None:
+            return None
+        enough = enough._replace(**{name: max(getattr(limits, name), least)})
     fails = [_flag(name, value, battery) for name, value in alone.items() if getattr(limits, name) < value]
     needed = {name: value for name, value in enough._asdict().items() if value is not None}
     caps = " ".join(_flag(name, value, battery) for name, value in needed.items())
@@ -314,7 +315,7 @@ def _kept_sentences(problem: Problem, choice: Choice) -> list[str]:
     kept = {"fp32": "exactly", "bf16": "in bf16", "int8": "in 8 bits", "int4": "in 4 bits"}[levers.saved_precision]
     number = f" {again} blocks" if again > 1 else " block"
     lower = "" if job.recomputed.stop == job.spec.depth else f" of the lowest{number}"
-    rest = f", of which{lower} only each half block's input; the rest is run again" if again else ""
+    rest = f";{lower} only each half block's input, and the rest is run again" if again else ""
     reason = ""
     if any(getattr(levers, name) != getattr(usual, name) for name in ("saved_precision", "saved_activations")):
         reason = " — the caps leave no room for more"

@@ -23,7 +23,7 @@ the forms of one setting, to the first that costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Literal, NamedTuple
@@ -33,7 +33,7 @@ from edgetune.plan.bill import most_bytes
 from edgetune.plan.cost import Cost, time_of
 from edgetune.plan.engines import economical
 from edgetune.plan.job import Job, job_for
-from edgetune.plan.levers import Levers, economies, part_size
+from edgetune.plan.levers import Levers, economies, part_size, recomputed_blocks
 from edgetune.plan.methods import BAND_STEPS, Method
 from edgetune.plan.rates import Rates
 from edgetune.plan.work import work_per_image
@@ -119,7 +119,14 @@ class Problem(NamedTuple):
         if setting.trained == self.spec.depth or setting.levers.feature_cache != "off":
             given.add("frozen_weights")  # nothing is frozen, or it is on disk already
         forms = economical(economies(setting.levers, given), self.engine)
-        return [setting._replace(levers=levers) for levers in forms]
+        first = 0 if self.method.embeddings_trainable else self.spec.depth - setting.trained
+        return [
+            setting._replace(levers=levers)
+            for levers in forms
+            if levers == setting.levers
+            or levers.recompute_share == 1  # a part of few blocks may be all of them, which is a form of its own
+            or recomputed_blocks(levers, first, self.spec.depth).stop < self.spec.depth
+        ]
 
     @property
     def whole(self) -> int:
@@ -150,7 +157,7 @@ class Problem(NamedTuple):
 
     def least_job(self, setting: Setting) -> Job:
         """The job of a setting that needs least memory; see `_Sizes.least`."""
-        return _sizes_of(self, setting).least()[0]
+        return _Sizes(self, setting).least()[0]
 
     def cost(self, job: Job) -> Cost | None:
         """Predicted seconds."""
@@ -254,11 +261,6 @@ class _Sizes:
         return self.at(sizes[low])[0]
 
 
-@lru_cache(maxsize=1024)  # the nearest caps are searched for one by one, each over every setting
-def _sizes_of(problem: Problem, setting: Setting) -> _Sizes:
-    return _Sizes(problem, setting)
-
-
 def search(problem: Problem, limits: Limits) -> Choice | None:
     """The best choice inside the limits, or None.
 
@@ -284,7 +286,7 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
     for negative, _, setting in ranked:
         if best is not None and -negative < best.learning:
             break
-        sized = [_sizes_of(problem, form) for form in problem.thrifty(setting)]
+        sized = [_Sizes(problem, form) for form in problem.thrifty(setting)]
         cap_bytes = limits.memory_bytes
         if cap_bytes is not None and sized[-1].least()[1] > cap_bytes:
             turned_down = True
@@ -332,26 +334,45 @@ def choose(problem: Problem, setting: Setting, micro_batch_size: int, scale: Pro
 
 def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
     """The smallest value of each cap that admits a plan, the other caps held; None where no value does."""
-    memory: int | None = None
-    energy: float | None = None
-    seconds: float | None = None
+    return nearest_to(problem, [limits])[0]
+
+
+def nearest_to(problem: Problem, several: Sequence[Limits]) -> list[NearestFeasible]:
+    """What `nearest_feasible` says of each of several limits; every form is reckoned once for all of them."""
+    found = [_Nearest(limits) for limits in several]
     # the lean one needs least memory, the fast one least time: without a cap on time the first alone decides
-    timed = limits.time_s is not None or limits.energy_j is not None
+    timed = any(limits.time_s is not None or limits.energy_j is not None for limits in several)
     forms = [form for setting in problem.settings() for form in problem.thrifty(setting)]
     for allocator, form in product(ALLOCATORS if timed else ALLOCATORS[:1], forms):
-        with_it = problem._replace(allocator=allocator)
-        sizes = _sizes_of(with_it, form)
-        if memory is None or sizes.least()[1] < memory:
-            memory = min(filter(None, (memory, sizes.least_within(limits))), default=None)
-        fitting = sizes.largest(limits.memory_bytes)
-        if fitting is None or not timed:
-            continue
+        sizes = _Sizes(problem._replace(allocator=allocator), form)
+        for nearest in found:
+            nearest.look_at(sizes)
+    return [NearestFeasible(nearest.memory_bytes, nearest.energy_j, nearest.time_s) for nearest in found]
+
+
+class _Nearest:
+    """The smallest value of each cap among the forms looked at, the others held."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._timed = limits.time_s is not None or limits.energy_j is not None
+        self.memory_bytes: int | None = None
+        self.energy_j: float | None = None
+        self.time_s: float | None = None
+
+    def look_at(self, sizes: _Sizes) -> None:
+        """At one form, in parts of any size."""
+        limits = self._limits
+        if self.memory_bytes is None or sizes.least()[1] < self.memory_bytes:
+            self.memory_bytes = min(filter(None, (self.memory_bytes, sizes.least_within(limits))), default=None)
+        fitting = sizes.largest(limits.memory_bytes) if self._timed else None
+        if fitting is None:
+            return
         one_s, one_j = sizes.shortest(fitting)
         if one_j is not None and _within(limits.time_s, one_s):
-            energy = min(energy or math.inf, one_j * _ROUNDING)
+            self.energy_j = min(self.energy_j or math.inf, one_j * _ROUNDING)
         if one_s is not None and _within(limits.energy_j, one_j):
-            seconds = min(seconds or math.inf, one_s * _ROUNDING)
-    return NearestFeasible(memory_bytes=memory, energy_j=energy, time_s=seconds)
+            self.time_s = min(self.time_s or math.inf, one_s * _ROUNDING)
 
 
 def _within(cap: float | None, value: float | None) -> bool:
@@ -403,5 +424,6 @@ __all__ = [
     "learning",
     "micro_batches",
     "nearest_feasible",
+    "nearest_to",
     "search",
 ]

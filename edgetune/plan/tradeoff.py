@@ -43,7 +43,8 @@ def _candidates(problem: Problem) -> Iterator[Choice]:
             setting = Setting(trained, trained, band_max, method.levers)
             wide = problem._replace(method=method)
             forms = wide.thrifty(setting)
-            for form in dict.fromkeys((forms[0], forms[-1])):
+            partly = [form for form in forms if form.levers.recompute_share < 1][:1]
+            for form in dict.fromkeys((forms[0], *partly, forms[-1])):
                 yield from _in_parts(wide, form, problem)
 
 
@@ -69,7 +70,7 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
         token_share=round(job.keep_max[-1] / job.spec.patches, 3),
         saved_precision=job.levers.saved_precision,
         saved_activations=job.levers.saved_activations,
-        recompute_share=job.levers.recompute_share,
+        recomputed_blocks=len(job.recomputed),
         micro_batch_size=job.micro_batch_size,
         allocator=job.allocator,
         peak_memory_bytes=expected_bill(job, problem.runtime_bytes).total,

@@ -74,8 +74,9 @@ def _optimizer_state(plan: Plan) -> str:
 
 def _saved(plan: Plan) -> str:
     if plan.saved_activations == "recompute":
-        some = "" if plan.recompute_share == 1 else f"in the lower {plan.recompute_share:.0%} of the blocks "
-        return f"{some}recomputed in the backward pass from saved inputs, {plan.saved_precision}"
+        again = sum(block.recomputed for block in plan.blocks)
+        some = "" if plan.recompute_share == 1 else f" in {again} blocks"
+        return f"recomputed in the backward pass from saved inputs{some}, {plan.saved_precision}"
     return f"saved, {plan.saved_precision}"
 
 

@@ -148,8 +148,8 @@ def _points(values: list[float], plan: Plan) -> list[Line]:
 
 
 def _row(found: Alternative) -> list[Child]:
-    part = "" if found.recompute_share == 1 else f"{found.recompute_share:.0%} of the blocks "
-    kept = found.saved_precision + (f", {part}computed again" if found.saved_activations == "recompute" else "")
+    part = f"{found.recomputed_blocks} blocks " if found.recomputed_blocks < found.trained_blocks else ""
+    kept = found.saved_precision + (f", {part}computed again" if found.recomputed_blocks else "")
     return [
         "chosen" if found.chosen else "" if found.within_caps else "beyond a cap",
         str(found.trained_blocks) + (f", {found.k} at a time" if found.k < found.trained_blocks else ""),

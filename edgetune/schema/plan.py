@@ -18,12 +18,13 @@ class Caps(Record, frozen=True):
 
 
 class BlockPlan(Record, frozen=True):
-    """What one block may do: whether its weights may train, and how many patch tokens may leave it."""
+    """What one block may do: whether its weights may train, how many patch tokens may leave it, what it remembers."""
 
     index: int
     trainable: bool
     keep_max_tokens: int
     keep_min_tokens: int
+    recomputed: bool = False  # run again in the backward pass instead of being remembered
 
 
 class AlastPlan(Record, frozen=True):
@@ -138,7 +139,7 @@ class Alternative(Record, frozen=True):
     learning: float  # expected, relative to the plan that was chosen
     within_caps: bool
     chosen: bool
-    recompute_share: float = 1.0
+    recomputed_blocks: int = 0  # run again in the backward pass
 
 
 class NearestFeasible(Record, frozen=True):

@@ -320,9 +320,9 @@ def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
 def _files_in_memory(plan: Plan, memory: PeakMeter) -> list[str]:
     """No plan counts the files of a run as memory, so it has to be said where they are."""
     cache = plan.feature_cache
-    features = f" and {format_size(cache.train_bytes + cache.val_bytes)} of cached features" if cache else ""
+    features = f", and {format_size(cache.train_bytes + cache.val_bytes)} of cached features," if cache else ""
     return [
-        f"{folder} is a file system in memory: weights, states{features} written there count against the memory cap,"
+        f"{folder} is on a file system in memory: weights and states{features} that are written there count as memory,"
         " and no plan foresaw them; choose --out on a disk."
         for folder in memory.folders_in_memory
     ]

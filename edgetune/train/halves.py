@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from edgetune.data.loader import Batch
 from edgetune.model.block import Half, half_of
 from edgetune.model.spec import Parameter, ViTSpec
-from edgetune.plan.job import levers_of
 from edgetune.plan.lean_bill import group_size
-from edgetune.plan.levers import recomputed_blocks
 from edgetune.plan.work import feature_flops
 from edgetune.schema import Plan
 from edgetune.train.controlled import ControlledEngine
@@ -166,8 +164,7 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
         super().__init__(plan, spec)
         self._trainable = tuple(block.index for block in plan.blocks if block.trainable)
         self._lowest = min(self._trainable, default=spec.depth)
-        first = 0 if plan.embeddings_trainable else self._lowest
-        self._recomputed = recomputed_blocks(levers_of(plan), first, spec.depth)  # in the backward pass
+        self._recomputed = frozenset(block.index for block in plan.blocks if block.recomputed)
         self._awake = False  # whether the weights that train are in memory
         self._feature_images = 0
         self._stepped: set[str] = set()  # groups that an interrupted step has updated

@@ -12,7 +12,7 @@ from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 
 
 def written(engine: Engine, path: Path, write: Callable[[Path], int]) -> int:
-    """Bytes that `write` put into the file; where memory runs out, it is tried again without what only steps need.
+    """Bytes that `write` put into the file; where memory runs out, it is tried again without what is not needed for it.
 
     Raises:
         StorageError: there is not even memory for that; what was written before is as it was.
@@ -21,12 +21,14 @@ def written(engine: Engine, path: Path, write: Callable[[Path], int]) -> int:
         with memory_errors():
             return write(path)
     except OutOfMemoryError:
-        engine.rest()
-        release_free_memory()
+        pass  # and lets go of what the attempt held
+    engine.rest()
+    release_free_memory()
     try:
         with memory_errors():
             return write(path)
     except OutOfMemoryError as error:
         raise StorageError(
-            f"{path} can't be written, memory ran out ({error}): end other programs, then go on with --resume."
+            f"{path} can't be written, memory ran out ({error}): end other programs; a run that has a state goes on"
+            " with --resume."
         ) from error

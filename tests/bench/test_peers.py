@@ -61,6 +61,7 @@ def test_the_course_is_taken_outside_the_figures(peers: Told) -> None:
         assert [point.step for point in figures.curve] == [2, 4, 6], name  # three steps an epoch
         times = [point.train_s for point in figures.curve]
         assert times == sorted(times)
+        # the course is read a moment before the epoch's clock is; on a busy machine a moment is milliseconds
         assert times[-1] == pytest.approx(sum(figures.epochs_s), rel=1e-6, abs=0.02)
         assert figures.curve[-1].accuracy == figures.accuracy
         assert figures.eval_s > 0

@@ -52,7 +52,7 @@ def test_the_schedule_ends_where_the_charge_does(board: Path, photos: Path) -> N
 def test_a_charge_that_is_too_small_says_what_it_takes(board: Path, photos: Path) -> None:
     profile = make_profile(watts=4.0)
     with pytest.raises(
-        InfeasibleError, match=r"charge \(energy fails by itself\): the least that would do is a charge of"
+        InfeasibleError, match=r"\(the charge fails by itself\): the least that would do is a charge of"
     ):
         make_plan(photos, model=MODEL, profile=profile, sensors=charged(board, 0.5))
 

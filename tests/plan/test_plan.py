@@ -270,7 +270,7 @@ def test_caps_that_fail_only_together_say_so(photos: Path) -> None:
     assert quick is not None
     limits = Limits(memory_bytes=small, time_s=quick)
     assert search(problem, limits) is None
-    error = infeasible([(problem, nearest_feasible(problem, limits))], limits)
+    error = infeasible([problem], limits)
     assert error.nearest.too_small == []
     assert " together: the least that would do is --memory " in str(error)
 
@@ -369,5 +369,5 @@ def test_the_json_of_a_plan_has_the_names_of_the_contract(photos: Path) -> None:
     assert plan["schema"] == "edgetune/plan/1"
     names = {"runtime", "weights", "gradients", "optimizer", "activations", "workspace", "data"}
     assert set(plan["predicted"]["memory"]) == names
-    assert set(plan["blocks"][0]) == {"index", "trainable", "keep_max_tokens", "keep_min_tokens"}
+    assert set(plan["blocks"][0]) == {"index", "trainable", "keep_max_tokens", "keep_min_tokens", "recomputed"}
     assert msgspec.json.decode(json.dumps(plan).encode(), type=Plan).k == plan["k"]

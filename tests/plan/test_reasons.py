@@ -37,7 +37,7 @@ SENTENCES: dict[str, dict[object, str]] = {
         "factored": r"AdamW keeps its moments in 8 bits and as means of rows and columns",
     },
     "saved_activations": {"recompute": r"the rest is run again"},
-    "recompute_share": {0.5: r"of which( of the lowest( \d+)? blocks?)? only each half block's input"},
+    "recompute_share": {0.5: r"; of the lowest( \d+)? blocks? only each half block's input"},
     "saved_precision": {
         "fp32": r"backward pass is kept exactly",
         "bf16": r"backward pass is kept in bf16",

@@ -111,7 +111,6 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
 
 KILLABLE = """
 import sys
-import tempfile
 from pathlib import Path
 from edgetune import schema
 from edgetune.train import fit as room
@@ -278,10 +277,10 @@ def test_a_run_folder_in_memory_is_warned_of(plan_for: Any, weights: Path, tmp_p
     plan = plan_for(weights=weights, epochs=1)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         warned = fit(plan, Path(place) / "run", quiet=True).warnings
-    assert any("is a file system in memory" in sentence for sentence in warned)
+    assert any("is on a file system in memory" in sentence for sentence in warned)
     kept = fit(plan, tmp_path / "run", quiet=True).warnings
     if not _is_memory(tmp_path, Path("/proc/self/mounts")):
-        assert not any("is a file system in memory" in sentence for sentence in kept)
+        assert not any("is on a file system in memory" in sentence for sentence in kept)
 
 
 def test_data_that_changed_after_the_plan_is_refused(

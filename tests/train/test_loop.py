@@ -84,7 +84,7 @@ def test_a_save_that_finds_no_memory_at_all_ends_with_a_sentence_and_the_last_st
     made.engine.accuracies = [0.1, 0.2]  # each the best so far
     made.engine.on_step = lambda step: setattr(made.engine, "saving_fails", step >= 6)
     with pytest.raises(
-        StorageError, match=r"best\.safetensors can't be written, memory ran out .* go on with --resume"
+        StorageError, match=r"best\.safetensors can't be written, memory ran out .* a state goes on with --resume\."
     ):
         made.loop().run()
     assert json.loads((made.out / "state" / "state.safetensors").read_text())["step"] == 4

@@ -55,7 +55,7 @@ def test_a_run_with_levers_ends_well_and_can_be_taken_up_again(edgetune, photos:
         ),
         ("edgetune", ("token_min=0.9", "token_max=0.5"), "0 < token_min <= token_max <= 1"),
         ("edgetune", ("token_max=1.5",), "0 < token_min <= token_max <= 1"),
-        ("edgetune", ("token_min=some",), "is not a number; give a share of the patches"),
+        ("edgetune", ("token_min=some",), "is not a number; give a share, 0.7 for instance"),
         ("full", ("trainer=autograd", "saved_precision=int8"), "saved_precision=int8 needs the lean trainer"),
         ("full", ("trainer=autograd", "optimizer=sgd-plain"), "optimizer=sgd-plain needs the lean trainer"),
         ("alast-lora", ("trainer=lean",), "trainer=lean moves budgets once a step; --method alast-lora needs"),

@@ -6,6 +6,9 @@ difference of the weights is the gradient to the last bits, and that a weight up
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -189,6 +192,19 @@ def test_fewer_bits_and_recomputation_together(pair) -> None:
     ours, theirs = gradients(pair("plain", "full", *levers), 2)
     for name, expected in theirs.items():
         assert torch.nn.functional.cosine_similarity(ours[name].flatten(), expected.flatten(), dim=0) > 0.999, name
+
+
+def test_what_is_saved_does_not_need_what_only_steps_need(pair, tmp_path: Path) -> None:
+    made = pair("registers", "last-2", "optimizer=adamw")
+    for engine in (made.lean, made.autograd):
+        engine.train_step(make_batch(made.lean.spec, 5), 1e-3, 5)
+        for name in ("before", "after"):
+            engine.save_weights(tmp_path / f"{name}.weights", None)
+            engine.save_state(tmp_path / f"{name}.state", {})
+            engine.rest()
+        for kind in ("weights", "state"):
+            assert (tmp_path / f"before.{kind}").read_bytes() == (tmp_path / f"after.{kind}").read_bytes()
+        assert math.isfinite(engine.train_step(make_batch(made.lean.spec, 5), 1e-3, 5).loss)
 
 
 def test_a_loss_that_is_no_number_changes_nothing(pair) -> None:
