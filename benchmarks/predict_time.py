@@ -6,13 +6,13 @@
 
 Plans are drawn as `predict_memory.py` draws them, from the series' name and a number: four models from nano to ViT-B,
 four image sizes each, both trainers, any lever, a batch of 1 to 64, a memory cap or none; batches are halved until two
-steps of full training would take no more than twice `EPOCH_S` at `USUAL_FLOPS`. Images are JPEGs of smoothed noise, one
-of four sizes. An epoch holds as many steps as should take about `EPOCH_S`; three epochs are run, and the first one
-fills the cache where the plan has one. The time model was designed on the series `design`
-alone; `held-out` played no part in it.
+steps of full training would take no more than twice `--epoch-s` at `USUAL_FLOPS`. Images are JPEGs of smoothed noise,
+one of four sizes. An epoch holds as many steps as should take about `--epoch-s` (1 s in series up to `held-out-3`,
+whose lines do not say it), up to 40 a second of it; three epochs are run, and the first one fills the cache where the
+plan has one. docs/planner.md says which series the time model was designed on.
 
-The profile is made by `edgetune profile` (all probes) before the first plan and after every `PROFILE_EVERY`, and every
-line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own, with `--threads`
+The profile is made by `edgetune profile` (all probes) before the first plan and after every `--profile-every`, and
+every line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own, `--threads`
 to match: processor time that others took on the cores this process may use is
 recorded (those that gave way, being niced, apart), a profile is made again and a plan run again (three times at most)
 where they were more than `MOST_OTHERS`, and the table leaves such runs out and says how many. A shared machine's speed
@@ -53,9 +53,8 @@ from edgetune.schema import Plan, Profile
 
 NAME = "predict_time"
 EPOCHS, CLASSES, DISTINCT_IMAGES = 3, 4, 8
-EPOCH_S, USUAL_FLOPS = 1.0, 60e9
+USUAL_FLOPS = 60e9
 SIDES = (96, 256, 512, 1024)  # of the images, in pixels
-PROFILE_EVERY = 16  # plans
 MOST_OTHERS, TRIES = 0.15, 3  # cores
 
 
@@ -114,11 +113,11 @@ def reference_flops(seconds: float = 0.4) -> float:
     return statistics.median(found)
 
 
-def profiled_now(keep: Path, series: str, threads: int) -> Profiled:
-    """The series' last profile, or where it has served `PROFILE_EVERY` plans, a new one made in a fresh process."""
+def profiled_now(keep: Path, series: str, threads: int, every: int) -> Profiled:
+    """The series' last profile, or where it has served so many plans, a new one made in a fresh process."""
     earlier = [line["profile"] for line in lines(NAME) if line["series"] == series and "profile" in line]
     number = max(earlier, default=1)
-    number += earlier.count(number) >= PROFILE_EVERY
+    number += earlier.count(number) >= every
     path, reference = keep / f"profile-{series}-{number}.json", keep / f"reference-{series}-{number}.json"
     for tried in range(TRIES):
         if reference.exists():
@@ -152,11 +151,11 @@ def write_images(data: Path, train: int, val: int, side: int, seed: int) -> None
             os.link(kept / f"{index % DISTINCT_IMAGES}.jpg", folder / f"{index:05d}.jpg")
 
 
-def drawn(series: str, number: int) -> Case:
+def drawn(series: str, number: int, epoch_s: float) -> Case:
     """The case of that number."""
     case = draw(f"time {series}", number)
     batch, spec = case.batch_size, find_spec(case.model).at(case.image_size)
-    while batch > 1 and 2 * batch * 3 * forward_flops(spec) > 2 * EPOCH_S * USUAL_FLOPS:
+    while batch > 1 and 2 * batch * 3 * forward_flops(spec) > 2 * epoch_s * USUAL_FLOPS:
         batch //= 2
     return case._replace(batch_size=batch)
 
@@ -188,7 +187,7 @@ def plan_of(case: Case, data: Path, weights: Path | None, profiled: Profiled, th
 
 
 def measure(
-    case: Case, side: int, scratch: Path, profiled: Profiled, threads: int, keep: Path, name: str
+    case: Case, side: int, scratch: Path, profiled: Profiled, threads: int, keep: Path, name: str, epoch_s: float
 ) -> dict[str, Any]:
     """Plan, fit, compare."""
     data, out = scratch / "images", scratch / "run"
@@ -201,8 +200,8 @@ def measure(
         folder.mkdir(parents=True)
         (folder / "0.jpg").touch()
     each = work_per_image(job_of(plan_of(case, scratch / "tried", weights, profiled, threads))).total
-    images = EPOCH_S * USUAL_FLOPS / each
-    steps = min(40, max(2, round(images / case.batch_size)))
+    images = epoch_s * USUAL_FLOPS / each
+    steps = min(round(40 * epoch_s), max(2, round(images / case.batch_size)))
     train = -(-steps * case.batch_size // CLASSES) * CLASSES
     write_images(scratch, train, CLASSES, side, 0)
     plan = plan_of(case, data, weights, profiled, threads)
@@ -228,6 +227,7 @@ def measure(
     for file in (scratch / "plan.json", out / "metrics.jsonl", out / "result.json"):
         (keep / f"{name}-{file.name}").write_bytes(file.read_bytes())
     return {
+        "epoch_s": epoch_s,
         "trainer": plan.trainer,
         "cached": plan.feature_cache is not None,
         "micro_batch_size": plan.micro_batch_size,
@@ -252,20 +252,20 @@ def measure(
     }
 
 
-def run(series: str, count: int, seconds: float, threads: int, keep: Path) -> None:
+def run(series: str, count: int, seconds: float, threads: int, keep: Path, epoch_s: float, every: int) -> None:
     """Run the plans of a series that have no line yet, as many as begin within `seconds`."""
     began = time.monotonic()
     keep.mkdir(parents=True, exist_ok=True)
     done = {line["number"] for line in lines(NAME) if line["series"] == series}
     for number in (number for number in range(count) if number not in done):
-        profiled = profiled_now(keep, series, threads)
+        profiled = profiled_now(keep, series, threads, every)
         if time.monotonic() - began > seconds:
             return
-        case = drawn(series, number)
+        case = drawn(series, number, epoch_s)
         side = random.Random(f"side {series} {number}").choice(SIDES)
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                record = measure(case, side, Path(scratch), profiled, threads, keep, f"{series}-{number}")
+                record = measure(case, side, Path(scratch), profiled, threads, keep, f"{series}-{number}", epoch_s)
             except EdgetuneError as error:
                 record = {"refused": str(error)}
         append(NAME, {"series": series, "number": number, "case": case.name, "threads": threads, **record})
@@ -341,12 +341,22 @@ def main() -> None:
     running.add_argument("--count", type=int, default=60)
     running.add_argument("--seconds", type=float, default=float("inf"), help="begin no plan after so many")
     running.add_argument("--threads", type=int, default=2)
+    running.add_argument("--epoch-s", type=float, default=4.0, help="that an epoch should take, about")
+    running.add_argument("--profile-every", type=int, default=8, metavar="PLANS")
     running.add_argument("--keep", type=Path, default=Path("runs/predict_time"))
     showing = commands.add_parser("table")
     showing.add_argument("--series", default="held-out")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.series, arguments.count, arguments.seconds, arguments.threads, arguments.keep)
+        run(
+            arguments.series,
+            arguments.count,
+            arguments.seconds,
+            arguments.threads,
+            arguments.keep,
+            arguments.epoch_s,
+            arguments.profile_every,
+        )
     else:
         table(arguments.series)
 

@@ -8,8 +8,8 @@ being told; `--lr` and the other options overrule them.
 - `full`, `checkpoint`, `last-K`, `head` and `edgetune` use AdamW with linear warm-up and a half cosine, as is usual for
   fine-tuning a ViT. Where whole blocks train the rate is `RATE_REACH` by width and number of trained blocks: an update
   of Adam's moves every weight by about the rate, so that what a layer gives moves with its width (arXiv 2203.03466),
-  and what the network gives with the number of layers that move. For a whole ViT-B that is the 3e-5 that is usual; the
-  constant is measured (docs/planner.md). Rates are for a batch of 32 and move with the square root of the batch, as
+  and what the network gives with the number of layers that move. The constant is a compromise between two measured
+  grids (docs/planner.md). Rates are for a batch of 32 and move with the square root of the batch, as
   Adam's noise does (arXiv 2205.10287).
 - `edgetune` runs in the lean trainer (`edgetune.train.lean`); the others, which it is compared with, under autograd.
 - LoRA (arXiv 2106.09685) trains adapters of rank 8 on the attention weights, without weight decay.
