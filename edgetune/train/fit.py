@@ -39,6 +39,7 @@ from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.units import format_energy, format_size
 
 _STARTERS = {"torch": "edgetune.train.torch_start", "onnx": "edgetune.train.onnx.start"}
+_PARTS_OF_A_MACHINE = ("cpu-package", "cpu-package+gpu", "gpu", "pmic-sum")  # what a sensor may count
 _ANSWERS_WITHIN_S, _LOOK_EVERY_S = 3.0, 0.05  # a sensor that is to hold a cap
 _IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
 
@@ -267,7 +268,7 @@ def _train(
             if resume:
                 loop.resume()
                 _note_engine(folder, plan)
-            warnings += _hold_to_charge(loop, sitting.system)
+            warnings += _hold_to_charge(loop, sitting.system, energy.source)
             stopped_by = loop.run()
             if stopped_by in ("time", "energy") and loop.progress.step >= plan.total_steps:
                 stopped_by = "epochs"  # the plan foresaw where the cap would end it
@@ -328,13 +329,19 @@ def _files_in_memory(plan: Plan, memory: PeakMeter) -> list[str]:
     ]
 
 
-def _hold_to_charge(loop: Loop, system: System) -> list[str]:
+def _hold_to_charge(loop: Loop, system: System, source: PowerSource | None) -> list[str]:
     """On battery the charge left is a cap too: a checkpoint is worth nothing to a machine that went dark over it."""
     most_j = spendable_j(system)
     if most_j is None or not loop.hold_to_charge(most_j):
         return []
     held = format_energy(most_j / CHARGE_SHARE)
-    return [f"the battery holds {held}; the run will not take more than {format_energy(most_j)} of it."]
+    found = [f"the battery holds {held}; the run will not take more than {format_energy(most_j)} of it."]
+    if source is not None and source.scope in _PARTS_OF_A_MACHINE:
+        found.append(
+            f"{source.name} counts the joules of the {source.scope} alone, and the battery feeds the whole machine:"
+            " it may be empty before as many are counted."
+        )
+    return found
 
 
 def _loaders(plan: Plan) -> tuple[Loader, Loader]:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
 from edgetune.schema import Mistakes, Plan, Profile, Result
-from edgetune.train.fit import exit_code, fit, resume
+from edgetune.train.fit import _hold_to_charge, exit_code, fit, resume
 
 DEVICES = Path(__file__).parents[1] / "fixtures" / "devices"
 METHODS = ("edgetune", "alast", "full", "checkpoint", "head", "last-2", "lora", "alast-lora", "random-k")
@@ -255,6 +256,15 @@ def test_the_charge_of_a_battery_is_a_cap(plan_for: Any, weights: Path, tmp_path
     assert result.energy.total_j is not None
     assert 40 <= result.energy.total_j <= 60
     assert any("the battery holds" in warning for warning in result.warnings)
+
+
+@pytest.mark.skipif(not DEVICES.is_dir(), reason="an sdist comes without the board trees")
+@pytest.mark.parametrize(("scope", "said"), [("cpu-package", True), ("wall", False), ("battery", False)])
+def test_a_sensor_of_a_part_of_the_machine_is_no_measure_of_a_charge(scope: str, said: bool) -> None:
+    loop: Any = SimpleNamespace(hold_to_charge=lambda most_j: True)
+    source: Any = SimpleNamespace(name="rapl", scope=scope)
+    warned = _hold_to_charge(loop, System(DEVICES / "sbc-battery"), source)
+    assert any("the cpu-package alone" in sentence for sentence in warned) == said
 
 
 def test_an_energy_cap_that_nothing_measures_is_refused(plan_for: Any, weights: Path, tmp_path: Path) -> None:
