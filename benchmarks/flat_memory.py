@@ -45,7 +45,7 @@ def measure(kind: str, data: Path, steps: int, batch_size: int) -> None:
     settle_allocators(plan)
     meter = PeakMeter.start(lambda: torch_engine.start(plan))
     resident: list[int] = []
-    with tempfile.TemporaryDirectory(dir=".") as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         engine, train, _ = start_engine(plan, folder, *_loaders(plan), resume=False)
         done, epoch = 0, 0

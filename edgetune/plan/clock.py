@@ -17,7 +17,7 @@ from edgetune.plan.work import tail_share
 # Copies of a weight in fp32 that an update costs, by the optimizer; with its gradient's fresh pages.
 _UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
 # The same of AdamW with less state, in numbers quantised and read back.
-_UPDATE_VALUES = {"int8": 6.5, "factored": 3.0}
+_UPDATE_VALUES = {"int8": 3.5, "factored": 3.0}
 # Calls of the arithmetic's library, whose number counts where tensors are small (read off `edgetune.train.lean`): of a
 # large tensor put away and read back, of a small one; of updating a block by the optimizer's state.
 _CALL_S = 4e-6  # each, where no probe says
