@@ -7,8 +7,7 @@ Choosing is the attention that patches receive from the class token, the budgets
 (`Controller.note`, `attention_received`, `top_tokens`); moving is gathering what stays and putting its gradient back.
 Each of these functions is timed where the trainer calls it, over `--steps` steps of method `edgetune` with half of the
 patches kept (`token_min=0.5`, `token_max=0.5`): of the recipe's last sixth of the blocks over cached features, and of
-all blocks. Nothing else should
-run beside it. One line per model goes to `results/choice_share.jsonl`.
+all blocks. Nothing else should run beside it. One line for each of the two goes to `results/choice_share.jsonl`.
 """
 
 from __future__ import annotations

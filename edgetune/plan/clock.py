@@ -127,7 +127,7 @@ class Clock:
         number, k = len(trained), min(job.k, len(trained))
         # as in `work_per_image`
         lowest = [math.comb(number - 1 - place, k - 1) / math.comb(number, k) for place in range(number)]
-        below = 0.0
+        below, recomputed = 0.0, job.recomputed
         for place, index in enumerate(trained):
             passes = 1.0 if job.embeddings_trainable else below
             below += lowest[place]
@@ -135,7 +135,7 @@ class Clock:
             if not job.embeddings_trainable:  # nothing below asks for the gradient of its input
                 share = _LOWEST_SHARE if job.lora_rank else 1.0  # norms that train ask for all but their input's
                 passing += lowest[place] * self._block("pass_gradient", index, images, self._way, share)
-            if index in job.recomputed:
+            if index in recomputed:
                 passing += min(1.0, passes + lowest[place]) * self._block("forward", index, images, self._way)
             if job.lora_rank:
                 weights = 2 * _ADAPTER_SHARE * self._block("forward", index, images, self._way)
@@ -153,10 +153,10 @@ class Clock:
         if not job.lean:
             return 0.0
         numbers = again = calls = 0.0
-        put = _PUT_CALLS[job.levers.saved_precision]
+        put, recomputed = _PUT_CALLS[job.levers.saved_precision], job.recomputed
         for index, chance in self._kept():
             inputs, products = saved_numbers(job.spec, index, self._tokens[index])
-            if index in job.recomputed:
+            if index in recomputed:
                 numbers += chance * inputs
                 again += chance * (inputs + products)
                 large = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"]

@@ -87,13 +87,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def blocks(self) -> list[BlockPlan]:
         """The blocks as the plan lists them."""
+        recomputed = self.recomputed
         return [
             BlockPlan(
                 index=index,
                 trainable=trains,
                 keep_max_tokens=most,
                 keep_min_tokens=fewest,
-                recomputed=index in self.recomputed,
+                recomputed=index in recomputed,
             )
             for index, (trains, most, fewest) in enumerate(
                 zip(self.trainable, self.keep_max, self.keep_min, strict=True)

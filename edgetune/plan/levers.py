@@ -7,9 +7,7 @@ refused for the other.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Collection, Sequence
 from itertools import product
 from typing import Any, Literal
@@ -103,7 +101,7 @@ def economies(levers: Levers, given: Collection[str]) -> list[Levers]:
     for values in _ECONOMIES:
         own = {name: getattr(levers, name) for name in values[0]}
         choices.append([own] if set(own) & set(given) else values[values.index(own) :])
-    forms = (functools.reduce(operator.or_, chosen) for chosen in product(*choices))
+    forms = ({name: value for part in chosen for name, value in part.items()} for chosen in product(*choices))
     return [msgspec.structs.replace(levers, **form) for form in forms]
 
 

@@ -154,6 +154,7 @@ def make_plan(
         raise infeasible(refused, limits, battery=energy_j != limits.energy_j)
     choice, problem, machine, disk_note = found
     chosen_method = problem.method
+    learning_rate = chosen_method.rate_for(batch, spec.width, choice.setting.trained) if lr is None else lr
     decisions = Decisions(
         problem=problem,
         limits=limits,
@@ -166,10 +167,8 @@ def make_plan(
         engine_asked=engine,
         torch_tried="torch" in candidates(engine, device),
         battery_j=most_j if choice.cost is not None else None,
-        default_rate=chosen_method.rate_for(batch, spec.width, choice.setting.trained) if lr is None else None,
+        default_rate=learning_rate if lr is None else None,
     )
-    learning_rate = lr if decisions.default_rate is None else decisions.default_rate
-    assert learning_rate is not None  # one of the two is there
     levers_set = choice.job.levers
     cache = planned_cache(choice.job, len(folder.train), len(folder.val), evaluations)
     augmented = augment and (cache is None or cache.views > 1)  # one view is the plain image

@@ -91,10 +91,13 @@ def _rate_sentence(decisions: Decisions) -> list[str]:
     if decisions.default_rate is None:
         return []
     method, trained = decisions.problem.method, decisions.choice.setting.trained
-    by = "the method's own"
-    if method.learning_rate is None:
-        blocks = f"{trained} trained block{'s' if trained > 1 else ''}" if trained else "a classifier that trains alone"
-        by = f"for a model {decisions.problem.spec.width} wide and {blocks}" if trained else f"for {blocks}"
+    if method.learning_rate is not None:
+        by = "the method's own"
+    elif not trained:
+        by = "for a classifier that trains alone"
+    else:
+        blocks = f"{trained} trained block{'s' if trained > 1 else ''}"
+        by = f"for a model {decisions.problem.spec.width} wide and {blocks}"
     return [f"The learning rate is {decisions.default_rate:.2g}, {by}; --lr sets another."]
 
 
