@@ -35,10 +35,10 @@ from edgetune.model.block import Shape
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import build_model, save_weights
+from edgetune.optim.flat import Group
 from edgetune.plan import make_plan
 from edgetune.schema import Plan
 from edgetune.train.lean.engine import LeanEngine
-from edgetune.train.lean.parameters import Group
 
 NAME = "gradients"
 NEGLIGIBLE = 1e-6  # of the whole gradient's norm

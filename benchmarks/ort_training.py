@@ -40,8 +40,8 @@ from edgetune.model.registry import BUNDLED_MODEL, find_spec
 from edgetune.model.spec import ViTSpec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import build_model, save_weights
+from edgetune.optim.fused import Optimizer
 from edgetune.plan import make_plan
-from edgetune.train.optimizer import Optimizer
 
 NAME = "ort_training"
 ROOT = Path(__file__).parent.parent

@@ -12,28 +12,14 @@ from edgetune.plan.job import Job, entering
 from edgetune.plan.lean_bill import saved_numbers
 from edgetune.plan.levers import frozen_arithmetic
 from edgetune.plan.rates import Part, Rates, Way
+from edgetune.plan.tensors import COPY_BYTES_PER_S
 from edgetune.plan.work import tail_share
 
-# Copies of a weight in fp32 that an update costs, by the optimizer; with its gradient's fresh pages.
-_UPDATE_COPIES = {"adamw": 7.0, "adam": 7.0, "sgd": 5.0, "sgd-plain": 3.0}
-# The same of AdamW with less state, in numbers quantised and read back.
-_UPDATE_VALUES = {"int8": 3.5, "factored": 3.0}
-# Calls of the arithmetic's library, whose number counts where tensors are small (read off `edgetune.train.lean`): of a
-# large tensor put away and read back, of a small one; of updating a block by the optimizer's state.
-_CALL_S = 4e-6  # each, where no probe says
-_PUT_CALLS, _SMALL_PUT_CALLS = {"fp32": 4, "bf16": 5, "int8": 15, "int4": 23}, 4
-_LARGE_PUTS, _SMALL_PUTS, _PUTS_OF_INPUTS = 5, 5, 2  # of a block for one part of a batch; with recomputation
-_UPDATE_CALLS = {"fp32": 16, "int8": 80, "factored": 350}
-# Saved tensors put away and read back: in copies of as many floats, and four bits by eight.
-_PACK_COPIES, _INT4 = {"fp32": 0.4, "bf16": 0.75}, 3.0
-# Frozen weights made ready for products in fp32 and in bf16: in copies of as many floats. Those on disk are read.
-_READY_COPIES = {
-    "fp32": {"fp32": 0.0, "bf16": 0.3, "int8": 0.4},
-    "bf16": {"fp32": 1.5, "bf16": 0.0, "int8": 0.4},
-}
+# Of a block for one part of a batch, read off `edgetune.train.lean`: tensors of a row's width put away and read back,
+# small ones (in fp32), inputs of halves that are run again.
+_LARGE_PUTS, _SMALL_PUTS, _PUTS_OF_INPUTS = 5, 5, 2
 _READ_COPIES = 2.0  # of the file cache, where no probe says
 _MERGE_COPIES = {"fp32": 2.0, "bf16": 6.0}  # attention's matrices with their adapters added
-_COPY_BYTES_PER_S = 4e9  # where no probe says
 _LOWEST_SHARE = 0.75  # of passing the gradient on, in a block with adapters whose input needs none
 _ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of its adapters
 # Trained blocks in a run, against their probes, which find everything in caches: medians of 23 runs. Over
@@ -63,11 +49,10 @@ class Clock:
         self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
         self._way, self._frozen_way = _ways(job)
         self._in_a_run = (_OVER_FEATURES if job.over_features else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
-        self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or _COPY_BYTES_PER_S
+        self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or COPY_BYTES_PER_S
+        self._tensors = rates.tensors
         self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
         self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
-        self._call_s = rates.compute.call_s or _CALL_S
-        self._value_s = 1 / (rates.compute.quantise_values_per_s or self._copy_bytes_per_s / 8)
 
     def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
         """A part of block `index`, the tail with as little work as it has."""
@@ -152,27 +137,18 @@ class Clock:
         job = self.job
         if not job.lean:
             return 0.0
-        numbers = again = calls = 0.0
-        put, recomputed = _PUT_CALLS[job.levers.saved_precision], job.recomputed
+        put, exactly = self._tensors.keeping(job.levers.saved_precision), self._tensors.keeping("fp32")
+        seconds, recomputed = 0.0, job.recomputed
         for index, chance in self._kept():
-            inputs, products = saved_numbers(job.spec, index, self._tokens[index])
+            inputs, products = (job.batch_size * count for count in saved_numbers(job.spec, index, self._tokens[index]))
+            small_s = exactly.seconds(0, job.parts * _SMALL_PUTS)
             if index in recomputed:
-                numbers += chance * inputs
-                again += chance * (inputs + products)
-                large = _PUTS_OF_INPUTS * put + _LARGE_PUTS * _PUT_CALLS["fp32"]
+                kept_s = put.seconds(inputs, job.parts * _PUTS_OF_INPUTS)
+                kept_s += exactly.seconds(inputs + products, job.parts * _LARGE_PUTS)
             else:
-                numbers += chance * (inputs + products)
-                large = _LARGE_PUTS * put
-            calls += chance * (large + _SMALL_PUTS * _SMALL_PUT_CALLS)
-        numbers, again = job.batch_size * numbers, job.batch_size * again
-        copy_s = FLOAT_BYTES / self._copy_bytes_per_s
-        prices = {
-            "fp32": _PACK_COPIES["fp32"] * copy_s,
-            "bf16": _PACK_COPIES["bf16"] * copy_s,
-            "int8": self._value_s,
-            "int4": _INT4 * self._value_s,
-        }
-        return numbers * prices[job.levers.saved_precision] + again * prices["fp32"] + job.parts * calls * self._call_s
+                kept_s = put.seconds(inputs + products, job.parts * _LARGE_PUTS)
+            seconds += chance * (kept_s + small_s)
+        return seconds
 
     def _kept(self) -> Iterator[tuple[int, float]]:
         """Blocks that keep something, and in what share of the steps: those from the lowest one that was drawn on."""
@@ -190,13 +166,11 @@ class Clock:
         # the classifier is updated in every step, and so are embeddings that train
         resting = 1 - job.k / sum(job.trainable) if job.k else 0.0
         weights = trainable_count(job) - resting * blocks_trainable_count(job)
-        added = 0.0 if job.lean else (parts - 1) * _ADDED_COPIES
-        copies = (_UPDATE_COPIES[job.levers.optimizer] + added) * FLOAT_BYTES / self._copy_bytes_per_s
-        state = job.levers.optimizer_state if job.lean and job.levers.optimizer == "adamw" else "fp32"
-        calls_s = job.k * _UPDATE_CALLS[state] * self._call_s if job.lean else 0.0
-        if state != "fp32":
-            return _STEP_S + calls_s + weights * _UPDATE_VALUES[state] * self._value_s
-        return _STEP_S + calls_s + weights * copies
+        price = self._tensors.updating(job.levers.trainer, job.levers.optimizer, job.levers.optimizer_state)
+        seconds = _STEP_S + price.seconds(weights, job.k)
+        if not job.lean:
+            seconds += (parts - 1) * weights * _ADDED_COPIES * FLOAT_BYTES / self._copy_bytes_per_s
+        return seconds
 
     def first_step_s(self) -> float:
         """What the first step takes beyond the others."""
@@ -216,8 +190,7 @@ class Clock:
         if job.levers.frozen_weights == "disk":
             rate = self.rates.compute.read_bytes_per_s or self._copy_bytes_per_s / _READ_COPIES
             return count * (2 if self._frozen_type == "bf16" else FLOAT_BYTES) / rate  # as the run's own copy has them
-        ready = _READY_COPIES[self._frozen_type]
-        return count * ready[job.levers.frozen_weights] * FLOAT_BYTES / self._copy_bytes_per_s
+        return self._tensors.readying(job.levers.frozen_weights, self._frozen_type).seconds(count)
 
     def merging_s(self) -> float:
         """Making the weights of all blocks with adapters ready and adding their adapters, once."""

@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from edgetune.plan.tensors import TensorPrices
 from edgetune.schema import BlockCost, Compute
 
 Part = Literal["forward", "pass_gradient", "weight_gradient"]
@@ -75,6 +76,7 @@ class Rates:
         bf16 = compute.gemm_flops.get("bf16")
         self._bf16_speedup = bf16 / self.gemm if bf16 and self.gemm else 1.0
         self.compute = compute
+        self.tensors = TensorPrices(compute)
         self._prices: dict[tuple[Part, str], Prices] = {}
         self._probes: dict[tuple[Part, str], list[_Probe]] = {}
         for way in ("eager", "lean", "lean-bf16"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgetune.device.memory import usable_bytes
-from edgetune.schema import BlockCost, Profile
+from edgetune.schema import BlockCost, Profile, TensorCost
 from edgetune.units import format_power, format_rate, format_size
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def measured_rows(profile: Profile) -> list[Row]:
     if compute.copy_bytes_per_s is not None:
         rows.append(("copying", format_rate(compute.copy_bytes_per_s, "B"), "read and written once each"))
     rows += list(_block_rows(compute.block_costs))
+    rows += list(_tensor_rows(compute.tensor_costs))
     return rows
 
 
@@ -130,6 +131,15 @@ def _block_rows(costs: list[BlockCost]) -> Iterator[Row]:
         kept = sum((cost.saved_bytes or 0) / cost.batch_size for cost in each if cost is not None)
         name = f"block {width}×{tokens}"
         yield name, f"{times} ms", f"an image of {batch}; keeps {format_size(kept)}; {lever}"
+
+
+def _tensor_rows(costs: list[TensorCost]) -> Iterator[Row]:
+    """One row a thing done with tensors: nanoseconds a number, of the most numbers that were tried."""
+    largest: dict[str, TensorCost] = {}
+    for cost in sorted(costs, key=lambda cost: cost.numbers):
+        largest[f"{cost.operation} {cost.lever}"] = cost
+    for name, cost in sorted(largest.items()):
+        yield name, f"{1e9 * cost.seconds / cost.numbers:.3g} ns", f"a number of {cost.numbers:,}"
 
 
 def missing(profile: Profile) -> list[str]:

@@ -39,13 +39,13 @@ LEAN_SHAPES: Shapes = (
     (_S, 50, 2), (_B, 50, 2), (_TI, 50, 2), (_S, 197, 8), (_B, 197, 1),
 )  # fmt: skip
 BF16_SHAPES: Shapes = ((_TI, 197, 2), (_S, 50, 8), (_B, 197, 1), (_B, 50, 8))
-SLOW_BF16_SHAPES: Shapes = ((_TI, 50, 2), (_S, 50, 2))
-_USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so two small shapes do
+SLOW_BF16_SHAPES: Shapes = ((_TI, 50, 2), (_S, 50, 2), (_S, 17, 1))
+_USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so a few small shapes do
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
 _FILE_BYTES = 8 << 20
-_PIECE = 1 << 17  # numbers quantised at a time, as the trainer does
+_LEAN_UPDATES = (("adamw", "fp32"), ("adamw", "factored"), ("adamw", "int8"), ("sgd", "fp32"), ("sgd-plain", "fp32"))
 _SENSOR_WINDOWS, _LEAST_SAMPLES = 3, 10  # that a probe's energy must span; a shorter one shows what ran before it
 _LONGEST_ENERGY_S = 3.2  # a probe is not stretched further for a slow sensor: it has no joules then
 
@@ -83,6 +83,11 @@ class Bench:
     def brief_s(self) -> float:
         """How long to time what needs no joules, however slow the sensor is."""
         return 0.1 if self.quick else 0.3
+
+    @property
+    def tensor_s(self) -> float:
+        """The same of what is one small part of a step."""
+        return 0.5 * self.brief_s
 
     def late(self) -> bool:
         """Whether there is no time for another probe."""
@@ -220,43 +225,45 @@ def _file(bench: Bench) -> Iterator[Line]:
     yield {"compute": rates}
 
 
-@probe("quantise", "int8")
-def _quantise(bench: Bench) -> Iterator[Line]:
-    """Numbers put into eight bits, a scale for every 64, and read back: what fewer bits cost."""
-    import torch
+@probe("tensors", "keep")
+def _keep(bench: Bench) -> Iterator[Line]:
+    """Saved tensors put away and read back, in every precision there is."""
+    from edgetune.profile.tensors import keep_lines
 
-    group, pieces = 64, 8
-    values = torch.randn(pieces, _PIECE // group, group, device=bench.device)
-    codes = torch.empty(values.shape, dtype=torch.int8, device=bench.device)
-
-    def there_and_back() -> None:
-        for some, code in zip(values, codes, strict=True):
-            scale = some.abs().amax(1, keepdim=True) / 127
-            code.copy_((some / scale).round_())
-            code.float().mul_(scale)
-
-    timing = bench.time(there_and_back)
-    yield {"compute": {"quantise_values_per_s": values.numel() / timing.seconds}}
+    for precision in ("fp32", "bf16", "int8", "int4"):
+        if bench.late():
+            return
+        for line in keep_lines(bench, precision):
+            yield line
+            if precision == "int8":  # of the larger tensor, which comes last
+                yield {"compute": {"quantise_values_per_s": line["tensor"]["numbers"] / line["tensor"]["seconds"]}}
 
 
-@probe("call", "small")
-def _call(bench: Bench) -> Iterator[Line]:
-    """One of the many small operations that packing and updates consist of, where its numbers are too few to count."""
-    import torch
+@probe("tensors", "ready")
+def _ready(bench: Bench) -> Iterator[Line]:
+    """Frozen weights made ready for products."""
+    from edgetune.profile.tensors import ready_lines
 
-    values = torch.randn(2, 64, device=bench.device)
-    codes = torch.empty(values.shape, dtype=torch.int8, device=bench.device)
-    scales = torch.empty(2, 1, device=bench.device)
-    calls, repeats = 8, 50
+    for kept, wanted in (("int8", "fp32"), ("bf16", "fp32"), ("int8", "bf16"), ("fp32", "bf16")):
+        if bench.late():
+            return
+        yield from ready_lines(bench, kept, wanted)  # type: ignore[arg-type]
 
-    def work() -> None:
-        for _ in range(repeats):
-            torch.mul(values.abs().amax(1, keepdim=True), 1 / 127, out=scales)
-            scales.clamp_(min=1e-30)
-            codes.copy_((values / scales).round_())
-            codes.float()
 
-    yield {"compute": {"call_s": bench.time(work, bench.brief_s).seconds / (calls * repeats)}}
+@probe("tensors", "update")
+def _update(bench: Bench) -> Iterator[Line]:
+    """A block's weights updated, by every rule and state of both trainers."""
+    from edgetune.profile.tensors import autograd_update_lines, lean_update_lines
+
+    blocks = tuple(_probed_block(width, heads) for width, heads in (_TI, _B))
+    for kind, state in _LEAN_UPDATES:
+        if bench.late():
+            return
+        yield from lean_update_lines(bench, blocks, kind, state)  # type: ignore[arg-type]
+    for kind in ("adamw", "sgd"):
+        if bench.late():
+            return
+        yield from autograd_update_lines(bench, blocks, kind)  # type: ignore[arg-type]
 
 
 @probe("decode", "jpeg")
@@ -308,7 +315,11 @@ def _timely(bench: Bench, shapes: Shapes, quick: int) -> Iterator[tuple[ViTSpec,
     for (width, heads), tokens, batch in shapes[:quick] if bench.quick else shapes:
         if bench.late():
             return
-        yield ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1), tokens, batch
+        yield _probed_block(width, heads), tokens, batch
+
+
+def _probed_block(width: int, heads: int) -> ViTSpec:
+    return ViTSpec(name="probe", width=width, depth=1, heads=heads, patch_size=1, image_size=1)
 
 
 def _batch_for(bench: Bench, spec: ViTSpec, tokens: int) -> int:

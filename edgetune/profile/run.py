@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from edgetune.schema import BlockCost, Compute
+from edgetune.schema import BlockCost, Compute, TensorCost
 
 QUICK_S, FULL_S = 9.0, 75.0  # for the probes themselves
 _GRACE_S = 45.0  # for importing torch from a slow card, and for the probe under way when the time is up
@@ -52,7 +52,7 @@ def collect(command: list[str], timeout_s: float) -> Probed:
         out, err, status = _run(command, timeout_s)
     except OSError as error:
         return Probed(Compute(probe_error=f"the probes could not be started ({error.strerror})"), [], {})
-    fields: dict[str, Any] = {"gemm_flops": {}, "block_costs": []}
+    fields: dict[str, Any] = {"gemm_flops": {}, "block_costs": [], "tensor_costs": []}
     warnings: list[str] = []
     memory: dict[str, int] = {}
     for line in out.splitlines():
@@ -102,9 +102,12 @@ def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict
         said = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError:
         return
-    if "block" in said:
+    if "block" in said or "tensor" in said:
         try:
-            fields["block_costs"].append(msgspec.convert(said["block"], BlockCost))
+            if "block" in said:
+                fields["block_costs"].append(msgspec.convert(said["block"], BlockCost))
+            else:
+                fields["tensor_costs"].append(msgspec.convert(said["tensor"], TensorCost))
         except msgspec.ValidationError:
             return
     elif "gemm" in said:

@@ -37,6 +37,7 @@ from edgetune.schema.profile import Memory as Memory
 from edgetune.schema.profile import Modes as Modes
 from edgetune.schema.profile import Power as Power
 from edgetune.schema.profile import Profile as Profile
+from edgetune.schema.profile import TensorCost as TensorCost
 from edgetune.schema.result import Accuracy as Accuracy
 from edgetune.schema.result import EnergyResult as EnergyResult
 from edgetune.schema.result import MemoryResult as MemoryResult

@@ -82,6 +82,17 @@ class BlockCost(Record, frozen=True):
     energy_j: float | None = None
 
 
+class TensorCost(Record, frozen=True):
+    """One probe of what the trainers do with tensors besides a block's arithmetic."""
+
+    # "keep": put away in a saved precision and read back; "update": of a block's weights; "ready": frozen weights
+    # brought from the precision they are stored in to that of the arithmetic
+    operation: Literal["keep", "update", "ready"]
+    lever: str  # "int8"; trainer, rule and state, "lean/adamw/int8"; from and to, "int8/fp32"
+    numbers: int
+    seconds: float
+
+
 class Compute(Record, frozen=True):
     """How fast this machine multiplies and copies, measured with the engine that will train."""
 
@@ -98,10 +109,10 @@ class Compute(Record, frozen=True):
     write_bytes_per_s: float | None = None  # brought to the disk of the working folder
     read_bytes_per_s: float | None = None  # of what the system still has of a file in memory
     fresh_bytes_per_s: float | None = None  # of memory written to for the first time
-    call_s: float | None = None  # of an operation on a few numbers: what starting one takes
     import_s: float | None = None  # of the engine
     runtime_bytes: int | None = None  # resident memory of the bare process (the contract's baseline)
     block_costs: list[BlockCost] = []
+    tensor_costs: list[TensorCost] = []
     probe_error: str | None = None
 
 

@@ -21,10 +21,10 @@ from edgetune.model.lora import add_lora, lora_parameters
 from edgetune.model.registry import find_spec
 from edgetune.model.vit import Block, VisionTransformer
 from edgetune.model.weights import build_model, save_weights
+from edgetune.optim.fused import Optimizer
 from edgetune.schema import Plan
 from edgetune.train.engine import StepReport
 from edgetune.train.forward import training_forward
-from edgetune.train.optimizer import Optimizer
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.torch_base import TorchBase
 

@@ -12,8 +12,8 @@ import torch
 from edgetune.bench.synthetic import make_weights
 from edgetune.model.registry import find_spec
 from edgetune.model.weights import build_model
+from edgetune.optim.rules import decays as parameter_decays
 from edgetune.plan import make_plan
-from edgetune.train.rules import decays as parameter_decays
 
 pytest.importorskip("timm", reason="timm is not installed: edgetune[bench] brings it")
 NAMES = ["vit_nano_patch8_64", "deit_tiny_distilled_patch16_224", "vit_wee_patch16_reg1_gap_256"]

@@ -18,7 +18,7 @@ from edgetune.errors import EdgetuneError, InfeasibleError, InputError
 from edgetune.plan import make_plan
 from edgetune.plan.bill import expected_bill, memory_bill
 from edgetune.plan.job import job_of
-from edgetune.schema import Plan, Profile
+from edgetune.schema import Plan, Profile, TensorCost
 from edgetune.train.knobs import ladder
 from tests.pace import slowness
 from tests.plan.conftest import make_profile
@@ -97,7 +97,11 @@ def profiles() -> st.SearchStrategy[Profile | None]:
             block_costs=costs,
             gemm_flops={"fp32": rate, "bf16": rate},
             copy_bytes_per_s=rate,
-            quantise_values_per_s=rate,
+            tensor_costs=[
+                TensorCost(operation="keep", lever="int8", numbers=100, seconds=seconds),
+                TensorCost(operation="keep", lever="int8", numbers=10_000, seconds=rate),
+                TensorCost(operation="update", lever="lean/adamw/factored", numbers=0, seconds=seconds),
+            ],
             decode_bytes_per_s=rate,
             render_values_per_s=rate,
             runtime_bytes=runtime,

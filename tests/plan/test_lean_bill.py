@@ -215,10 +215,10 @@ def test_nothing_is_kept_below_the_lowest_trained_block() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "sgd-plain"])
 def test_weights_gradient_and_state_are_those_the_engine_holds(name: str, residence, state, kind) -> None:
     torch = pytest.importorskip("torch")
+    from edgetune.model.packing import pack
+    from edgetune.optim.flat import Group
+    from edgetune.optim.lean import GroupOptimizer
     from edgetune.train.halves import adapter_parameters
-    from edgetune.train.lean.optimizer import GroupOptimizer
-    from edgetune.train.lean.packing import pack
-    from edgetune.train.lean.parameters import Group
 
     spec = find_spec("vit_nano_patch8_64").at(32)
     levers = Levers(trainer="lean", frozen_weights=residence, optimizer_state=state, optimizer=kind)

@@ -36,6 +36,9 @@ def test_probes_are_keyed_by_operation_and_lever() -> None:
         ("copy", "plain"),
         ("block", "eager"),
         ("block", "lean"),
+        ("tensors", "keep"),
+        ("tensors", "ready"),
+        ("tensors", "update"),
     } <= set(PROBES)
     with pytest.raises(ValueError, match="block with eager already"):
         probe("block", "eager")(PROBES["block", "eager"])
@@ -113,6 +116,38 @@ def test_the_disk_of_the_working_folder_is_timed_and_left_as_it_was(
 def test_memory_touched_for_the_first_time_is_no_faster_than_a_copy() -> None:
     (fresh,), (copied,) = PROBES["copy", "fresh"](quick_bench()), PROBES["copy", "plain"](quick_bench())
     assert 0 < fresh["compute"]["fresh_bytes_per_s"] < 2 * copied["compute"]["copy_bytes_per_s"]
+
+
+def test_what_trainers_do_with_tensors_is_timed_on_few_numbers_and_on_many() -> None:
+    timed = {
+        lever: [line["tensor"] for line in PROBES["tensors", lever](quick_bench()) if "tensor" in line]
+        for lever in ("keep", "ready", "update")
+    }
+    levers = {lever: {cost["lever"] for cost in costs} for lever, costs in timed.items()}
+    assert levers["keep"] == {"fp32", "bf16", "int8", "int4"}
+    assert levers["ready"] == {"int8/fp32", "bf16/fp32", "int8/bf16", "fp32/bf16"}
+    states = {"lean/adamw/fp32", "lean/adamw/int8", "lean/adamw/factored"}
+    assert levers["update"] == states | {"lean/sgd", "lean/sgd-plain", "autograd/adamw", "autograd/sgd"}
+    for lever, costs in timed.items():
+        assert all(cost["operation"] == lever and cost["seconds"] > 0 for cost in costs)
+    for lever in ("keep", "update"):
+        for name in levers[lever]:
+            few, many = (cost for cost in timed[lever] if cost["lever"] == name)
+            assert 10 * few["numbers"] < many["numbers"]
+            assert few["seconds"] < many["seconds"]
+
+
+def test_every_price_that_a_plan_may_ask_for_is_probed_or_guessed() -> None:
+    """A lever that neither side knows would be a KeyError in somebody's plan."""
+    from edgetune.plan.tensors import _GUESSED_COPIES
+
+    found = {
+        (line["tensor"]["operation"], line["tensor"]["lever"])
+        for lever in ("keep", "ready", "update")
+        for line in PROBES["tensors", lever](quick_bench())
+        if "tensor" in line
+    }
+    assert found == set(_GUESSED_COPIES)
 
 
 class Metered(PowerSource):

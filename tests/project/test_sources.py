@@ -18,6 +18,7 @@ FLOORS = (
     {"__about__", "errors", "units", "files", "schema", "resources"},
     {"device"},
     {"model"},
+    {"optim"},
     {"data"},
     {"measure"},
     {"profile"},

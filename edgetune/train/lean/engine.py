@@ -34,6 +34,8 @@ from edgetune.model.registry import find_spec
 from edgetune.model.store import WeightsStore, copy_weights
 from edgetune.model.torch_ops import TorchOps
 from edgetune.model.weights import save_weights
+from edgetune.optim.flat import Group
+from edgetune.optim.lean import GroupOptimizer
 from edgetune.schema import Plan
 from edgetune.train.engine import Evaluation, StepReport
 from edgetune.train.halves import HalvesEngine, part_behind, parts_of, strip, trained_groups
@@ -41,8 +43,6 @@ from edgetune.train.lean.adapters import Adapters
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.below import FrozenPart
 from edgetune.train.lean.network import embed_backward, logits_of, loss_and_gradients
-from edgetune.train.lean.optimizer import GroupOptimizer
-from edgetune.train.lean.parameters import Group
 from edgetune.train.lean.passing import keep_nothing, pass_block, scale_sums
 from edgetune.train.lean.saved import Kept
 from edgetune.train.lean.tokens import gathered, scattered

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from edgetune.model.block import Half, half_of
+from edgetune.model.packing import Packed, pack
 from edgetune.model.store import WeightsStore
 from edgetune.train.halves import strip
 from edgetune.train.lean.arena import Arena
-from edgetune.train.lean.packing import Packed, pack
 
 Residence = Literal["fp32", "bf16", "int8", "disk"]
 

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from edgetune.model.packing import Packed, Precision, pack
 from edgetune.train.lean.arena import Arena
-from edgetune.train.lean.packing import Packed, Precision, pack
 
 # A few numbers a token, on which the scale of everything else hangs.
 _ALWAYS_EXACT = frozenset({"mean", "rstd", "lse"})

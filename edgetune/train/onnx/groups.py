@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.model.spec import Parameter
+from edgetune.optim.rules import Layout
 from edgetune.train.onnx.runtime import Runtime
-from edgetune.train.rules import Layout
 
 Floats = NDArray[np.float32]
 

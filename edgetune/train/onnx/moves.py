@@ -6,8 +6,8 @@ import numpy as np
 from onnx import TensorProto
 
 from edgetune.model.spec import ViTSpec
+from edgetune.optim.rules import BETAS, EPSILON, MOMENTUM
 from edgetune.train.onnx.drawing import Drawing
-from edgetune.train.rules import BETAS, EPSILON, MOMENTUM
 
 
 def drop(spec: ViTSpec) -> Drawing:

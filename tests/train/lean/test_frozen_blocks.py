@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetune.model.packing import Packed
 from edgetune.model.spec import ViTSpec
 from edgetune.model.store import WeightsStore
 from edgetune.model.vit import VisionTransformer
 from edgetune.model.weights import save_weights
 from edgetune.train.lean.engine import LeanEngine
 from edgetune.train.lean.frozen import FrozenBlocks
-from edgetune.train.lean.packing import Packed
 from edgetune.train.lean.start import convert_base
 from tests.train.lean.conftest import SPECS, make_batch, random_model
 

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from edgetune.model import packing
+from edgetune.model.packing import pack
 from edgetune.plan import lean_bill
 from edgetune.plan.job import entering
 from edgetune.schema import AlastPlan
 from edgetune.train.lean import engine as room
-from edgetune.train.lean import packing
 from edgetune.train.lean.arena import Arena
 from edgetune.train.lean.frozen import FrozenBlocks
-from edgetune.train.lean.packing import pack
 from edgetune.train.lean.tokens import gathered as gather
 from edgetune.train.scarcity import OutOfMemoryError
 from tests.train.lean.conftest import Pair, make_batch

@@ -24,8 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edgetune.train.lean.parameters import Group
-from edgetune.train.rules import BETAS, EPSILON, MOMENTUM, Stretch
+from edgetune.optim.flat import Group
+from edgetune.optim.rules import BETAS, EPSILON, MOMENTUM, Stretch
 
 Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
 StatePrecision = Literal["fp32", "int8", "factored"]

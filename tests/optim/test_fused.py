@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgetune.train.optimizer import Optimizer
+from edgetune.optim.fused import Optimizer
 
 
 def models() -> tuple[nn.Sequential, nn.Sequential]:
@@ -72,7 +72,7 @@ def test_state_comes_with_the_first_gradient_and_stays() -> None:
 
 STEP = """
 import sys, torch
-from edgetune.train.optimizer import Optimizer
+from edgetune.optim.fused import Optimizer
 model = torch.nn.Linear(4, 2)
 optimizer = Optimizer("adamw", model.named_parameters(), 0.1)
 model(torch.ones(3, 4)).sum().backward()

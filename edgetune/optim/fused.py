@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from edgetune.train.rules import BETAS, EPSILON, MOMENTUM, decays
+from edgetune.optim.rules import BETAS, EPSILON, MOMENTUM, decays
 
 
 class Optimizer:

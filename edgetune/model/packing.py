@@ -11,10 +11,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from edgetune.plan.lean_bill import SCALE_GROUP
-
 Precision = Literal["fp32", "bf16", "int8", "int4"]
-GROUP = SCALE_GROUP  # values that share a scale, as the bill has them
+GROUP = 64  # values that share a scale; the bill counts them too (`edgetune.plan.lean_bill.SCALE_GROUP`)
 _PIECE = 1 << 18  # values packed at a time: few calls, and temporaries of a MiB each
 _LARGEST = {"int8": 127, "int4": 7}
 

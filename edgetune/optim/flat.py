@@ -1,6 +1,6 @@
 """Weights that train, in stretches of memory that are updated whole.
 
-A group lies in one flat tensor as `edgetune.train.rules.Layout` says, and so do its gradients; an optimizer then works
+A group lies in one flat tensor as `edgetune.optim.rules.Layout` says, and so do its gradients; an optimizer then works
 on a few long vectors, whatever the number of parameters, and a gradient is gone once its group has stepped.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgetune.model.spec import Parameter
-from edgetune.train.rules import Layout
+from edgetune.optim.rules import Layout
 
 
 class Group(Layout):

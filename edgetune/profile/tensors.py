@@ -1,0 +1,102 @@
+"""What trainers do with tensors besides a block's arithmetic, timed with their own code; run in the child only.
+
+Each thing is timed on few numbers and on many: the first says what starting its operations takes, both together what a
+number takes. Updates are of a whole block's weights, of the widths of ViT-Ti's and ViT-B's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edgetune.model.block import half_of
+from edgetune.model.packing import Packed, pack
+from edgetune.model.spec import ViTSpec
+from edgetune.model.vit import Block
+from edgetune.optim.flat import Group
+from edgetune.optim.fused import Optimizer
+from edgetune.optim.lean import GroupOptimizer
+from edgetune.profile.probes import Bench, Line
+from edgetune.schema import TensorCost
+
+_KEPT_SHAPES = ((1, 17, 192), (8, 197, 768))  # an image of a small model, the inside of a batch of a larger one
+_READY_SHAPE = (3072, 768)  # of a matrix
+_LEARNING_RATE, _WEIGHT_DECAY = 1e-4, 0.05
+
+
+def keep_lines(bench: Bench, precision: Literal["fp32", "bf16", "int8", "int4"]) -> Iterator[Line]:
+    """Tensors put away in a saved precision and read back."""
+    torch.manual_seed(0)
+    empty: Any = cache(partial(torch.empty, device=bench.device))  # the same memory every time, as the trainer has it
+    for shape in _KEPT_SHAPES:
+        values = torch.randn(shape, device=bench.device)
+        timing = bench.time(lambda values=values: pack(values, precision, empty).unpack(), bench.tensor_s)  # type: ignore[misc]
+        yield _line("keep", precision, values.numel(), timing.seconds)
+
+
+def ready_lines(bench: Bench, kept: Literal["fp32", "bf16", "int8"], wanted: Literal["fp32", "bf16"]) -> Iterator[Line]:
+    """A frozen matrix brought from the precision it is stored in to the arithmetic's."""
+    torch.manual_seed(0)
+    values = torch.randn(_READY_SHAPE, device=bench.device)
+    stored: Tensor | Packed = pack(values, "int8") if kept == "int8" else values.to(_TYPES[kept])
+    ready = torch.empty(_READY_SHAPE, dtype=_TYPES[wanted], device=bench.device)
+    with torch.no_grad():
+        timing = bench.time(
+            lambda: stored.unpack_into(ready) if isinstance(stored, Packed) else ready.copy_(stored), bench.tensor_s
+        )
+    yield _line("ready", f"{kept}/{wanted}", values.numel(), timing.seconds)
+
+
+def lean_update_lines(
+    bench: Bench,
+    specs: tuple[ViTSpec, ...],
+    kind: Literal["adamw", "sgd", "sgd-plain"],
+    state: Literal["fp32", "int8", "factored"],
+) -> Iterator[Line]:
+    """Updates of a block of each model in the lean trainer."""
+    for spec in specs:
+        torch.manual_seed(0)
+        parameters = [parameter for parameter in spec.parameters() if parameter.name.startswith("blocks.0.")]
+        device = torch.device(bench.device)
+        updates = []
+        for half in ("attention", "mlp"):
+            group = Group(half, [each for each in parameters if half_of(each.name) == half], device)
+            group.values.normal_(std=0.02)
+            updates.append((GroupOptimizer(group, kind, state, _WEIGHT_DECAY), torch.randn_like(group.values)))
+
+        def update(updates: list[tuple[GroupOptimizer, Tensor]] = updates) -> None:
+            for optimizer, gradient in updates:
+                optimizer.step(gradient, _LEARNING_RATE)
+
+        timing = bench.time(update, bench.tensor_s)
+        lever = f"lean/{kind}/{state}" if kind == "adamw" else f"lean/{kind}"
+        yield _line("update", lever, sum(parameter.count for parameter in parameters), timing.seconds)
+
+
+def autograd_update_lines(bench: Bench, specs: tuple[ViTSpec, ...], kind: Literal["adamw", "sgd"]) -> Iterator[Line]:
+    """The same under autograd."""
+    for spec in specs:
+        torch.manual_seed(0)
+        parameters = list(Block(spec).to(bench.device).named_parameters(prefix="blocks.0"))
+        for _, parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = Optimizer(kind, parameters, _WEIGHT_DECAY)
+        timing = bench.time(partial(optimizer.step, _LEARNING_RATE), bench.tensor_s)
+        yield _line("update", f"autograd/{kind}", _count(parameters), timing.seconds)
+
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _count(parameters: list[tuple[str, nn.Parameter]]) -> int:
+    return sum(parameter.numel() for _, parameter in parameters)
+
+
+def _line(operation: Literal["keep", "update", "ready"], lever: str, numbers: int, seconds: float) -> Line:
+    cost = TensorCost(operation=operation, lever=lever, numbers=numbers, seconds=seconds)
+    return {"tensor": msgspec.to_builtins(cost)}
