@@ -224,6 +224,7 @@ def measure(
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     first, later = schema.load(scratch / "plan.json", Plan).predicted, result["time"]["epochs_s"]
     assert first.epoch_s is not None
+    calibrated = schema.load(out / "plan.json", Plan).calibrated
     for file in (scratch / "plan.json", out / "metrics.jsonl", out / "result.json"):
         (keep / f"{name}-{file.name}").write_bytes(file.read_bytes())
     return {
@@ -238,6 +239,8 @@ def measure(
         "predicted_epoch_s": first.epoch_s,
         "predicted_first_epoch_s": first.first_epoch_s,
         "predicted_total_s": first.total_s,
+        "calibrated_total_s": None if calibrated is None else calibrated.total_s,
+        "calibrated_after_steps": None if calibrated is None else calibrated.after_steps,
         "measured_epochs_s": later,
         "measured_total_s": result["time"]["total_s"],
         "eval_s": result["time"]["eval_s"],
@@ -314,6 +317,15 @@ def table(series: str) -> None:
         f"{len(records) - len(ran)} of {len(records)} draws were refused and ran nothing; {len(ran) - len(found)} are"
     )
     print(f"left out, because others kept more than {MOST_OTHERS:g} cores busy meanwhile.\n")
+    # a run that was nearly over by then foretells nothing
+    longer = [line for line in found if line.get("calibrated_total_s")]
+    longer = [line for line in longer if 3 * line["calibrated_after_steps"] <= EPOCHS * line["steps_per_epoch"]]
+    if longer:
+        foretold, after = _spread([line["predicted_total_s"] / line["measured_total_s"] - 1 for line in longer])
+        print(f"Runs of at least three times as many steps as `fit` calibrates by, {len(longer)}: foretold within")
+        print(f"{foretold} and {after} (median, 95th percentile) before they began, after those steps within")
+        said = _spread([line["calibrated_total_s"] / line["measured_total_s"] - 1 for line in longer])
+        print(f"{' and '.join(said)}.\n")
     print("| worst plans | predicted s | measured s | error |\n|---|---:|---:|---:|")
     for line in sorted(found, key=lambda line: -abs(line["error"]))[:10]:
         measured = sum(line["measured_epochs_s"]) / EPOCHS

@@ -64,6 +64,23 @@ def test_the_table_leaves_out_runs_that_others_disturbed(
     assert "1 of 4 draws were refused" in said
     assert "2 are left out, because others" in " ".join(said.split())
     assert "900" not in said
+    assert "calibrates" not in said  # older lines don't say what runs found
+
+
+def test_what_a_run_finds_out_stands_beside_what_was_foretold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    run = {"predicted_total_s": 15.0, "measured_total_s": 10.0, "calibrated_after_steps": 8, "calibrated_total_s": 9.5}
+    found = [
+        LINE | run | {"number": 0, "steps_per_epoch": 8},
+        LINE | run | {"number": 1, "steps_per_epoch": 7, "calibrated_total_s": 99.0},  # nearly over by then
+    ]
+    (tmp_path / "predict_time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    predict_time.table("held-out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "calibrates by, 1: foretold" in said
+    assert "50.0% and 50.0% (median, 95th percentile) before they began, after those steps within 5.0% and 5.0%" in said
 
 
 def test_images_are_files_of_a_real_size(tmp_path: Path) -> None:
