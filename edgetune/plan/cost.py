@@ -1,9 +1,9 @@
 """What a job costs in time and energy: seconds from a profile's probes, joules from watts.
 
 Blocks are priced as the profile's probes of that trainer say (`edgetune.plan.rates`), part by part, as many images at
-a time as pass together; what goes over memory (update, packing, weights made ready) by the rates of copying and
-quantising, with factors that were measured on two x86 cores (benchmarks/predict_time.py); images by what reading one
-took. Without a profile seconds and joules are unknown, not guessed.
+a time as pass together; updates, packing and weights made ready by probes of their own (`edgetune.plan.tensors`); what
+else goes over memory by the rate of copying, with factors that were measured on two x86 cores
+(benchmarks/predict_time.py); images by what reading one took. Without a profile seconds and joules are unknown, not guessed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgetune.plan.rates import Rates
 from edgetune.plan.work import work_per_image
 from edgetune.schema import Compute, Power, Predicted, StepPart
 
-MODEL = "edgetune.plan.cost/3"
+MODEL = "edgetune.plan.cost/4"
 # Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores. The
 # lean trainer has most of its tensors in memory of its own.
 _LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
@@ -41,8 +41,8 @@ class Cost(NamedTuple):
     save_s: float = 0.0  # at the end of an epoch: a state and the model
 
     def between_s(self, epochs: float) -> float:
-        """What so many epochs take besides training; the last one is always evaluated."""
-        return max(1.0, self.evaluations * epochs) * self.eval_s + epochs * self.save_s
+        """What so many epochs take besides training; a run always ends with an evaluation and a save."""
+        return max(1.0, self.evaluations * epochs) * self.eval_s + max(1.0, epochs) * self.save_s
 
     def once_s(self, epochs: float) -> float:
         """What is spent once, on caches and the first step, in a run of so many epochs."""

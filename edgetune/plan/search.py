@@ -42,6 +42,7 @@ from edgetune.schema import Engine, NearestFeasible
 _FOUR_BITS = 0.98  # of the learning, where saved tensors have no more
 _ROUNDING = 1 + 1e-9  # so that a cap named as feasible is feasible when it is asked for
 _SLACK = 1e-11  # so that no sum in another order is above a cap
+_LEAST_EPOCHS = 0.1  # of a run worth its start: caps with room for fewer are infeasible
 
 
 Allocator = Literal["fast", "lean"]
@@ -127,6 +128,12 @@ class Problem(NamedTuple):
             or levers.recompute_share == 1  # a part of few blocks may be all of them, which is a form of its own
             or recomputed_blocks(levers, first, self.spec.depth).stop < self.spec.depth
         ]
+
+    @property
+    def least_epochs(self) -> float:
+        """Of the shortest run: whole steps."""
+        steps = math.ceil(self.train_images / self.batch_size)
+        return math.ceil(_LEAST_EPOCHS * steps) / steps
 
     @property
     def whole(self) -> int:
@@ -242,7 +249,7 @@ class _Sizes:
     def shortest(self, job: Job) -> tuple[float | None, float | None]:
         """Seconds and joules of the shortest run; None where they are unknown."""
         cost, watts = self.cost(job), self._problem.watts
-        seconds = cost.total_s(1) if cost else None
+        seconds = cost.total_s(self._problem.least_epochs) if cost else None
         return seconds, None if seconds is None or watts is None else seconds * watts
 
     def largest(self, cap_bytes: int | None) -> Job | None:
@@ -303,10 +310,10 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
 
 
 def _chosen(problem: Problem, sizes: _Sizes, job: Job, limits: Limits) -> Choice | None:
-    """A job with the most epochs that fit; None where not even one does."""
+    """A job with the most epochs that fit; None where not even the shortest run does."""
     cost = sizes.cost(job)
     epochs = _epochs_within(problem, cost, limits)
-    if epochs < 1:
+    if epochs < problem.least_epochs:
         return None
     return Choice(
         job=job,
@@ -412,6 +419,8 @@ def _epochs_for(cost: Cost, seconds: float, evaluating_s: float) -> float:
     if left_s >= cost.views * filling_s:
         return (left_s - cost.views * cost.view_s) / each_s
     whole = max(0, math.floor(left_s / filling_s))
+    if not whole:  # saved at its end, whenever that is
+        return max(0.0, (left_s - cost.view_s - cost.save_s) / (cost.epoch_s + evaluating_s))
     return whole + max(0.0, (left_s - whole * filling_s - cost.view_s) / each_s)
 
 

@@ -129,7 +129,7 @@ def check(plan: Plan) -> None:
     assert all(getattr(predicted.memory, name) >= 0 for name in predicted.memory.__struct_fields__)
     assert 1 <= plan.micro_batch_size <= plan.batch_size <= plan.data.train_images
     assert 1 <= plan.epochs <= plan.wanted_epochs
-    assert plan.steps_per_epoch <= plan.total_steps <= plan.epochs * plan.steps_per_epoch
+    assert max(1, 0.1 * plan.steps_per_epoch) <= plan.total_steps <= plan.epochs * plan.steps_per_epoch
     for cap, value in ((caps.time_s, predicted.total_s), (caps.energy_j, predicted.total_energy_j)):
         assert cap is None or value is None or value <= cap * (1 + 1e-6)
     numbers = (getattr(predicted, name) for name in predicted.__struct_fields__)

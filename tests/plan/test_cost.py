@@ -79,7 +79,9 @@ def test_a_run_pays_for_the_evaluations_it_makes_and_for_what_it_writes() -> Non
     assert each is not None
     assert few is not None
     assert each.total_s(10) - few.total_s(10) == pytest.approx(9 * each.eval_s)
-    assert few.total_s(1) - few.total_s(0) == pytest.approx(few.epoch_s + few.save_s)  # the end is always evaluated
+    # a run's end is always evaluated and saved
+    assert few.total_s(1) - few.total_s(0.5) == pytest.approx(0.5 * few.epoch_s)
+    assert few.total_s(2) - few.total_s(1) == pytest.approx(few.epoch_s + few.save_s)
     # parameters and two moments of them, then the model
     assert each.save_s == pytest.approx(4 * TINY.parameter_count * 4 / 100e6, rel=0.001)
     assert each.start_s == pytest.approx(3.0 + TINY.parameter_count * 4 / 100e6)

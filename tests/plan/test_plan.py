@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -231,11 +232,29 @@ def test_infeasible_time_and_energy_name_a_cap_that_is_feasible(photos: Path, ca
     nearest = getattr(caught.value.nearest, cap)
     assert nearest is not None
     plan = make_plan(photos, model=MODEL, profile=profile, method=method, **{cap: nearest})
-    assert plan.epochs == 1
+    assert (plan.epochs, plan.total_steps) == (1, 1)
     assert {"energy_j": "--energy ", "time_s": "--time "}[cap] in str(caught.value)
-    assert "1 instead of 10 epochs" in str(caught.value)
+    assert f"{1 / plan.steps_per_epoch:.2g} instead of 10 epochs" in str(caught.value)
     with pytest.raises(InfeasibleError):
         make_plan(photos, model=MODEL, profile=profile, method=method, **{cap: 0.999 * nearest})
+
+
+def test_a_cap_with_room_for_a_part_of_an_epoch_gives_a_plan(photos: Path) -> None:
+    profile = make_profile(watts=4.0, gflops=2.0)
+    options: dict[str, Any] = {"model": MODEL, "profile": profile, "method": "full", "batch_size": 1, "workers": 0}
+    once = make_plan(photos, epochs=1, **options).predicted
+    assert once.total_s is not None
+    assert once.epoch_s is not None
+    plan = make_plan(photos, time_s=once.total_s - 0.6 * once.epoch_s, **options)
+    assert plan.epochs == 1
+    assert 0.35 * plan.steps_per_epoch < plan.total_steps <= 0.4 * plan.steps_per_epoch
+    assert plan.predicted.total_s is not None
+    assert plan.predicted.total_s <= once.total_s - 0.6 * once.epoch_s
+    assert any("epochs of 40 images" in sentence for sentence in plan.why)
+    with pytest.raises(InfeasibleError) as caught:
+        make_plan(photos, time_s=once.total_s - 0.95 * once.epoch_s, **options)
+    least = make_plan(photos, time_s=caught.value.nearest.time_s, **options)
+    assert least.total_steps == 4  # of forty
 
 
 def test_nearest_holds_the_other_caps(photos: Path) -> None:
