@@ -3,7 +3,8 @@
 Blocks are priced as the profile's probes of that trainer say (`edgetune.plan.rates`), part by part, as many images at
 a time as pass together; updates, packing and weights made ready by probes of their own (`edgetune.plan.tensors`); what
 else goes over memory by the rate of copying, with factors that were measured on two x86 cores
-(benchmarks/predict_time.py); images by what reading one took. Without a profile seconds and joules are unknown, not guessed.
+(benchmarks/predict_time.py); images by what reading one took. Without a profile seconds and joules are unknown, not
+guessed.
 """
 
 from __future__ import annotations

@@ -111,4 +111,4 @@ def _sources() -> list[Path]:
     model = here.parent.parent / "model"
     ours = [here / f"{name}.py" for name in ("graphs", "drawing", "edges", "moves")]
     theirs = [model / f"{name}.py" for name in ("block", "onnx_ops", "onnx_graph", "onnx_version", "spec")]
-    return [*ours, here.parent / "rules.py", *theirs]
+    return [*ours, here.parents[1] / "optim" / "rules.py", *theirs]
