@@ -4,11 +4,12 @@
     python benchmarks/budget_accuracy.py table --workload fashion
 
 The reference is `full` for three epochs, uncapped, in this trainer's autograd; its whole time, start and evaluation
-included, is the unit. Every method then gets `--time` for its share of that and more epochs than it can use. No profile
-is given, so nothing is refused beforehand: the run reckons by its own pace what the cap has room for, its schedule ends
-there, and the governor ends it inside. What a cap does not even leave room to begin is a result too. Time stands for
-joules, which would be this times the watts of a machine that is busy all the time; nothing else may run beside it. One
-line per run goes to `results/budget_accuracy.jsonl`; a run that has a line is not repeated.
+included, is the unit. Every method then gets `--time` for its share of that and more epochs than it can use, at the
+rate that `parity.py grid` found best for it in three epochs. No profile is given, so nothing is refused beforehand: the
+run reckons by its own pace what the cap has room for, its schedule ends there, and the governor ends it inside. What a
+cap does not even leave room to begin is a result too. Time stands for joules, which would be this times the watts of a
+machine that is busy all the time; nothing else may run beside it. One line per run goes to
+`results/budget_accuracy.jsonl`; a run that has a line is not repeated.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
-from parity import WORKLOADS
+from parity import WORKLOADS, chosen_rate, read_methods
 
 NAME = "budget_accuracy"
-METHODS = ("edgetune", "full", "last-4", "lora", "alast")
+METHODS = ("edgetune", "edgetune-4", "full", "last-4", "lora", "alast")
 SHARES = (0.1, 0.2, 0.4, 0.8)
 REFERENCE = "full, three epochs"
+RECIPES = Path(__file__).resolve().parent / "recipes.json"
 MOST_EPOCHS = 40
 
 
@@ -60,16 +62,22 @@ def run(options: argparse.Namespace) -> None:
             if (line["workload"], line["method"], line["share"], line["seed"]) == (workload, method, share, seed):
                 return dict(line)
         found: dict[str, Any] = fit(workload, data, weights, [*words, "--seed", str(seed)], options.threads)
-        append(NAME, {"workload": workload, "method": method, "share": share, "seed": seed, **found})
+        rate = float(words[words.index("--lr") + 1])
+        append(NAME, {"workload": workload, "method": method, "share": share, "seed": seed, "lr": rate, **found})
         print(f"{workload} {method} {share:g} seed {seed}: {found['accuracy']}, {found['total_s']:.0f} s", flush=True)
         return found
 
+    methods = read_methods(",".join(METHODS), RECIPES)
+    said = {
+        method.name: ["--method", method.method, *method.arguments, "--lr", f"{chosen_rate(workload, method):g}"]
+        for method in methods
+    }
     for seed in range(options.seeds):
-        whole_s = ensure(REFERENCE, 1.0, seed, ["--method", "full"])["total_s"]
+        whole_s = ensure(REFERENCE, 1.0, seed, said["full"])["total_s"]
         for share in SHARES:
-            for method in METHODS:
+            for method, words in said.items():
                 # the last of a flag counts: more epochs than fit, and an evaluation at the end alone
-                words = ["--method", method, "--epochs", str(MOST_EPOCHS), "--evaluate-every", str(MOST_EPOCHS)]
+                words = [*words, "--epochs", str(MOST_EPOCHS), "--evaluate-every", str(MOST_EPOCHS)]
                 ensure(method, share, seed, [*words, "--time", f"{share * whole_s:.1f}s"])
 
 
