@@ -82,21 +82,34 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table(workload: str) -> None:
-    """Markdown: mean accuracy of each method at each share."""
-    found: dict[tuple[str, float], list[float]] = {}
+    """Markdown: accuracy of each method at each share, and the images that it saw."""
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for line in lines(NAME):
         if line["workload"] == workload:
-            found.setdefault((line["method"], line["share"]), []).append(line["accuracy"] or 0.0)
+            found.setdefault((line["method"], line["share"]), []).append(line)
     whole = found.get((REFERENCE, 1.0), [])
     if not whole:
         raise SystemExit(f"nothing recorded of {workload}.")
-    print(f"`{REFERENCE}`: {100 * statistics.mean(whole):.1f} %, {len(whole)} seeds\n")
-    print("| method | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
-    print("|---|" + "---:|" * len(SHARES))
+    print(f"`{REFERENCE}`: {_accuracy(whole)} in {statistics.mean(line['total_s'] for line in whole):.0f} s\n")
+    print("| method | rate | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
+    print("|---|---:|" + "---:|" * len(SHARES))
     for method in METHODS:
-        means = [found.get((method, share)) for share in SHARES]
-        shown = (f"{100 * statistics.mean(values):.1f} %" if values else "" for values in means)
-        print(f"| `{method}` | " + " | ".join(shown) + " |")
+        cells = [found.get((method, share), []) for share in SHARES]
+        rate = next((f"{line['lr']:g}" for cell in cells for line in cell), "")
+        shown = (f"{_accuracy(cell)}; {_images(cell)}" if cell else "" for cell in cells)
+        print(f"| `{method}` | {rate} | " + " | ".join(shown) + " |")
+    print("\nMean (lowest to highest) of last accuracies; thousands of images seen.")
+
+
+def _accuracy(cell: list[dict[str, Any]]) -> str:
+    """Of the seeds that were evaluated; a cap may end a run before it has begun."""
+    values = [100 * line["accuracy"] for line in cell if line["accuracy"] is not None]
+    unknown = f" and {len(cell) - len(values)} not begun" if len(values) < len(cell) else ""
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f}){unknown}" if values else "not begun"
+
+
+def _images(cell: list[dict[str, Any]]) -> str:
+    return f"{statistics.mean(line['images'] for line in cell) / 1000:.1f}k"
 
 
 def main() -> None:
