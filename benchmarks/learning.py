@@ -1,13 +1,14 @@
 """Does the planner's objective rank plans as accuracy does? Random plans, trained and ranked.
 
-    python benchmarks/learning.py run --workload fashion --data runs/data --first 20 --count 55
+    python benchmarks/learning.py run --workload fashion --data runs/data --first 20 --count 50 --lr 1e-3
     python benchmarks/learning.py table
 
 A plan draws how many trailing blocks train, how many at a time, the share of tokens, epochs and the bits of saved
-tensors; the rest is the recipe of `edgetune`, rates included. What is compared is the objective that the search
-maximises (`edgetune.plan.search.learning`), computed from the plan before it runs, and the last epoch's accuracy. One
-line per plan goes to `results/learning.jsonl`; a plan that has a line is not repeated. Numbers below `DESIGN` may be
-looked at while the objective is designed; the table's Spearman correlations are of the others.
+tensors; the rest is the recipe of `edgetune`, with one rate for all plans (`--lr`) or each with its own default. What is
+compared is the objective that the search maximises (`edgetune.plan.search.learning`), computed from the plan before it
+runs, and the last epoch's accuracy. One line per plan goes to `results/learning.jsonl`; a plan that has a line is not
+repeated. Numbers below `DESIGN` may be looked at while the objective is designed; the table's Spearman correlations are
+of the others.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from edgetune.schema import Plan
 NAME = "learning"
 DESIGN = 20
 MOST_EPOCHS = 4
+FIRST_RATE = 1e-3  # of lines that name none: the recipe's default then, whatever the plan
 DEPTHS = {"fashion": 6, "digits": 6, "w1": 12}
 
 
@@ -51,7 +53,9 @@ def draw(workload: str, number: int) -> tuple[str, list[str], int]:
     return "edgetune", levers, epochs
 
 
-def measure(workload: str, number: int, data: Path, weights: Path | None, threads: int) -> dict[str, Any]:
+def measure(
+    workload: str, number: int, data: Path, weights: Path | None, threads: int, rate: float | None
+) -> dict[str, Any]:
     """Train one plan."""
     method, levers, epochs = draw(workload, number)
     words = WORKLOADS[workload].replace("--epochs 3", f"--epochs {epochs}")
@@ -61,6 +65,7 @@ def measure(workload: str, number: int, data: Path, weights: Path | None, thread
         command = [sys.executable, "-m", "edgetune", "fit", str(data / workload), *words.split(), "--method", method]
         command += [word for lever in levers for word in ("--lever", lever)]
         command += [] if weights is None else ["--weights", str(weights)]
+        command += [] if rate is None else ["--lr", f"{rate:g}"]
         command += ["--threads", str(threads), "--seed", str(number), "--quiet", "--out", str(out)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         plan = schema.load(out / "plan.json", Plan)
@@ -70,17 +75,28 @@ def measure(workload: str, number: int, data: Path, weights: Path | None, thread
         "method": method,
         "levers": levers,
         "epochs": epochs,
+        "lr": rate,
         "learning": expected,
         "accuracy": result["accuracy"]["last"],
         "epochs_s": result["time"]["epochs_s"],
     }
 
 
-def run(workload: str, data: Path, weights: Path | None, numbers: range, threads: int) -> None:
+def series() -> dict[tuple[str, float | None], dict[int, dict[str, Any]]]:
+    """Lines by workload and rate, then by number."""
+    found: dict[tuple[str, float | None], dict[int, dict[str, Any]]] = {}
+    for line in lines(NAME):
+        found.setdefault((line["workload"], line.get("lr", FIRST_RATE)), {})[line["number"]] = line
+    return found
+
+
+def run(
+    workload: str, data: Path, weights: Path | None, numbers: range, threads: int, rate: float | None = None
+) -> None:
     """Train the plans that have no line yet."""
-    done = {line["number"] for line in lines(NAME) if line["workload"] == workload}
+    done = series().get((workload, rate), {})
     for number in (number for number in numbers if number not in done):
-        record = measure(workload, number, data, weights, threads)
+        record = measure(workload, number, data, weights, threads, rate)
         append(NAME, {"workload": workload, "number": number, **record})
         print(f"{number:3} {record['learning']:.3f} {record['accuracy']:.4f} {record['levers']}", flush=True)
 
@@ -97,18 +113,17 @@ def spearman(left: list[float], right: list[float]) -> float:
 
 
 def table() -> None:
-    """Markdown: a row for each workload."""
-    print("| workload | plans | Spearman | of the plans seen while designing |\n|---|---:|---:|---:|")
-    for workload in DEPTHS:
-        records = {line["number"]: line for line in lines(NAME) if line["workload"] == workload}
+    """Markdown: a row for each workload and rate."""
+    print("| workload | rate | plans | Spearman | of the plans seen while designing |\n|---|---:|---:|---:|---:|")
+    for (workload, rate), records in series().items():
         shown = []
         for unseen in (True, False):
             found = [line for number, line in records.items() if (number >= DESIGN) is unseen]
             pairs = [line["learning"] for line in found], [line["accuracy"] for line in found]
             shown.append((len(found), spearman(*pairs) if len(found) > 2 else None))
-        if records:
-            (count, value), (_, seen) = shown
-            print(f"| {workload} | {count} | {_text(value)} | {_text(seen)} |")
+        (count, value), (_, seen) = shown
+        rates = "each its default" if rate is None else f"{rate:g}"
+        print(f"| {workload} | {rates} | {count} | {_text(value)} | {_text(seen)} |")
 
 
 def _text(value: float | None) -> str:
@@ -126,11 +141,12 @@ def main() -> None:
     running.add_argument("--first", type=int, default=0, help="the number to begin with")
     running.add_argument("--count", type=int, default=50, help="the number to end before")
     running.add_argument("--threads", type=int, default=2)
+    running.add_argument("--lr", type=float, help="of every plan; default: each has its own")
     commands.add_parser("table")
     options = parser.parse_args()
     if options.command == "run":
         numbers = range(options.first, options.count)
-        run(options.workload, options.data.resolve(), options.weights, numbers, options.threads)
+        run(options.workload, options.data.resolve(), options.weights, numbers, options.threads, options.lr)
     else:
         table()
 

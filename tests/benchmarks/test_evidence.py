@@ -152,9 +152,12 @@ def test_ranks_are_correlated_and_equals_share_theirs(results, capsys) -> None:
     assert learning.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     found = [{"workload": "fashion", "number": 20 + at, "learning": at, "accuracy": -at} for at in range(4)]
     found += [{"workload": "fashion", "number": at, "learning": at, "accuracy": at} for at in range(3)]
+    found += [{"workload": "fashion", "number": 20 + at, "learning": at, "accuracy": at, "lr": None} for at in range(3)]
     write(results, "learning", found)
     learning.table()
-    assert "| fashion | 4 | -1.00 | 1.00 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| fashion | 0.001 | 4 | -1.00 | 1.00 |" in said
+    assert "| fashion | each its default | 3 | 1.00 |  |" in said
 
 
 def test_every_method_gets_its_share_of_what_the_whole_run_took(results, tmp_path, monkeypatch, capsys) -> None:
@@ -162,19 +165,28 @@ def test_every_method_gets_its_share_of_what_the_whole_run_took(results, tmp_pat
 
     def fit(workload, data, weights, words, threads):
         asked.append(words)
-        return {"accuracy": 0.5 + 0.01 * len(asked), "total_s": 100.0, "stopped_by": "time", "images": 1}
+        return {"accuracy": 0.5 + 0.01 * len(asked), "total_s": 100.0, "stopped_by": "time", "images": 1500}
 
     monkeypatch.setattr(budget_accuracy, "fit", fit)
+    monkeypatch.setattr(budget_accuracy, "chosen_rate", lambda workload, method: 0.002)
     options = Namespace(workload="fashion", data=tmp_path, weights=None, seeds=1, threads=1)
     budget_accuracy.run(options)
     times = [words[words.index("--time") + 1] for words in asked[1:]]
     assert times == [f"{share}s" for share in ("10.0", "20.0", "40.0", "80.0") for _ in budget_accuracy.METHODS]
+    assert all(words[words.index("--lr") + 1] == "0.002" for words in asked)
+    assert sum("trained_blocks=4" in words for words in asked) == len(budget_accuracy.SHARES)
     count = len(asked)
     budget_accuracy.run(options)
     assert len(asked) == count  # everything has its line
     budget_accuracy.table("fashion")
     said = capsys.readouterr().out
-    assert "| `edgetune` | 52.0 % | 57.0 % | 62.0 % | 67.0 % |" in said
+    assert "52.0 (52.0 to 52.0); 1.5k | 58.0" in next(row for row in said.splitlines() if "`edgetune`" in row)
+
+
+def test_a_run_that_its_cap_did_not_let_begin_is_told_from_one_that_learned_nothing() -> None:
+    cell: list[dict[str, Any]] = [{"accuracy": None}, {"accuracy": 0.2}]
+    assert budget_accuracy._accuracy(cell) == "20.0 (20.0 to 20.0) and 1 not begun"
+    assert budget_accuracy._accuracy(cell[:1]) == "not begun"
 
 
 def test_a_budget_that_was_missed_is_named(results, capsys) -> None:
