@@ -4,11 +4,11 @@
     python benchmarks/learning.py table
 
 A plan draws how many trailing blocks train, how many at a time, the share of tokens, epochs and the bits of saved
-tensors; the rest is the recipe of `edgetune`, with one rate for all plans (`--lr`) or each with its own default. What is
-compared is the objective that the search maximises (`edgetune.plan.search.learning`), computed from the plan before it
-runs, and the last epoch's accuracy. One line per plan goes to `results/learning.jsonl`; a plan that has a line is not
-repeated. Numbers below `DESIGN` may be looked at while the objective is designed; the table's Spearman correlations are
-of the others.
+tensors; the rest is the recipe of `edgetune`, with one rate for all plans (`--lr`) or each with its own default. What
+is compared is the objective that the search maximises (`edgetune.plan.search.learning`), computed from the plan
+before it runs, and the last epoch's accuracy. One line per plan goes to `results/learning.jsonl`; a plan that has a
+line is not repeated. Numbers below `DESIGN` may be looked at while the objective is designed; the table's Spearman
+correlations are of the others.
 """
 
 from __future__ import annotations
