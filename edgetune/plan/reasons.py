@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from edgetune.device.power.battery import CHARGE_SHARE
 from edgetune.errors import InfeasibleError
-from edgetune.plan.search import Choice, Limits, Problem, nearest_to, search
+from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
 from edgetune.schema import NearestFeasible
 from edgetune.units import format_duration, format_energy, format_power, format_size
 
@@ -120,7 +120,7 @@ def infeasible(refused: Sequence[Problem], limits: Limits, *, battery: bool = Fa
     least: dict[str, tuple[Any, Problem]] = {}
     alone: list[tuple[Problem, dict[str, Any]]] = []  # the smallest value of each cap, whatever the others are
     for problem in refused:
-        found, *singly = nearest_to(problem, [limits, *each])
+        found, *singly = nearest_feasible(problem, [limits, *each])
         for name in limits._fields:
             value = getattr(found, name)
             if value is not None and (name not in least or value < least[name][0]):
@@ -181,7 +181,7 @@ def _together(problem: Problem, limits: Limits, alone: dict[str, Any], battery: 
     # energy and time of the shortest run in that memory: one run is the shortest in both
     others = [name for name in ("energy_j", "time_s") if getattr(limits, name) is not None]
     asked = [enough._replace(**{name: getattr(limits, name)}) for name in others]
-    for name, found in zip(others, nearest_to(problem, asked), strict=True):
+    for name, found in zip(others, nearest_feasible(problem, asked), strict=True):
         least = getattr(found, name)
         if least is None:
             return None

@@ -339,13 +339,11 @@ def choose(problem: Problem, setting: Setting, micro_batch_size: int, scale: Pro
     )
 
 
-def nearest_feasible(problem: Problem, limits: Limits) -> NearestFeasible:
-    """The smallest value of each cap that admits a plan, the other caps held; None where no value does."""
-    return nearest_to(problem, [limits])[0]
+def nearest_feasible(problem: Problem, several: Sequence[Limits]) -> list[NearestFeasible]:
+    """The smallest value of each cap that admits a plan, the other caps held; None where no value does.
 
-
-def nearest_to(problem: Problem, several: Sequence[Limits]) -> list[NearestFeasible]:
-    """What `nearest_feasible` says of each of several limits; every form is reckoned once for all of them."""
+    Of each of several limits: every form is reckoned once for all of them.
+    """
     found = [_Nearest(limits) for limits in several]
     # the lean one needs least memory, the fast one least time: without a cap on time the first alone decides
     timed = any(limits.time_s is not None or limits.energy_j is not None for limits in several)
@@ -433,6 +431,5 @@ __all__ = [
     "learning",
     "micro_batches",
     "nearest_feasible",
-    "nearest_to",
     "search",
 ]

@@ -110,7 +110,7 @@ def test_a_batch_stays_whole_where_splitting_would_cost_memory() -> None:
 
     spec = find_spec("vit_large_patch16_224")
     problem = Problem(find_method("full", spec.depth), spec, 2, 0, 10, 100, 20, 0, None, None)
-    least = nearest_feasible(problem, Limits(memory_bytes=1)).memory_bytes
+    least = nearest_feasible(problem, [Limits(memory_bytes=1)])[0].memory_bytes
     assert least is not None
     choice = search(problem, Limits(memory_bytes=least))
     assert choice is not None
@@ -283,8 +283,8 @@ def test_the_cap_that_fails_is_named(photos: Path, cap: str, kind: str) -> None:
 def test_caps_that_fail_only_together_say_so(photos: Path) -> None:
     """The least memory is slow, and the shortest run needs more."""
     problem = Problem(find_method("full", 6), find_spec(MODEL), 32, 0, 1, 24, 6, 0, Rates(make_profile().compute), None)
-    small = nearest_feasible(problem, Limits(memory_bytes=1)).memory_bytes
-    quick = nearest_feasible(problem, Limits(time_s=1e-6)).time_s
+    small = nearest_feasible(problem, [Limits(memory_bytes=1)])[0].memory_bytes
+    quick = nearest_feasible(problem, [Limits(time_s=1e-6)])[0].time_s
     assert small is not None
     assert quick is not None
     limits = Limits(memory_bytes=small, time_s=quick)
@@ -377,7 +377,7 @@ def test_the_search_takes_under_a_second_of_a_slow_core() -> None:
     problem = Problem(find_method("edgetune", 24), spec, 32, 0, 10, 1000, 100, 0, Rates(rates), 5.0)
     began = time.process_time()
     choice = search(problem, Limits(memory_bytes=3 << 30, energy_j=5e5))
-    nearest = nearest_feasible(problem, Limits(memory_bytes=1 << 30))
+    nearest = nearest_feasible(problem, [Limits(memory_bytes=1 << 30)])[0]
     spent = time.process_time() - began
     assert choice is not None or nearest.memory_bytes is not None
     assert spent < 0.5 * slowness()

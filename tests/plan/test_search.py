@@ -158,7 +158,7 @@ def test_the_nearest_feasible_memory_is_the_least_of_all(drawn: tuple[Problem, L
             tried = jobs.values() if quick(jobs[problem.whole]) else [of_it.least_job(setting)]
             peaks += [of_it.peak_bytes(job) for job in tried if quick(job)]
     least = min(peaks, default=None)
-    assert nearest_feasible(problem, limits).memory_bytes == least
+    assert nearest_feasible(problem, [limits])[0].memory_bytes == least
     if least is None:
         return
     assert search(problem, limits._replace(memory_bytes=least - 1)) is None
