@@ -18,7 +18,7 @@ from edgetune.schema import Compute, Profile
 # The twelve plans of the design series of benchmarks/predict_time.py lay no further off, with a profile that holds; of
 # 57 later ones ten did, five of them by a price of bf16 that is mended since.
 USUAL_TIME_FACTOR = 1.7
-_GEMM_ONLY, _OTHER_MODE, _OTHER_LIBRARY, _OTHER_DEVICE, _MORE_THREADS = 2.0, 2.0, 1.3, 10.0, 1.25
+_GEMM_ONLY, _UNTIMED_UPDATES, _OTHER_MODE, _OTHER_LIBRARY, _OTHER_DEVICE, _MORE_THREADS = 2.0, 1.2, 2.0, 1.3, 10.0, 1.25
 # Of the bare process: libraries differ in size from release to release, and from build to build.
 _GUESSED_PROCESS, _OTHER_PROCESS = 0.15, 0.10
 _UNPROVEN_CUDA = 0.25  # of the bare process, whose share of a CUDA context was never held against a GPU
@@ -84,6 +84,14 @@ def certainty(
             doubts.append(
                 Doubt(
                     "the profile timed no transformer block: times are guessed from its matrix product", time=_GEMM_ONLY
+                )
+            )
+        elif compute.block_costs and not compute.tensor_costs:
+            doubts.append(
+                Doubt(
+                    "the profile timed no updates and no packing of saved tensors (run `edgetune profile` again): they"
+                    " are guessed from its rate of copying",
+                    time=_UNTIMED_UPDATES,
                 )
             )
         if compute.device not in (None, device):

@@ -25,6 +25,8 @@ MODEL = "edgetune.plan.cost/4"
 # Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores. The
 # lean trainer has most of its tensors in memory of its own.
 _LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
+# What a run under a cap reckons with for an evaluation and saving at its end, beyond what they are known to take.
+AMPLY, LEAST_SAVE_S = 1.25, 0.2
 
 
 class Cost(NamedTuple):
@@ -56,6 +58,16 @@ class Cost(NamedTuple):
     def total_s(self, epochs: float) -> float:
         """The whole run."""
         return self.start_s + self.once_s(epochs) + epochs * self.epoch_s + self.between_s(epochs)
+
+    @property
+    def reserve_s(self) -> float:
+        """What a run under a cap keeps back for its end, in case that takes longer (`edgetune.train.budget`)."""
+        ending_s = self.eval_s + 2 * self.save_s
+        return 2 * self.step_s + LEAST_SAVE_S + AMPLY * ending_s - self.eval_s - self.save_s
+
+    def needed_s(self, epochs: float) -> float:
+        """Of a cap, to get through so many epochs."""
+        return self.total_s(epochs) + self.reserve_s
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

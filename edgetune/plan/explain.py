@@ -79,7 +79,8 @@ def print_plan(plan: Plan, console: Console | None = None, *, costs: bool = Fals
     console.print(
         Text(
             f"        ■ may train, {plan.k} at a time; batch {plan.batch_size}"
-            f" in parts of {plan.micro_batch_size}; {plan.total_steps} steps",
+            f" in parts of {plan.micro_batch_size}; {plan.total_steps} steps"
+            + (f" of an epoch's {plan.steps_per_epoch}" if plan.total_steps < plan.steps_per_epoch else ""),
             style="dim",
         )
     )

@@ -249,7 +249,7 @@ class _Sizes:
     def shortest(self, job: Job) -> tuple[float | None, float | None]:
         """Seconds and joules of the shortest run; None where they are unknown."""
         cost, watts = self.cost(job), self._problem.watts
-        seconds = cost.total_s(self._problem.least_epochs) if cost else None
+        seconds = cost.needed_s(self._problem.least_epochs) if cost else None
         return seconds, None if seconds is None or watts is None else seconds * watts
 
     def largest(self, cap_bytes: int | None) -> Job | None:
@@ -400,9 +400,9 @@ def _epochs_within(problem: Problem, cost: Cost | None, limits: Limits) -> float
     seconds = math.inf if limits.time_s is None else limits.time_s
     if limits.energy_j is not None and problem.watts is not None:
         seconds = min(seconds, limits.energy_j / problem.watts)
-    if seconds == math.inf or cost.total_s(problem.epochs) <= seconds:
+    if seconds == math.inf or cost.needed_s(problem.epochs) <= seconds:
         return problem.epochs
-    seconds *= 1 - _SLACK
+    seconds = seconds * (1 - _SLACK) - cost.reserve_s
     often = _epochs_for(cost, seconds, cost.evaluations * cost.eval_s)
     if cost.evaluations * often >= 1:
         return often

@@ -59,10 +59,12 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
     most = problem.peak_bytes(job)
     total_s = choice.cost.total_s(choice.epochs) if choice.cost else None
     joules = None if total_s is None or problem.watts is None else total_s * problem.watts
+    reserve_s = choice.cost.reserve_s if choice.cost else 0.0
+    reserve_j = reserve_s * (problem.watts or 0.0)
     within = (
         (limits.memory_bytes is None or most <= limits.memory_bytes)
-        and (limits.time_s is None or total_s is None or total_s <= limits.time_s)
-        and (limits.energy_j is None or joules is None or joules <= limits.energy_j)
+        and (limits.time_s is None or total_s is None or total_s + reserve_s <= limits.time_s)
+        and (limits.energy_j is None or joules is None or joules + reserve_j <= limits.energy_j)
     )
     return Alternative(
         trained_blocks=sum(job.trainable),

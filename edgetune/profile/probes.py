@@ -45,7 +45,6 @@ _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
 _COPY_BYTES = 64 << 20
 _FILE_BYTES = 8 << 20
-_LEAN_UPDATES = (("adamw", "fp32"), ("adamw", "factored"), ("adamw", "int8"), ("sgd", "fp32"), ("sgd-plain", "fp32"))
 _SENSOR_WINDOWS, _LEAST_SAMPLES = 3, 10  # that a probe's energy must span; a shorter one shows what ran before it
 _LONGEST_ENERGY_S = 3.2  # a probe is not stretched further for a slow sensor: it has no joules then
 
@@ -225,47 +224,6 @@ def _file(bench: Bench) -> Iterator[Line]:
     yield {"compute": rates}
 
 
-@probe("tensors", "keep")
-def _keep(bench: Bench) -> Iterator[Line]:
-    """Saved tensors put away and read back, in every precision there is."""
-    from edgetune.profile.tensors import keep_lines
-
-    for precision in ("fp32", "bf16", "int8", "int4"):
-        if bench.late():
-            return
-        for line in keep_lines(bench, precision):
-            yield line
-            if precision == "int8":  # of the larger tensor, which comes last
-                yield {"compute": {"quantise_values_per_s": line["tensor"]["numbers"] / line["tensor"]["seconds"]}}
-
-
-@probe("tensors", "ready")
-def _ready(bench: Bench) -> Iterator[Line]:
-    """Frozen weights made ready for products."""
-    from edgetune.profile.tensors import ready_lines
-
-    for kept, wanted in (("int8", "fp32"), ("bf16", "fp32"), ("int8", "bf16"), ("fp32", "bf16")):
-        if bench.late():
-            return
-        yield from ready_lines(bench, kept, wanted)  # type: ignore[arg-type]
-
-
-@probe("tensors", "update")
-def _update(bench: Bench) -> Iterator[Line]:
-    """A block's weights updated, by every rule and state of both trainers."""
-    from edgetune.profile.tensors import autograd_update_lines, lean_update_lines
-
-    blocks = tuple(_probed_block(width, heads) for width, heads in (_TI, _B))
-    for kind, state in _LEAN_UPDATES:
-        if bench.late():
-            return
-        yield from lean_update_lines(bench, blocks, kind, state)  # type: ignore[arg-type]
-    for kind in ("adamw", "sgd"):
-        if bench.late():
-            return
-        yield from autograd_update_lines(bench, blocks, kind)  # type: ignore[arg-type]
-
-
 @probe("decode", "jpeg")
 def _decode(bench: Bench) -> Iterator[Line]:
     """Images read as training reads them: a cost for each byte of the file and for each value that the model gets."""
@@ -298,9 +256,22 @@ def _block_lean(bench: Bench) -> Iterator[Line]:
         yield from lean_block_lines(bench, spec, tokens, together)
 
 
+@probe("tensors", "all")
+def _tensors(bench: Bench) -> Iterator[Line]:
+    """What trainers do with tensors besides a block's arithmetic; what is done by default where it should be quick."""
+    from edgetune.profile.tensors import tensor_lines
+
+    blocks = tuple(_probed_block(width, heads) for width, heads in (_TI, _S if bench.quick else _B))
+    for lines in tensor_lines(bench, blocks):
+        if bench.late():
+            yield {"warning": "the time for probes was up before every update was timed; estimates are coarser."}
+            return
+        yield from lines
+
+
 @probe("block", "lean-bf16")
 def _block_lean_bf16(bench: Bench) -> Iterator[Line]:
-    """The same with products in bfloat16, where the processor multiplies that fast."""
+    """A block as the lean trainer runs it with products in bfloat16, where the processor multiplies that fast."""
     from edgetune.profile.block import lean_block_lines
 
     if bench.bf16_flops is None:

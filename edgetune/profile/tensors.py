@@ -1,18 +1,18 @@
 """What trainers do with tensors besides a block's arithmetic, timed with their own code; run in the child only.
 
-Each thing is timed on few numbers and on many: the first says what starting its operations takes, both together what a
-number takes. Updates are of a whole block's weights, of the widths of ViT-Ti's and ViT-B's.
+Packing and updates are timed on few numbers and on many: the first says what starting their operations takes, both
+together what a number takes. Weights are made ready one matrix at a time, which are never few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any, Literal
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgetune.model.block import half_of
 from edgetune.model.packing import Packed, pack
@@ -27,9 +27,36 @@ from edgetune.schema import TensorCost
 _KEPT_SHAPES = ((1, 17, 192), (8, 197, 768))  # an image of a small model, the inside of a batch of a larger one
 _READY_SHAPE = (3072, 768)  # of a matrix
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-4, 0.05
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def keep_lines(bench: Bench, precision: Literal["fp32", "bf16", "int8", "int4"]) -> Iterator[Line]:
+def tensor_lines(bench: Bench, blocks: Sequence[ViTSpec]) -> Iterator[Iterator[Line]]:
+    """All of them, those that recipes use by default first; no more than those where it should be quick.
+
+    Args:
+        bench: the stopwatch.
+        blocks: whose weights are updated, a small one and a large one.
+    """
+    yield _kept(bench, "int8")
+    yield _kept(bench, "fp32")
+    yield _updated_lean(bench, blocks, "adamw", "factored")
+    yield _updated_lean(bench, blocks, "adamw", "fp32")
+    yield _updated_under_autograd(bench, blocks, "adamw")
+    if bench.quick:
+        return
+    yield _kept(bench, "bf16")
+    yield _kept(bench, "int4")
+    yield _readied(bench, "int8", "fp32")
+    yield _readied(bench, "bf16", "fp32")
+    yield _readied(bench, "int8", "bf16")
+    yield _readied(bench, "fp32", "bf16")
+    yield _updated_lean(bench, blocks, "adamw", "int8")
+    yield _updated_lean(bench, blocks, "sgd", "fp32")
+    yield _updated_lean(bench, blocks, "sgd-plain", "fp32")
+    yield _updated_under_autograd(bench, blocks, "sgd")
+
+
+def _kept(bench: Bench, precision: Literal["fp32", "bf16", "int8", "int4"]) -> Iterator[Line]:
     """Tensors put away in a saved precision and read back."""
     torch.manual_seed(0)
     empty: Any = cache(partial(torch.empty, device=bench.device))  # the same memory every time, as the trainer has it
@@ -39,7 +66,7 @@ def keep_lines(bench: Bench, precision: Literal["fp32", "bf16", "int8", "int4"])
         yield _line("keep", precision, values.numel(), timing.seconds)
 
 
-def ready_lines(bench: Bench, kept: Literal["fp32", "bf16", "int8"], wanted: Literal["fp32", "bf16"]) -> Iterator[Line]:
+def _readied(bench: Bench, kept: Literal["fp32", "bf16", "int8"], wanted: Literal["fp32", "bf16"]) -> Iterator[Line]:
     """A frozen matrix brought from the precision it is stored in to the arithmetic's."""
     torch.manual_seed(0)
     values = torch.randn(_READY_SHAPE, device=bench.device)
@@ -52,22 +79,23 @@ def ready_lines(bench: Bench, kept: Literal["fp32", "bf16", "int8"], wanted: Lit
     yield _line("ready", f"{kept}/{wanted}", values.numel(), timing.seconds)
 
 
-def lean_update_lines(
+def _updated_lean(
     bench: Bench,
-    specs: tuple[ViTSpec, ...],
+    blocks: Sequence[ViTSpec],
     kind: Literal["adamw", "sgd", "sgd-plain"],
     state: Literal["fp32", "int8", "factored"],
 ) -> Iterator[Line]:
-    """Updates of a block of each model in the lean trainer."""
-    for spec in specs:
+    """Updates of a block's weights in the lean trainer, half by half."""
+    for spec in blocks:
         torch.manual_seed(0)
         parameters = [parameter for parameter in spec.parameters() if parameter.name.startswith("blocks.0.")]
         device = torch.device(bench.device)
         updates = []
         for half in ("attention", "mlp"):
             group = Group(half, [each for each in parameters if half_of(each.name) == half], device)
-            group.values.normal_(std=0.02)
-            updates.append((GroupOptimizer(group, kind, state, _WEIGHT_DECAY), torch.randn_like(group.values)))
+            gradient = torch.empty_like(group.values).uniform_(-1, 1)  # drawn in a tenth of a normal one's time
+            group.values.copy_(gradient).mul_(0.02)
+            updates.append((GroupOptimizer(group, kind, state, _WEIGHT_DECAY), gradient))
 
         def update(updates: list[tuple[GroupOptimizer, Tensor]] = updates) -> None:
             for optimizer, gradient in updates:
@@ -78,23 +106,17 @@ def lean_update_lines(
         yield _line("update", lever, sum(parameter.count for parameter in parameters), timing.seconds)
 
 
-def autograd_update_lines(bench: Bench, specs: tuple[ViTSpec, ...], kind: Literal["adamw", "sgd"]) -> Iterator[Line]:
+def _updated_under_autograd(bench: Bench, blocks: Sequence[ViTSpec], kind: Literal["adamw", "sgd"]) -> Iterator[Line]:
     """The same under autograd."""
-    for spec in specs:
+    for spec in blocks:
         torch.manual_seed(0)
         parameters = list(Block(spec).to(bench.device).named_parameters(prefix="blocks.0"))
         for _, parameter in parameters:
-            parameter.grad = torch.randn_like(parameter)
+            parameter.grad = torch.empty_like(parameter).uniform_(-1, 1)
         optimizer = Optimizer(kind, parameters, _WEIGHT_DECAY)
         timing = bench.time(partial(optimizer.step, _LEARNING_RATE), bench.tensor_s)
-        yield _line("update", f"autograd/{kind}", _count(parameters), timing.seconds)
-
-
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _count(parameters: list[tuple[str, nn.Parameter]]) -> int:
-    return sum(parameter.numel() for _, parameter in parameters)
+        numbers = sum(parameter.numel() for _, parameter in parameters)
+        yield _line("update", f"autograd/{kind}", numbers, timing.seconds)
 
 
 def _line(operation: Literal["keep", "update", "ready"], lever: str, numbers: int, seconds: float) -> Line:

@@ -40,10 +40,12 @@ def _key(place: int, name: str) -> Html:
 def predicted_against_measured(run: Run) -> Html:
     """One row per prediction the plan made."""
     plan, result, predicted = run.plan, run.result, run.plan.predicted
-    epochs_s, epochs_j = run.epochs_s, [joules for joules in run.epochs_j if joules is not None]
+    whole = run.whole_epochs
+    epochs_s, epochs_j = run.epochs_s[:whole], [joules for joules in run.epochs_j[:whole] if joules is not None]
     epoch_s = sum(epochs_s) / len(epochs_s) if epochs_s else None
     epoch_j = sum(epochs_j) / len(epochs_j) if epochs_j else None
-    step_s = epoch_s / plan.steps_per_epoch if epoch_s is not None and plan.steps_per_epoch else None
+    steps = whole * plan.steps_per_epoch if run.steps is None else run.steps
+    step_s = sum(run.epochs_s) / steps if steps else None
     memory = result.memory if result else None
     peak, baseline = (memory.measured_peak_bytes, memory.baseline_bytes) if memory else (None, None)
     above = peak - baseline if peak is not None and baseline is not None else None
@@ -101,9 +103,9 @@ def predicted_against_measured(run: Run) -> Html:
             [[name, said, was, _ratio(a, b)] for name, a, b, said, was in rows],
         ),
         note(
-            f"Predicted before the first step by {predicted.model}, not measured. The measured step is an epoch's mean,"
-            " data loading included. FLOPs are reckoned, not measured: of the plan on the left, of the steps that ran"
-            " on the right."
+            f"Predicted before the first step by {predicted.model}, not measured. The measured step is the mean of all,"
+            " data loading included; epochs that a cap cut short are left out of theirs. FLOPs are reckoned, not"
+            " measured: of the plan on the left, of the steps that ran on the right."
         ),
         id="predicted",
     )

@@ -28,7 +28,7 @@ def why(plan: Plan) -> Html:
         ("method", plan.method),
         ("weights", plan.weights or "by the model's name"),
         ("batch", f"{plan.batch_size}, in passes of {plan.micro_batch_size}"),
-        ("steps", f"{plan.total_steps:,}: {plan.epochs} epochs of {plan.steps_per_epoch:,}"),
+        ("steps", _steps(plan)),
         ("trainer", _TRAINERS[plan.trainer]),
         ("matrix products", plan.precision),
         ("frozen weights", _frozen(plan)),
@@ -59,6 +59,12 @@ def _augmentation(plan: Plan) -> str:
         return "none"
     made = "crop and flip" if recipe.flip else "crop"
     return made if cache is None else f"{made}, of {cache.views - 1:,} of {cache.views:,} views"
+
+
+def _steps(plan: Plan) -> str:
+    if plan.total_steps < plan.steps_per_epoch:
+        return f"{plan.total_steps:,} of an epoch's {plan.steps_per_epoch:,}"
+    return f"{plan.total_steps:,}: {plan.epochs} epoch{'s' * (plan.epochs > 1)} of {plan.steps_per_epoch:,}"
 
 
 def _frozen(plan: Plan) -> str:

@@ -35,6 +35,18 @@ class Run:
         )
 
     @property
+    def whole_epochs(self) -> int:
+        """How many of them were not cut short by a cap."""
+        steps = self.steps
+        return len(self.epochs_s) if steps is None else min(len(self.epochs_s), steps // self.plan.steps_per_epoch)
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps that the epochs took together; None where no epoch has a record."""
+        recorded = [finite(row.get("step")) for row in self.metrics.epochs]
+        return next((int(step) for step in reversed(recorded) if step is not None), None)
+
+    @property
     def epochs_j(self) -> list[float | None]:
         """Joules of each finished epoch; None where unknown."""
         if self.metrics.epochs:

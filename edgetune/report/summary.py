@@ -48,11 +48,17 @@ def header(run: Run) -> Html:
     )
 
 
+def _planned(plan: Plan) -> str:
+    if plan.total_steps < plan.steps_per_epoch:
+        return f"{plan.total_steps:,} of an epoch's {plan.steps_per_epoch:,} steps"
+    return f"{plan.epochs} epoch{'s' if plan.epochs != 1 else ''}"
+
+
 def _abstract(run: Run) -> list[str]:
     plan, result, best = run.plan, run.result, run.best
     sentences = [
         f"{plan.data.train_images:,} training images of {len(plan.data.classes):,} classes,"
-        f" {plan.epochs} epoch{'s' if plan.epochs != 1 else ''} planned at batch {plan.batch_size}."
+        f" {_planned(plan)} planned at batch {plan.batch_size}."
     ]
     if best is not None:
         sentences.append(

@@ -103,7 +103,6 @@ class Compute(Record, frozen=True):
     cores: int | None = None
     gemm_flops: dict[str, float | None] = {}  # per second, by precision: fp32, fp16, bf16
     copy_bytes_per_s: float | None = None
-    quantise_values_per_s: float | None = None  # put into eight bits and read back
     decode_bytes_per_s: float | None = None  # of image files
     render_values_per_s: float | None = None  # of what a model gets of them; three to a pixel
     write_bytes_per_s: float | None = None  # brought to the disk of the working folder

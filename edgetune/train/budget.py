@@ -10,6 +10,9 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
+from edgetune.model.registry import find_spec
+from edgetune.plan.cost import AMPLY, LEAST_SAVE_S
+from edgetune.plan.work import evaluation_share
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.governor import Governor, Spent
 from edgetune.train.progress import Pace
@@ -17,7 +20,6 @@ from edgetune.train.progress import Pace
 _RECENT_STEPS = 20  # whose median says what a step takes
 _UNSETTLED_STEPS = 2
 _WRITE_BYTES_PER_S = 50e6  # of a slow disk: until a model was written
-_AMPLY, _LEAST_SAVE_S = 1.25, 0.2
 
 
 class Budget:
@@ -36,6 +38,7 @@ class Budget:
     ) -> None:
         self._plan, self._governor, self._val_images, self._spent = plan, governor, val_images, spent
         self._weights_bytes = weights_bytes
+        self._evaluation_share = evaluation_share(find_spec(plan.model).at(plan.image_size), plan)
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._steps = 0  # of this sitting
         self.pace = Pace()
@@ -99,7 +102,7 @@ class Budget:
         """What an evaluation takes: as the last did; the first may have to prepare its images, as training had to."""
         if self.pace.evaluation_s is not None:
             return self.pace.evaluation_s
-        trained_s = self.step_s / self._plan.batch_size
+        trained_s = AMPLY * self._evaluation_share * self.step_s / self._plan.batch_size
         lowest = self._plan.lowest_trainable_block
         if not trained_s and lowest:  # no step yet: blocks that train pass images as fast as those that prepare them
             trained_s = self.pace.image_s * (len(self._plan.blocks) - lowest) / lowest
@@ -127,8 +130,13 @@ class Budget:
         left = self._governor.steps_left(self._spent(), self._reserve_s(), each_s)
         return min(most, step + max(1.0, left))
 
-    def spent_cap(self) -> StoppedBy | None:
-        """The cap that another step, an evaluation and saving would break, if any."""
+    def ended_by(self, step: int) -> StoppedBy | None:
+        """What ends the run after so many steps: the cap that another step, an evaluation and saving would break.
+
+        Where nothing is capped, the plan: it may have been made under a charge that is no longer one.
+        """
+        if not self._governor.budgeted and step >= self._plan.total_steps:
+            return "epochs"
         return self._over(self._reserve_s())
 
     def near_the_end(self) -> bool:
@@ -138,7 +146,7 @@ class Budget:
     def _reserve_s(self) -> float:
         """Two steps, an evaluation, and what a run leaves: its best and its last weights, and a state."""
         last_s = self._recent_s[-1] if self._recent_s else 0.0
-        saving_s = _LEAST_SAVE_S + _AMPLY * (2 * self._weights_s + self.pace.state_s)
+        saving_s = LEAST_SAVE_S + AMPLY * (2 * self._weights_s + self.pace.state_s)
         return 2 * max(last_s, self.step_s) + saving_s + self.evaluation_s
 
     def _over(self, reserve_s: float) -> StoppedBy | None:

@@ -12,7 +12,7 @@ CALIBRATED_AFTER = 8  # steps of a run, or all that a shorter one has: the plan 
 
 
 def calibrated(
-    plan: Plan, progress: Progress, budget: Budget, images: int, spent: Spent, memory: PeakMeter
+    plan: Plan, progress: Progress, budget: Budget, images: int, spent: Spent, memory: PeakMeter, *, ended: bool
 ) -> Calibrated:
     """Seconds, joules and memory of the whole run, by its pace so far.
 
@@ -23,16 +23,19 @@ def calibrated(
         images: to train on.
         spent: so far; joules of the rest are reckoned at its mean watts.
         memory: what the run took at its peak so far.
+        ended: nothing is to come.
     """
     views = min(plan.feature_cache.views, plan.epochs) if plan.feature_cache else 1
     preparing_s = views * budget.preparing_image_s * images
     left_steps = max(0, plan.total_steps - progress.step)
     left_epochs = max(0, plan.epochs - progress.epoch)
-    evaluations = left_epochs / plan.recipe.evaluate_every
+    evaluations = max(1.0, left_epochs / plan.recipe.evaluate_every)  # the last one always comes
     if plan.recipe.evaluate_steps:
         evaluations += left_steps // plan.recipe.evaluate_steps
     left_s = left_steps * budget.step_s + left_epochs * budget.save_s + evaluations * budget.evaluation_s
     left_s += preparing_s * (views - min(views, progress.epoch + 1)) / views  # of those that are to come
+    if ended:
+        left_s = 0.0
     unknown = spent.joules is None or spent.watts is None
     return Calibrated(
         after_steps=progress.step,

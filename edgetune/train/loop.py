@@ -158,7 +158,7 @@ class Loop:
             self._save_last()
             self.save()
             if 0 < self.progress.step < CALIBRATED_AFTER:
-                self._calibrate()
+                self._calibrate(ended=True)
         return stopped
 
     def _epochs(self) -> StoppedBy:
@@ -316,7 +316,7 @@ class Loop:
                 spoilt = batch.images.ndim == 3  # cached features, which the lean trainer writes over
 
     def _should_stop(self) -> StoppedBy | None:
-        return "user" if self.interrupted() else self.budget.spent_cap()
+        return "user" if self.interrupted() else self.budget.ended_by(self.progress.step)
 
     def _spent(self) -> Spent:
         return Spent(self.seconds(), self._estimated_joules(), self._mean_w())
@@ -334,11 +334,12 @@ class Loop:
         joules, seconds = sitting.estimated_joules, sitting.seconds
         return self.meters.energy.watts if joules is None or seconds <= 0 else joules / seconds
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, *, ended: bool = False) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
         watts = None if self.meters.energy.watts is None else self._mean_w()
         spent = Spent(self.seconds(), self._estimated_joules(), watts)
-        found = calibrated(self.plan, self.progress, self.budget, len(self.train), spent, self.meters.memory)
+        seen = (self.progress, self.budget, len(self.train), spent, self.meters.memory)
+        found = calibrated(self.plan, *seen, ended=ended)
         schema.save(msgspec.structs.replace(self.plan, calibrated=found), self.folder.plan)
 
     def _tighten(self, reason: str) -> bool:

@@ -10,7 +10,7 @@ from edgetune import schema
 from edgetune.device.board import identify
 from edgetune.device.system import System
 from edgetune.model.spec import ViTSpec
-from edgetune.schema import BlockCost, Board, Compute, Memory, Modes, Power, Profile
+from edgetune.schema import BlockCost, Board, Compute, Memory, Modes, Power, Profile, TensorCost
 
 GIB = 1 << 30
 
@@ -48,6 +48,10 @@ def make_profile(
                         seconds=seconds,
                     )
                 )
+    tensors = [
+        TensorCost(operation="update", lever="autograd/adamw", numbers=10**6, seconds=7e6 * 4 / 5e9),
+        TensorCost(operation="keep", lever="int8", numbers=10**6, seconds=2e6 * 4 / 5e9),
+    ]
     return Profile(
         board=Board(name="Test board", family=identify(System()).family),
         memory=Memory(total_bytes=None, available_bytes=available_bytes),
@@ -62,6 +66,7 @@ def make_profile(
             copy_bytes_per_s=5e9,
             runtime_bytes=runtime_bytes,
             block_costs=costs,
+            tensor_costs=tensors,
         ),
         warnings=[],
         edgetune_version="0",

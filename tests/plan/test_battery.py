@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,17 +36,18 @@ def charged(board: Path, joules: float) -> System:
 
 def test_the_schedule_ends_where_the_charge_does(board: Path, photos: Path) -> None:
     profile = make_profile(watts=4.0, gflops=5.0)
-    free = make_plan(photos, model=MODEL, profile=profile, epochs=50)
+    asked_for: dict[str, Any] = {"model": MODEL, "method": "full", "profile": profile, "epochs": 50}
+    free = make_plan(photos, **asked_for)
     whole = free.predicted.total_energy_j or 0.0
     sensors = charged(board, 0.6 * whole)
-    plan = make_plan(photos, model=MODEL, profile=profile, epochs=50, sensors=sensors)
+    plan = make_plan(photos, **asked_for, sensors=sensors)
     assert plan.caps.energy_j is None  # nobody asked for one
     assert (plan.predicted.total_energy_j or 0.0) <= (spendable_j(sensors) or 0.0)
     assert plan.total_steps < free.total_steps
     assert any("A battery feeds the machine" in sentence for sentence in plan.why)
-    asked = make_plan(photos, model=MODEL, profile=profile, epochs=50, sensors=sensors, energy_j=0.4 * whole)
+    asked = make_plan(photos, **asked_for, sensors=sensors, energy_j=0.4 * whole)
     assert (asked.predicted.total_energy_j or 0.0) <= 0.4 * whole  # the smaller of both
-    elsewhere = make_plan(photos, model=MODEL, profile=profile, epochs=50, sensors=sensors, elsewhere=True)
+    elsewhere = make_plan(photos, **asked_for, sensors=sensors, elsewhere=True)
     assert elsewhere.total_steps == free.total_steps  # this machine's battery is not that board's
 
 

@@ -50,13 +50,16 @@ class Tried:
             float("inf") if limits.time_s is None else limits.time_s,
             float("inf") if limits.energy_j is None or not problem.watts else limits.energy_j / problem.watts,
         )
-        if cost is not None and cost.total_s(problem.epochs) > seconds:
+        if cost is not None and cost.needed_s(problem.epochs) > seconds:
+            seconds -= cost.reserve_s
             each_s = cost.epoch_s + cost.eval_s + cost.save_s
             self.epochs = max(  # a view more in the cache each epoch, until there are as many as are wanted
                 min(float(filled), (seconds - cost.start_s - cost.once_s(filled)) / each_s)
                 for filled in range(1, problem.epochs + 1)
             )
-        if self.epochs < 1:
+            if self.epochs < 1:  # evaluated and saved once, however short
+                self.epochs = (seconds - cost.total_s(0)) / cost.epoch_s
+        if self.epochs < problem.least_epochs:
             return
         self.micro = max(fitting)
         self.learning = problem.learning(job, self.epochs)
@@ -153,7 +156,7 @@ def test_the_nearest_feasible_memory_is_the_least_of_all(drawn: tuple[Problem, L
 
             def quick(job: Job, of_it: Problem = of_it) -> bool:
                 cost = of_it.cost(job)
-                return limits.time_s is None or cost is None or cost.total_s(of_it.least_epochs) <= limits.time_s
+                return limits.time_s is None or cost is None or cost.needed_s(of_it.least_epochs) <= limits.time_s
 
             tried = jobs.values() if quick(jobs[problem.whole]) else [of_it.least_job(setting)]
             peaks += [of_it.peak_bytes(job) for job in tried if quick(job)]

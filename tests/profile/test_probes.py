@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,7 @@ def test_probes_are_keyed_by_operation_and_lever() -> None:
         ("copy", "plain"),
         ("block", "eager"),
         ("block", "lean"),
-        ("tensors", "keep"),
-        ("tensors", "ready"),
-        ("tensors", "update"),
+        ("tensors", "all"),
     } <= set(PROBES)
     with pytest.raises(ValueError, match="block with eager already"):
         probe("block", "eager")(PROBES["block", "eager"])
@@ -118,36 +117,40 @@ def test_memory_touched_for_the_first_time_is_no_faster_than_a_copy() -> None:
     assert 0 < fresh["compute"]["fresh_bytes_per_s"] < 2 * copied["compute"]["copy_bytes_per_s"]
 
 
-def test_what_trainers_do_with_tensors_is_timed_on_few_numbers_and_on_many() -> None:
-    timed = {
-        lever: [line["tensor"] for line in PROBES["tensors", lever](quick_bench()) if "tensor" in line]
-        for lever in ("keep", "ready", "update")
-    }
-    levers = {lever: {cost["lever"] for cost in costs} for lever, costs in timed.items()}
-    assert levers["keep"] == {"fp32", "bf16", "int8", "int4"}
-    assert levers["ready"] == {"int8/fp32", "bf16/fp32", "int8/bf16", "fp32/bf16"}
-    states = {"lean/adamw/fp32", "lean/adamw/int8", "lean/adamw/factored"}
-    assert levers["update"] == states | {"lean/sgd", "lean/sgd-plain", "autograd/adamw", "autograd/sgd"}
-    for lever, costs in timed.items():
-        assert all(cost["operation"] == lever and cost["seconds"] > 0 for cost in costs)
-    for lever in ("keep", "update"):
-        for name in levers[lever]:
-            few, many = (cost for cost in timed[lever] if cost["lever"] == name)
+def tensor_costs(quick: bool) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    bench = Bench("cpu", quick, time.monotonic() + 60, None)
+    return [line["tensor"] for line in PROBES["tensors", "all"](bench)]
+
+
+def test_what_trainers_do_with_tensors_is_timed_on_few_numbers_and_on_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every price that a plan may ask for is one of these, so that none is missing in somebody's plan."""
+    from edgetune.plan.tensors import _GUESSED_COPIES
+
+    monkeypatch.setattr(Bench, "tensor_s", 0.01)
+    timed: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cost in tensor_costs(quick=False):
+        timed.setdefault((cost["operation"], cost["lever"]), []).append(cost)
+    assert set(timed) == set(_GUESSED_COPIES)
+    for (operation, _), costs in timed.items():
+        assert all(cost["seconds"] > 0 for cost in costs)
+        if operation != "ready":
+            few, many = costs
             assert 10 * few["numbers"] < many["numbers"]
             assert few["seconds"] < many["seconds"]
 
 
-def test_every_price_that_a_plan_may_ask_for_is_probed_or_guessed() -> None:
-    """A lever that neither side knows would be a KeyError in somebody's plan."""
-    from edgetune.plan.tensors import _GUESSED_COPIES
+def test_a_quick_profile_times_what_is_done_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "tensor_s", 0.01)
+    levers = {cost["lever"] for cost in tensor_costs(quick=True)}
+    assert levers == {"int8", "fp32", "lean/adamw/factored", "lean/adamw/fp32", "autograd/adamw"}
 
-    found = {
-        (line["tensor"]["operation"], line["tensor"]["lever"])
-        for lever in ("keep", "ready", "update")
-        for line in PROBES["tensors", lever](quick_bench())
-        if "tensor" in line
-    }
-    assert found == set(_GUESSED_COPIES)
+
+def test_what_is_told_most_is_probed_before_what_is_told_least() -> None:
+    """A slow board's time is up before the last of them."""
+    order = list(PROBES)
+    assert order.index(("block", "eager")) < order.index(("tensors", "all"))
+    assert order.index(("block", "lean")) < order.index(("tensors", "all")) < order.index(("block", "lean-bf16"))
 
 
 class Metered(PowerSource):
