@@ -336,9 +336,7 @@ class Loop:
 
     def _calibrate(self, *, ended: bool = False) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
-        watts = None if self.meters.energy.watts is None else self._mean_w()
-        spent = Spent(self.seconds(), self._estimated_joules(), watts)
-        seen = (self.progress, self.budget, len(self.train), spent, self.meters.memory)
+        seen = (self.progress, self.budget, len(self.train), self._spent(), self.meters.memory)
         found = calibrated(self.plan, *seen, ended=ended)
         schema.save(msgspec.structs.replace(self.plan, calibrated=found), self.folder.plan)
 
