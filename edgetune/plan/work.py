@@ -67,12 +67,6 @@ def work_per_image(job: Job) -> Work:
     return Work(everything.forward, passing, weights)
 
 
-def evaluation_share(spec: ViTSpec, plan: Plan) -> float:
-    """Work of evaluating an image by that of training on one; of both, what cached features save is left out."""
-    saved = feature_flops(spec, plan.lowest_trainable_block) if plan.feature_cache else 0
-    return (forward_flops(spec) - saved) / max(1, plan.predicted.train_flops_per_image - saved)
-
-
 def forward_flops(spec: ViTSpec) -> int:
     """FLOPs of evaluating one image, all tokens kept."""
     return spec.embed_flops() + spec.depth * spec.block_flops(spec.tokens).forward + spec.head_flops()

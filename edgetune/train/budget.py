@@ -10,9 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
-from edgetune.model.registry import find_spec
 from edgetune.plan.cost import AMPLY, LEAST_SAVE_S
-from edgetune.plan.work import evaluation_share
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.governor import Governor, Spent
 from edgetune.train.progress import Pace
@@ -38,7 +36,6 @@ class Budget:
     ) -> None:
         self._plan, self._governor, self._val_images, self._spent = plan, governor, val_images, spent
         self._weights_bytes = weights_bytes
-        self._evaluation_share = evaluation_share(find_spec(plan.model).at(plan.image_size), plan)
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._steps = 0  # of this sitting
         self.pace = Pace()
@@ -102,7 +99,7 @@ class Budget:
         """What an evaluation takes: as the last did; the first may have to prepare its images, as training had to."""
         if self.pace.evaluation_s is not None:
             return self.pace.evaluation_s
-        trained_s = AMPLY * self._evaluation_share * self.step_s / self._plan.batch_size
+        trained_s = self.step_s / self._plan.batch_size
         lowest = self._plan.lowest_trainable_block
         if not trained_s and lowest:  # no step yet: blocks that train pass images as fast as those that prepare them
             trained_s = self.pace.image_s * (len(self._plan.blocks) - lowest) / lowest
