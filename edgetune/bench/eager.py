@@ -52,8 +52,6 @@ def run(method: str, plan: Plan, root: Path | None = None) -> Figures:
         for epoch in range(plan.epochs):
             recorder.begin_epoch()
             for batch in train.epoch(epoch):
-                if step == plan.total_steps:  # planned under a battery's charge
-                    break
                 _set_rate(optimizer, learning_rate(plan.recipe, step, plan.total_steps))
                 labels = torch.from_numpy(batch.labels)
                 logits = model(torch.from_numpy(batch.images))
