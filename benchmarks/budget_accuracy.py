@@ -5,11 +5,11 @@
 
 The reference is `full` for three epochs, uncapped, in this trainer's autograd; its whole time, start and evaluation
 included, is the unit. Every method then gets `--time` for its share of that and more epochs than it can use, at the
-rate that `parity.py grid` found best for it in three epochs. No profile is given, so nothing is refused beforehand: the
-run reckons by its own pace what the cap has room for, its schedule ends there, and the governor ends it inside. What a
-cap does not even leave room to begin is a result too. Time stands for joules, which would be this times the watts of a
-machine that is busy all the time; nothing else may run beside it. One line per run goes to
-`results/budget_accuracy.jsonl`; a run that has a line is not repeated.
+rate that `parity.py grid` found best for it in three epochs (its default where no grid was run). No profile is given,
+so nothing is refused beforehand: the run reckons by its own pace what the cap has room for, its schedule ends there,
+and the governor ends it inside. What a cap does not even leave room to begin is a result too. Time stands for joules,
+which would be this times the watts of a machine that is busy all the time; nothing else may run beside it. One line
+per run goes to `results/budget_accuracy.jsonl`; a run that has a line is not repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import append, lines
-from parity import WORKLOADS, chosen_rate, read_methods
+from parity import WORKLOADS, Method, chosen_rate, read_methods, tune_means
 
 NAME = "budget_accuracy"
 METHODS = ("edgetune", "edgetune-4", "full", "last-4", "lora", "alast")
@@ -62,15 +62,14 @@ def run(options: argparse.Namespace) -> None:
             if (line["workload"], line["method"], line["share"], line["seed"]) == (workload, method, share, seed):
                 return dict(line)
         found: dict[str, Any] = fit(workload, data, weights, [*words, "--seed", str(seed)], options.threads)
-        rate = float(words[words.index("--lr") + 1])
+        rate = float(words[words.index("--lr") + 1]) if "--lr" in words else None
         append(NAME, {"workload": workload, "method": method, "share": share, "seed": seed, "lr": rate, **found})
         print(f"{workload} {method} {share:g} seed {seed}: {found['accuracy']}, {found['total_s']:.0f} s", flush=True)
         return found
 
     methods = read_methods(",".join(METHODS), RECIPES)
     said = {
-        method.name: ["--method", method.method, *method.arguments, "--lr", f"{chosen_rate(workload, method):g}"]
-        for method in methods
+        method.name: [*("--method", method.method), *method.arguments, *_rate(workload, method)] for method in methods
     }
     for seed in range(options.seeds):
         whole_s = ensure(REFERENCE, 1.0, seed, said["full"])["total_s"]
@@ -79,6 +78,10 @@ def run(options: argparse.Namespace) -> None:
                 # the last of a flag counts: more epochs than fit, and an evaluation at the end alone
                 words = [*words, "--epochs", str(MOST_EPOCHS), "--evaluate-every", str(MOST_EPOCHS)]
                 ensure(method, share, seed, [*words, "--time", f"{share * whole_s:.1f}s"])
+
+
+def _rate(workload: str, method: Method) -> list[str]:
+    return ["--lr", f"{chosen_rate(workload, method):g}"] if tune_means(workload, method) else []
 
 
 def table(workload: str) -> None:
@@ -95,7 +98,7 @@ def table(workload: str) -> None:
     print("|---|---:|" + "---:|" * len(SHARES))
     for method in METHODS:
         cells = [found.get((method, share), []) for share in SHARES]
-        rate = next((f"{line['lr']:g}" for cell in cells for line in cell), "")
+        rate = next(("default" if line["lr"] is None else f"{line['lr']:g}" for cell in cells for line in cell), "")
         shown = (f"{_accuracy(cell)}; {_images(cell)}" if cell else "" for cell in cells)
         print(f"| `{method}` | {rate} | " + " | ".join(shown) + " |")
     print("\nMean (lowest to highest) of last accuracies; thousands of images seen.")
