@@ -9,7 +9,8 @@ four image sizes each, both trainers, any lever, a batch of 1 to 64, a memory ca
 steps of full training would take no more than twice `--epoch-s` at `USUAL_FLOPS`. Images are JPEGs of smoothed noise,
 one of four sizes. An epoch holds as many steps as should take about `--epoch-s` (1 s in series up to `held-out-3`,
 whose lines do not say it), up to 40 a second of it; three epochs are run, and the first one fills the cache where the
-plan has one. docs/planner.md says which series the time model was designed on.
+plan has one. A plan whose epochs are foreseen to take `MOST_LONGER` times as long is not run: products in bf16 where the
+processor is slow at them took ten minutes each, and nobody plans those. docs/planner.md says which series the time model was designed on.
 
 The profile is made by `edgetune profile` (all probes) before the first plan and after every `--profile-every`, and
 every line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own, `--threads`
@@ -56,6 +57,7 @@ EPOCHS, CLASSES, DISTINCT_IMAGES = 3, 4, 8
 USUAL_FLOPS = 60e9
 SIDES = (96, 256, 512, 1024)  # of the images, in pixels
 MOST_OTHERS, TRIES = 0.15, 3  # cores
+MOST_LONGER = 8
 
 
 class Profiled(NamedTuple):
@@ -205,6 +207,9 @@ def measure(
     train = -(-steps * case.batch_size // CLASSES) * CLASSES
     write_images(scratch, train, CLASSES, side, 0)
     plan = plan_of(case, data, weights, profiled, threads)
+    foreseen_s = plan.predicted.epoch_s or 0.0
+    if foreseen_s > MOST_LONGER * epoch_s:
+        return {"refused": f"an epoch of {foreseen_s:.0f} s is foreseen"}
     schema.save(plan, scratch / "plan.json")
     for _ in range(TRIES):
         if out.exists():

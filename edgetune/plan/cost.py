@@ -27,6 +27,9 @@ MODEL = "edgetune.plan.cost/4"
 _LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
 # What a run under a cap reckons with for saving at its end: so many times what is known, and this at least.
 AMPLY, LEAST_SAVE_S = 1.25, 0.2
+# An evaluation of so many batches is worth a sample of its pace; one of fewer, or over features that are still to be
+# prepared, is expected to go at the pace of training.
+SAMPLED_BATCHES = 8
 
 
 class Cost(NamedTuple):
@@ -42,9 +45,7 @@ class Cost(NamedTuple):
     first_step_s: float = 0.0  # what the first step takes beyond the others
     evaluations: float = 1.0  # an epoch
     save_s: float = 0.0  # at the end of an epoch: a state and the model
-    first_eval_s: float = (
-        0.0  # what a run expects of an evaluation before there was one: images at the pace of training
-    )
+    first_eval_s: float = 0.0  # as a run expects it before there was one
 
     def between_s(self, epochs: float) -> float:
         """What so many epochs take besides training; a run always ends with an evaluation and a save."""
@@ -115,13 +116,16 @@ def time_of(
         evaluating += slower * clock.frozen(part) / part
         weights = -(-val_images // job.batch_size) * clock.ready_s(job.lowest)
     step = parts * slower * (clock.forward() + clock.backward()) + kept + update + job.batch_size * image
+    evaluation = val_images * (evaluating + image) + weights + -(-val_images // part) * clock.merging_s()
+    sampled = val_images >= SAMPLED_BATCHES * job.batch_size and not job.over_features
+    sampled_s = (AMPLY + 2 * job.batch_size / max(1, val_images)) * evaluation  # a batch is passed twice
     steps = -(-train_images // job.batch_size)
     # the last batch of an epoch may be a small one
     epoch = train_images / job.batch_size * (step - update) + steps * update
     return Cost(
         step_s=step,
         epoch_s=epoch,
-        eval_s=val_images * (evaluating + image) + weights + -(-val_images // part) * clock.merging_s(),
+        eval_s=evaluation,
         start_s=clock.start_s(),
         view_s=view,
         views=job.levers.feature_views,
@@ -129,7 +133,7 @@ def time_of(
         first_step_s=clock.first_step_s(),
         evaluations=evaluations,
         save_s=clock.save_s(),
-        first_eval_s=val_images * step / job.batch_size,
+        first_eval_s=sampled_s if sampled else val_images * step / job.batch_size,
     )
 
 

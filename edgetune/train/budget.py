@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
-from edgetune.plan.cost import AMPLY, LEAST_SAVE_S
+from edgetune.plan.cost import AMPLY, LEAST_SAVE_S, SAMPLED_BATCHES
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.governor import Governor, Spent
 from edgetune.train.progress import Pace
@@ -70,6 +70,17 @@ class Budget:
         """Preparing images takes so long for each."""
         self.pace.image_s = image_s
 
+    @property
+    def unsampled(self) -> bool:
+        """Whether a batch should be evaluated to see what a whole evaluation takes, which a cap must leave room for."""
+        known = self.pace.evaluation_s is not None or self.pace.evaluated_image_s is not None
+        many = self._val_images >= SAMPLED_BATCHES * self._plan.batch_size and not self._plan.feature_cache
+        return self._governor.budgeted and many and not known
+
+    def note_sample(self, image_s: float | None) -> None:
+        """Evaluating takes so long for each image; as long as training on it where that is not known."""
+        self.pace.evaluated_image_s = self.step_s / self._plan.batch_size if image_s is None else image_s
+
     def note_evaluation(self, seconds: float) -> None:
         """An evaluation took so long, its images prepared before."""
         self.pace.evaluation_s = seconds
@@ -99,6 +110,8 @@ class Budget:
         """What an evaluation takes: as the last did; the first may have to prepare its images, as training had to."""
         if self.pace.evaluation_s is not None:
             return self.pace.evaluation_s
+        if self.pace.evaluated_image_s is not None:
+            return AMPLY * self._val_images * self.pace.evaluated_image_s
         trained_s = self.step_s / self._plan.batch_size
         lowest = self._plan.lowest_trainable_block
         if not trained_s and lowest:  # no step yet: blocks that train pass images as fast as those that prepare them

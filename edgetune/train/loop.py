@@ -28,6 +28,7 @@ from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.meters import Meters, Timed, total
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
+from edgetune.train.sampling import evaluated_image_s
 from edgetune.train.saving import written
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
@@ -217,18 +218,11 @@ class Loop:
                 self._step_s = now - mark
                 self.budget.note_step(self._step_s)
                 spent_j = None if joules is None or mark_j is None else joules - mark_j
-                self._count(batch, report, self._step_s, spent_j)
+                progress.count(batch.number, len(batch.labels), report, self._step_s, spent_j)
                 mark, mark_j = now, joules
                 self.journal.step(progress, report, len(batch.labels), self._step_s, rate, self.joules()[0])
-                every = self.plan.recipe.evaluate_steps
-                if every and progress.step % every == 0 and not self.budget.near_the_end():
-                    self._record_accuracy()
-                    mark, mark_j = clock(), window.joules  # nor is this part of the epoch's figures
-                if progress.step == CALIBRATED_AFTER:
-                    self._calibrate()
-                if clock() - self._saved_at > self.save_every_s:
-                    self.save()
-                    mark, mark_j = clock(), window.joules  # saving is not part of the epoch's figures
+                if self._aside():
+                    mark, mark_j = clock(), window.joules
                 squeeze = self.governor.squeeze()
                 if squeeze and not self._tighten(squeeze.reason) and squeeze.over_cap:
                     return "memory"
@@ -236,6 +230,25 @@ class Loop:
                     self._loosen()
                 del batch  # before the next one is made
         return None
+
+    def _aside(self) -> bool:
+        """What is due between two steps; whether anything was that is no part of the epoch's figures."""
+        step, every, clock = self.progress.step, self.plan.recipe.evaluate_steps or 0, self.meters.clock
+        sampled = self.budget.unsampled
+        if sampled:
+            with self._timed("eval_s"):
+                part = self.progress.micro_batch_size
+                image_s = evaluated_image_s(self.engine, self.val, part, clock, self.interrupted)
+            self.budget.note_sample(image_s)
+        recorded = every > 0 and step % every == 0 and not self.budget.near_the_end()
+        if recorded:
+            self._record_accuracy()
+        if step == CALIBRATED_AFTER:
+            self._calibrate()
+        saved = clock() - self._saved_at > self.save_every_s
+        if saved:
+            self.save()
+        return sampled or recorded or saved
 
     def _batches(self) -> Iterator[Batch | None]:
         """The rest of the epoch's; one that memory ran out over is read again, None where nothing is left to turn."""
@@ -380,19 +393,6 @@ class Loop:
         self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
         self._at_the_end = False
         self._event(event, f"{reason}: {knobs.difference(before)}")
-
-    def _count(self, batch: Batch, report: StepReport, seconds: float, joules: float | None) -> None:
-        progress = self.progress
-        progress.step += 1
-        progress.step_in_epoch = batch.number + 1
-        progress.epoch_s += seconds
-        progress.epoch_images += len(batch.labels)
-        progress.epoch_j = None if progress.epoch_j is None or joules is None else progress.epoch_j + joules
-        progress.loss_sum += report.loss
-        progress.images += len(batch.labels)
-        progress.train_flops += report.flops
-        progress.trained_block_steps += len(report.trained)
-        progress.kept_sum = [total + kept for total, kept in zip(progress.kept_sum, report.kept, strict=True)]
 
     def _validate(self) -> Evaluation | StoppedBy:
         """Validate the model as it stands; or why that ends the run."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from edgetune.train.engine import StepReport
+
 
 class Pace(msgspec.Struct):
     """What things take, in seconds, as they last did: a resumed run's caps go by it until it knows better."""
@@ -11,6 +13,7 @@ class Pace(msgspec.Struct):
     step_s: float = 0.0  # 0: there was none yet
     image_s: float = 0.0  # preparing an image, for a cache
     evaluation_s: float | None = None
+    evaluated_image_s: float | None = None  # from a sample, where there was no evaluation yet
     weights_s: float | None = None  # writing the whole model; the longest
     state_s: float = 0.0
 
@@ -50,6 +53,19 @@ class Progress(msgspec.Struct, kw_only=True):
     kept_sum: list[float] = []
     bytes_written: int = 0
     pace: Pace = msgspec.field(default_factory=Pace)
+
+    def count(self, number: int, images: int, report: StepReport, seconds: float, joules: float | None) -> None:
+        """Batch `number` of the epoch was trained on; unknown joules make those of the epoch unknown."""
+        self.step += 1
+        self.step_in_epoch = number + 1
+        self.epoch_s += seconds
+        self.epoch_images += images
+        self.epoch_j = None if self.epoch_j is None or joules is None else self.epoch_j + joules
+        self.loss_sum += report.loss
+        self.images += images
+        self.train_flops += report.flops
+        self.trained_block_steps += len(report.trained)
+        self.kept_sum = [total + kept for total, kept in zip(self.kept_sum, report.kept, strict=True)]
 
     @property
     def cut_short(self) -> bool:

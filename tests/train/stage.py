@@ -40,6 +40,7 @@ class ScriptedEngine:
         self.accuracies: list[float] = []
         self.losses: dict[int, float] = {}
         self.val_loss = 0.7
+        self.evaluated_image_s: float | None = None
         self.save_s = 0.0  # for the model
         self.device_bytes: int | None = None
         self.most_images: int | None = None
@@ -67,9 +68,9 @@ class ScriptedEngine:
             return None
         if self.most_images is not None and micro_batch_size > self.most_images:
             raise OutOfMemoryError("scripted")
-        self.clock.now += 2.0
-        accuracy = self.accuracies.pop(0) if self.accuracies else 0.5
         labels = [int(label) for batch in batches for label in batch.labels]
+        self.clock.now += 2.0 if self.evaluated_image_s is None else self.evaluated_image_s * len(labels)
+        accuracy = self.accuracies.pop(0) if self.accuracies else 0.5
         right = round(accuracy * len(labels))
         predictions = [label if place < right else (label + 1) % 3 for place, label in enumerate(labels)]
         return Evaluation(self.val_loss, list(range(len(labels))), labels, predictions, [0.9] * len(labels))

@@ -56,6 +56,51 @@ def test_without_a_cap_the_plan_is_all_there_is(stage: Any) -> None:
     assert loop.progress.step == made.plan.total_steps
 
 
+def test_a_sample_of_the_first_evaluation_leaves_a_cap_more_room_for_training(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, twelve images to evaluate are expected to take as long as training on them: two seconds."""
+    steps = []
+    for batches in (8, 1):  # of an evaluation that is worth a sample; this one has two
+        monkeypatch.setattr("edgetune.train.budget.SAMPLED_BATCHES", batches)
+        made = stage(epochs=40, time_s=9.0)
+        made.engine.evaluated_image_s = 0.02
+        loop, started = made.loop(), made.clock.now
+        assert loop.run() == "time"
+        assert made.clock.now - started <= 9.0
+        assert loop.progress.evaluations
+        steps.append(loop.progress.step)
+        assert (loop.progress.pace.evaluated_image_s == pytest.approx(0.02)) is (batches == 1)
+        made.out.rename(made.out.with_name(f"run-{batches}"))
+    assert steps[1] > steps[0]
+
+
+def test_nothing_is_sampled_where_nothing_is_capped(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetune.train.budget.SAMPLED_BATCHES", 1)
+    made = stage(epochs=2)
+    loop = made.loop()
+    assert loop.run() == "epochs"
+    assert loop.progress.pace.evaluated_image_s is None
+
+
+def test_a_sample_that_memory_runs_out_over_leaves_the_pace_of_training(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune.train.budget.SAMPLED_BATCHES", 1)
+    made = stage(epochs=40, time_s=16.0)
+    evaluate = made.engine.evaluate
+
+    def scarce_once(*arguments: Any) -> Any:
+        made.engine.evaluate = evaluate
+        raise OutOfMemoryError("scripted")
+
+    made.engine.evaluate = scarce_once
+    loop = made.loop()
+    assert loop.run() == "time"
+    assert loop.progress.pace.evaluated_image_s == pytest.approx(1 / 6)
+    assert loop.progress.evaluations
+
+
 def test_an_energy_cap_is_kept(stage: Any) -> None:
     made = stage(power_w=10.0, energy_j=160.0)
     with made.energy:

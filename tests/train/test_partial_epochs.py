@@ -75,6 +75,10 @@ def steps_at_the_predicted_pace(plan: Plan, cost: Cost) -> int:
         took_s = cost.step_s + (0.0 if step else cost.first_step_s)
         now_s, step = now_s + took_s, step + 1
         budget.note_step(took_s)
+        if budget.unsampled:
+            image_s = cost.eval_s / plan.data.val_images
+            budget.note_sample(image_s)
+            now_s += 2 * plan.batch_size * image_s
     return step
 
 
