@@ -5,20 +5,21 @@
     python benchmarks/predict_time.py table --series held-out
 
 Plans are drawn as `predict_memory.py` draws them, from the series' name and a number: four models from nano to ViT-B,
-four image sizes each, both trainers, any lever, a batch of 1 to 64, a memory cap or none; batches are halved until two
-steps of full training would take no more than twice `--epoch-s` at `USUAL_FLOPS`. Images are JPEGs of smoothed noise,
-one of four sizes. An epoch holds as many steps as should take about `--epoch-s` (1 s in series up to `held-out-3`,
-whose lines do not say it), up to 40 a second of it; three epochs are run, and the first one fills the cache where the
-plan has one. A plan whose epochs are foreseen to take `MOST_LONGER` times as long is not run: products in bf16 where the
-processor is slow at them took ten minutes each, and nobody plans those. docs/planner.md says which series the time model was designed on.
+four image sizes each, both trainers, any lever, a batch of 1 to 64, a memory cap or none; batches are halved until
+two steps of full training would take no more than twice `--epoch-s` at `USUAL_FLOPS`. Images are JPEGs of smoothed
+noise, one of four sizes. An epoch holds as many steps as should take about `--epoch-s` (1 s in series up to `held-
+out-3`, whose lines do not say it), up to 40 a second of it; three epochs are run, and the first one fills the cache
+where the plan has one. A plan whose epochs are foreseen to take `MOST_LONGER` times as long is not run: products in
+bf16 where the processor is slow at them took ten minutes each, and nobody plans those. docs/planner.md says which
+series the time model was designed on.
 
 The profile is made by `edgetune profile` (all probes) before the first plan and after every `--profile-every`, and
-every line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own, `--threads`
-to match: processor time that others took on the cores this process may use is
-recorded (those that gave way, being niced, apart), a profile is made again and a plan run again (three times at most)
-where they were more than `MOST_OTHERS`, and the table leaves such runs out and says how many. A shared machine's speed
-drifts besides, so the rate of a matrix product just before each fit is recorded beside that at the time of the profile;
-no figure is corrected by it.
+every line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own,
+`--threads` to match: processor time that others took on the cores this process may use is recorded (those that gave
+way, being niced, apart), a profile is made again and a plan run again (three times at most) where they were more than
+`MOST_OTHERS`, and the table leaves such runs out and says how many. A shared machine's speed drifts besides, so the
+rate of a matrix product just before each fit is recorded beside that at the time of the profile; no figure is
+corrected by it.
 
 `run` ends before a plan that would begin after `--seconds`; call it again to go on. Profiles, plans and logs stay in
 `--keep`; one line per plan goes to `results/predict_time.jsonl`.
