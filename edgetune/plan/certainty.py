@@ -16,7 +16,7 @@ from edgetune.device.system import System
 from edgetune.schema import Compute, Profile
 
 # The twelve plans of the design series of benchmarks/predict_time.py lay no further off, with a profile that holds; of
-# 57 later ones ten did, five of them by a price of bf16 that is mended since.
+# 99 later ones twelve did, five of them by a price of bf16 that is mended since.
 USUAL_TIME_FACTOR = 1.7
 _GEMM_ONLY, _UNTIMED_UPDATES, _OTHER_MODE, _OTHER_LIBRARY, _OTHER_DEVICE, _MORE_THREADS = 2.0, 1.2, 2.0, 1.3, 10.0, 1.25
 # Of the bare process: libraries differ in size from release to release, and from build to build.
