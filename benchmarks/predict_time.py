@@ -7,11 +7,11 @@
 Plans are drawn as `predict_memory.py` draws them, from the series' name and a number: four models from nano to ViT-B,
 four image sizes each, both trainers, any lever, a batch of 1 to 64, a memory cap or none; batches are halved until
 two steps of full training would take no more than twice `--epoch-s` at `USUAL_FLOPS`. Images are JPEGs of smoothed
-noise, one of four sizes. An epoch holds as many steps as should take about `--epoch-s` (1 s in series up to `held-
-out-3`, whose lines do not say it), up to 40 a second of it; three epochs are run, and the first one fills the cache
-where the plan has one. A plan whose epochs are foreseen to take `MOST_LONGER` times as long is not run: products in
-bf16 where the processor is slow at them took ten minutes each, and nobody plans those. docs/planner.md says which
-series the time model was designed on.
+noise, one of four sizes. An epoch holds as many steps as should take about `--epoch-s` (1 s in series up to
+`held-out-3`, whose lines do not say it), up to 40 a second of it; three epochs are run, and the first one fills the
+cache where the plan has one. A plan whose epochs are foreseen to take `MOST_LONGER` times as long is not run:
+products in bf16 where the processor is slow at them took ten minutes each, and nobody plans those. docs/planner.md
+says which series the time model was designed on.
 
 The profile is made by `edgetune profile` (all probes) before the first plan and after every `--profile-every`, and
 every line says which one it was. Run it with nothing else running, or under `taskset` on a core of its own,

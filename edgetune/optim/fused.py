@@ -18,6 +18,35 @@ from torch import Tensor, nn
 from edgetune.optim.rules import BETAS, EPSILON, MOMENTUM, decays
 
 
+def adam(
+    kind: Literal["adamw", "adam"],
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    steps: list[Tensor],
+    learning_rate: float,
+    weight_decay: float,
+) -> None:
+    """Update parameters and both moments in place, by AdamW or Adam; `steps` count this update already."""
+    update = torch._fused_adamw_ if kind == "adamw" else torch._fused_adam_
+    update(
+        parameters,
+        gradients,
+        first,
+        second,
+        [],
+        steps,
+        lr=learning_rate,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        weight_decay=weight_decay,
+        eps=EPSILON,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
 class Optimizer:
     """AdamW, Adam (decay added to the gradient) or SGD with momentum over named parameters.
 
@@ -97,21 +126,15 @@ class Optimizer:
             return
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
-        update = torch._fused_adamw_ if self.kind == "adamw" else torch._fused_adam_
-        update(
+        adam(
+            self.kind,
             parameters,
             gradients,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [],
             steps,
-            lr=learning_rate,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            weight_decay=weight_decay,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
+            learning_rate,
+            weight_decay,
         )
 
     def _new_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from edgetune.optim.flat import Group
+from edgetune.optim.fused import adam
 from edgetune.optim.rules import BETAS, EPSILON, MOMENTUM, Stretch
 
 Kind = Literal["adamw", "adam", "sgd", "sgd-plain"]
@@ -71,8 +72,10 @@ class GroupOptimizer:
             values, grads = group.values[part], gradient[part]
             if not len(values):
                 continue
-            if self._kind in ("adamw", "adam"):
-                self._fused(values, grads, part, part_decay, learning_rate)
+            if self._kind == "adamw" or self._kind == "adam":
+                steps = torch.tensor(float(self.steps), device=values.device)
+                first, second = self.state["first"][part], self.state["second"][part]
+                adam(self._kind, [values], [grads], [first], [second], [steps], learning_rate, part_decay)
                 continue
             grads.add_(values, alpha=part_decay)
             if self._kind == "sgd":
@@ -126,24 +129,6 @@ class GroupOptimizer:
         return layout | {"vectors": (vectors, torch.float32)}
 
     # -- AdamW --------------------------------------------------------------------------------------------------------
-
-    def _fused(self, values: Tensor, grads: Tensor, part: slice, decay: float, learning_rate: float) -> None:
-        update = torch._fused_adamw_ if self._kind == "adamw" else torch._fused_adam_
-        update(
-            [values],
-            [grads],
-            [self.state["first"][part]],
-            [self.state["second"][part]],
-            [],
-            [torch.tensor(float(self.steps), device=values.device)],
-            lr=learning_rate,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            weight_decay=decay,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-        )
 
     def _packed(self, gradient: Tensor, learning_rate: float) -> None:
         """AdamW (arXiv 1412.6980, algorithm 1, and 1711.05101) with both moments in 8 bits."""

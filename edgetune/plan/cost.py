@@ -27,9 +27,7 @@ MODEL = "edgetune.plan.cost/4"
 _LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
 # What a run under a cap reckons with for saving at its end: so many times what is known, and this at least.
 AMPLY, LEAST_SAVE_S = 1.25, 0.2
-# An evaluation of so many batches is worth a sample of its pace; one of fewer, or over features that are still to be
-# prepared, is expected to go at the pace of training.
-SAMPLED_BATCHES = 8
+SAMPLED_BATCHES = 8  # of an evaluation that is worth a sample of its pace
 
 
 class Cost(NamedTuple):
@@ -72,6 +70,14 @@ class Cost(NamedTuple):
     def needed_s(self, epochs: float) -> float:
         """Of a cap, to get through so many epochs."""
         return self.total_s(epochs) + self.reserve_s
+
+
+def sampled(val_images: int, batch_size: int, over_features: bool) -> bool:
+    """Whether a run under a cap learns from a sample what an evaluation takes.
+
+    A short one, or one over features that are still to be prepared, is expected to go at the pace of training.
+    """
+    return val_images >= SAMPLED_BATCHES * batch_size and not over_features
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -117,8 +123,9 @@ def time_of(
         weights = -(-val_images // job.batch_size) * clock.ready_s(job.lowest)
     step = parts * slower * (clock.forward() + clock.backward()) + kept + update + job.batch_size * image
     evaluation = val_images * (evaluating + image) + weights + -(-val_images // part) * clock.merging_s()
-    sampled = val_images >= SAMPLED_BATCHES * job.batch_size and not job.over_features
-    sampled_s = (AMPLY + 2 * job.batch_size / max(1, val_images)) * evaluation  # a batch is passed twice
+    first_evaluation = val_images * step / job.batch_size
+    if sampled(val_images, job.batch_size, job.over_features):
+        first_evaluation = (AMPLY + 2 * job.batch_size / val_images) * evaluation  # a batch is passed twice
     steps = -(-train_images // job.batch_size)
     # the last batch of an epoch may be a small one
     epoch = train_images / job.batch_size * (step - update) + steps * update
@@ -133,7 +140,7 @@ def time_of(
         first_step_s=clock.first_step_s(),
         evaluations=evaluations,
         save_s=clock.save_s(),
-        first_eval_s=sampled_s if sampled else val_images * step / job.batch_size,
+        first_eval_s=first_evaluation,
     )
 
 

@@ -244,7 +244,7 @@ class _Sizes:
     def _quick(self, job: Job, limits: Limits) -> bool:
         """Whether the shortest run is within the caps on time and energy."""
         one_s, one_j = self.shortest(job)
-        return _within(limits.time_s, one_s) and _within(limits.energy_j, one_j)
+        return within(limits.time_s, one_s) and within(limits.energy_j, one_j)
 
     def shortest(self, job: Job) -> tuple[float | None, float | None]:
         """Seconds and joules of the shortest run; None where they are unknown."""
@@ -374,13 +374,14 @@ class _Nearest:
         if fitting is None:
             return
         one_s, one_j = sizes.shortest(fitting)
-        if one_j is not None and _within(limits.time_s, one_s):
+        if one_j is not None and within(limits.time_s, one_s):
             self.energy_j = min(self.energy_j or math.inf, one_j * _ROUNDING)
-        if one_s is not None and _within(limits.energy_j, one_j):
+        if one_s is not None and within(limits.energy_j, one_j):
             self.time_s = min(self.time_s or math.inf, one_s * _ROUNDING)
 
 
-def _within(cap: float | None, value: float | None) -> bool:
+def within(cap: float | None, value: float | None) -> bool:
+    """Whether a value keeps to a cap; one that is unknown does."""
     return cap is None or value is None or value <= cap
 
 
@@ -432,4 +433,5 @@ __all__ = [
     "micro_batches",
     "nearest_feasible",
     "search",
+    "within",
 ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from edgetune.plan.bill import FLOAT_BYTES
 from edgetune.schema import Compute, TensorCost
 
-_FLOAT_BYTES = 4
 COPY_BYTES_PER_S = 4e9  # where no probe says
 # Where no probe says, a number takes as long as copying so many floats; measured on two x86 cores.
 _GUESSED_COPIES = {
@@ -52,7 +52,7 @@ class TensorPrices:
     """
 
     def __init__(self, compute: Compute) -> None:
-        copies_per_s = (compute.copy_bytes_per_s or COPY_BYTES_PER_S) / _FLOAT_BYTES
+        copies_per_s = (compute.copy_bytes_per_s or COPY_BYTES_PER_S) / FLOAT_BYTES
         self._prices = {key: Price(0.0, copies / copies_per_s) for key, copies in _GUESSED_COPIES.items()}
         probed: dict[tuple[str, str], list[TensorCost]] = {}
         for cost in compute.tensor_costs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgetune.plan.bill import expected_bill
-from edgetune.plan.search import Choice, Limits, Problem, Setting, choose
+from edgetune.plan.search import Choice, Limits, Problem, Setting, choose, within
 from edgetune.schema import Alternative
 
 _SHARES = (1 / 6, 1 / 4, 1 / 2, 3 / 4, 1)  # of the blocks, beside the first few
@@ -59,13 +59,9 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
     most = problem.peak_bytes(job)
     total_s = choice.cost.total_s(choice.epochs) if choice.cost else None
     joules = None if total_s is None or problem.watts is None else total_s * problem.watts
-    reserve_s = choice.cost.reserve_s if choice.cost else 0.0
-    reserve_j = reserve_s * (problem.watts or 0.0)
-    within = (
-        (limits.memory_bytes is None or most <= limits.memory_bytes)
-        and (limits.time_s is None or total_s is None or total_s + reserve_s <= limits.time_s)
-        and (limits.energy_j is None or joules is None or joules + reserve_j <= limits.energy_j)
-    )
+    needed_s = choice.cost.needed_s(choice.epochs) if choice.cost else None
+    needed_j = None if needed_s is None or problem.watts is None else needed_s * problem.watts
+    fits = within(limits.memory_bytes, most) and within(limits.time_s, needed_s) and within(limits.energy_j, needed_j)
     return Alternative(
         trained_blocks=sum(job.trainable),
         k=job.k,
@@ -80,7 +76,7 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
         total_energy_j=joules,
         work_per_epoch=choice.price,
         learning=choice.learning / chosen.learning,
-        within_caps=within or choice is chosen,
+        within_caps=fits or choice is chosen,
         chosen=choice is chosen,
     )
 

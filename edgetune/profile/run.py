@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -102,14 +103,10 @@ def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict
         said = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError:
         return
-    if "block" in said or "tensor" in said:
-        try:
-            if "block" in said:
-                fields["block_costs"].append(msgspec.convert(said["block"], BlockCost))
-            else:
-                fields["tensor_costs"].append(msgspec.convert(said["tensor"], TensorCost))
-        except msgspec.ValidationError:
-            return
+    if "block" in said:
+        _add(said["block"], BlockCost, fields["block_costs"])
+    elif "tensor" in said:
+        _add(said["tensor"], TensorCost, fields["tensor_costs"])
     elif "gemm" in said:
         fields["gemm_flops"].update(said["gemm"])
     elif "warning" in said:
@@ -118,6 +115,12 @@ def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict
         memory.update({name: size for name, size in said["memory"].items() if name in _GPU_MEMORY and size > 0})
     elif "compute" in said:
         fields.update({name: value for name, value in said["compute"].items() if name in Compute.__struct_fields__})
+
+
+def _add(said: object, kind: type[Any], costs: list[Any]) -> None:
+    """Put a cost beside the others, if it is one."""
+    with suppress(msgspec.ValidationError):
+        costs.append(msgspec.convert(said, kind))
 
 
 def _failure(status: int | None, err: bytes, timeout_s: float) -> str | None:

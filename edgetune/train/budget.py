@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
-from edgetune.plan.cost import AMPLY, LEAST_SAVE_S, SAMPLED_BATCHES
+from edgetune.plan.cost import AMPLY, LEAST_SAVE_S, sampled
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.governor import Governor, Spent
 from edgetune.train.progress import Pace
@@ -74,8 +74,8 @@ class Budget:
     def unsampled(self) -> bool:
         """Whether a batch should be evaluated to see what a whole evaluation takes, which a cap must leave room for."""
         known = self.pace.evaluation_s is not None or self.pace.evaluated_image_s is not None
-        many = self._val_images >= SAMPLED_BATCHES * self._plan.batch_size and not self._plan.feature_cache
-        return self._governor.budgeted and many and not known
+        worth_it = sampled(self._val_images, self._plan.batch_size, self._plan.feature_cache is not None)
+        return self._governor.budgeted and worth_it and not known
 
     def note_sample(self, image_s: float | None) -> None:
         """Evaluating takes so long for each image; as long as training on it where that is not known."""

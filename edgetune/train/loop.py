@@ -349,8 +349,9 @@ class Loop:
 
     def _calibrate(self, *, ended: bool = False) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
-        seen = (self.progress, self.budget, len(self.train), self._spent(), self.meters.memory)
-        found = calibrated(self.plan, *seen, ended=ended)
+        found = calibrated(
+            self.plan, self.progress, self.budget, len(self.train), self._spent(), self.meters.memory, ended=ended
+        )
         schema.save(msgspec.structs.replace(self.plan, calibrated=found), self.folder.plan)
 
     def _tighten(self, reason: str) -> bool:

@@ -62,7 +62,7 @@ def test_a_sample_of_the_first_evaluation_leaves_a_cap_more_room_for_training(
     """Without one, twelve images to evaluate are expected to take as long as training on them: two seconds."""
     steps = []
     for batches in (8, 1):  # of an evaluation that is worth a sample; this one has two
-        monkeypatch.setattr("edgetune.train.budget.SAMPLED_BATCHES", batches)
+        monkeypatch.setattr("edgetune.plan.cost.SAMPLED_BATCHES", batches)
         made = stage(epochs=40, time_s=9.0)
         made.plan = msgspec.structs.replace(made.plan, feature_cache=None)
         made.engine.evaluated_image_s = 0.02
@@ -77,7 +77,7 @@ def test_a_sample_of_the_first_evaluation_leaves_a_cap_more_room_for_training(
 
 
 def test_nothing_is_sampled_where_nothing_is_capped(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune.train.budget.SAMPLED_BATCHES", 1)
+    monkeypatch.setattr("edgetune.plan.cost.SAMPLED_BATCHES", 1)
     made = stage(epochs=2)
     made.plan = msgspec.structs.replace(made.plan, feature_cache=None)
     loop = made.loop()
@@ -88,7 +88,7 @@ def test_nothing_is_sampled_where_nothing_is_capped(stage: Any, monkeypatch: pyt
 def test_a_sample_that_memory_runs_out_over_leaves_the_pace_of_training(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetune.train.budget.SAMPLED_BATCHES", 1)
+    monkeypatch.setattr("edgetune.plan.cost.SAMPLED_BATCHES", 1)
     made = stage(epochs=40, time_s=16.0)
     made.plan = msgspec.structs.replace(made.plan, feature_cache=None)
     evaluate = made.engine.evaluate
