@@ -52,7 +52,7 @@ $(INSTALLED):
 $(INSTALLED_DEV):
 	$(call install,dev)
 
-demo: $(INSTALLED) ## profile, plan, fine-tune and evaluate on bundled data: the whole loop in three minutes
+demo: $(INSTALLED) ## profile, plan, fine-tune and evaluate on bundled data: the whole loop, under a minute once installed
 	@bash scripts/demo.sh $(EDGETUNE) $(DEMO)
 
 test: lint ## everything CI runs: lint, types, tests

@@ -38,7 +38,48 @@ _LARGEST_FP16 = 65504.0
 _TINIEST = np.finfo(np.float32).tiny  # scale of a token of zeros
 
 
-class FeatureWriter:
+class _Records:
+    """What can be read of a file: its first `complete` records. Only one thread may read at a time."""
+
+    path: Path
+    shape: tuple[int, int]  # tokens and width of a record
+    precision: Precision
+    complete: int  # records, from the first on
+    _handle: int
+    _seed: int
+    _record: NDArray[np.void]
+
+    def read(
+        self, indices: Sequence[int] | NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The features of the records `indices`, in that order.
+
+        Args:
+            indices: their numbers.
+            out: an array (at least n, tokens, width) to fill instead of a new one.
+
+        Returns:
+            An array (n, tokens, width).
+
+        Raises:
+            IndexError: there is no such record.
+            InputError: a record is damaged.
+        """
+        features = np.empty((len(indices), *self.shape), np.float32) if out is None else out[: len(indices)]
+        for index, values in zip(indices, features, strict=True):
+            if not 0 <= index < self.complete:
+                raise IndexError(f"{self.path} has {self.complete} records, none is number {index}")
+            try:
+                whole = _read(self._handle, self._record, int(index), self._seed)
+            except OSError as error:
+                raise InputError(f"{self.path} can't be read ({error.strerror}); delete it and start again.") from None
+            if not whole:
+                raise InputError(f"{self.path} is damaged at record {index}; delete it and start again.")
+            _decode(self._record[0], values, self.precision)
+        return features
+
+
+class FeatureWriter(_Records):
     """A file of features in the making, which goes on where a killed run of the same key left it.
 
     Args:
@@ -135,6 +176,11 @@ class FeatureWriter:
         """Let go of the file; unless finished, it stays for another writer to go on with."""
         self._close()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file so far."""
+        return self._place(self.complete)
+
     def _place(self, index: int) -> int:
         return HEADER_BYTES + index * self._type.itemsize
 
@@ -149,14 +195,14 @@ class FeatureWriter:
         self.close()
 
 
-class FeatureFile:
-    """A finished file of features; `open` makes one. Only one thread may read at a time."""
+class FeatureFile(_Records):
+    """A finished file of features; `open` makes one."""
 
     def __init__(self, path: Path, handle: int, fields: dict[str, Any]) -> None:
         self.path = path
-        self.count: int = fields["count"]
-        self.shape: tuple[int, int] = (fields["shape"][0], fields["shape"][1])
-        self.precision: Precision = fields["precision"]
+        self.count = self.complete = int(fields["count"])
+        self.shape = (fields["shape"][0], fields["shape"][1])
+        self.precision = fields["precision"]
         self._seed = zlib.crc32(fields["key"].encode())
         self._record = np.zeros(1, _record(self.shape, self.precision))
         self._handle = handle
@@ -192,35 +238,6 @@ class FeatureFile:
         finally:
             if not keep:
                 os.close(handle)
-
-    def read(
-        self, indices: Sequence[int] | NDArray[np.int64], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """The features of the records `indices`, in that order.
-
-        Args:
-            indices: their numbers.
-            out: an array (at least n, tokens, width) to fill instead of a new one.
-
-        Returns:
-            An array (n, tokens, width).
-
-        Raises:
-            IndexError: there is no such record.
-            InputError: a record is damaged.
-        """
-        features = np.empty((len(indices), *self.shape), np.float32) if out is None else out[: len(indices)]
-        for index, values in zip(indices, features, strict=True):
-            if not 0 <= index < self.count:
-                raise IndexError(f"{self.path} has {self.count} records, none is number {index}")
-            try:
-                whole = _read(self._handle, self._record, int(index), self._seed)
-            except OSError as error:
-                raise InputError(f"{self.path} can't be read ({error.strerror}); delete it and start again.") from None
-            if not whole:
-                raise InputError(f"{self.path} is damaged at record {index}; delete it and start again.")
-            _decode(self._record[0], values, self.precision)
-        return features
 
     def close(self) -> None:
         """Let go of the file; so does the last reference to it."""

@@ -128,19 +128,26 @@ class Loader:
         """Files of the images that `epoch` handed out, in that order."""
         return [self.samples[index].path for index in self.order(epoch) if index not in self._bad]
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, stop_batch: int | None = None) -> Iterator[Batch]:
         """The batches of an epoch.
 
         Args:
             epoch: its number, from 0.
             start_batch: leave out as many batches at the start, without reading them.
+            stop_batch: the one after the last; None: all there are.
 
         Raises:
             InputError: no image of a class can be read (with `shuffle`), or none at all.
         """
-        yield from self._read(epoch, list(self.plan(epoch, start_batch)))
+        yield from self._read(epoch, list(self.plan(epoch, start_batch, stop_batch)))
 
-    def prepare(self, epoch: int, micro_batch_size: int = 1) -> Generator[int, None, None]:
+    def stretches(self, epoch: int, start_batch: int = 0) -> Iterator[range]:
+        """An epoch is one stretch: nothing is prepared before it."""
+        yield range(start_batch, self.batches)
+
+    def prepare(
+        self, epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1
+    ) -> Generator[int, None, None]:
         """Nothing to do before an epoch: images are read as they are asked for."""
         yield from ()
 
@@ -148,23 +155,23 @@ class Loader:
         """Nothing is prepared, so there is nothing to need less for."""
         return False
 
-    def plan(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def plan(
+        self, epoch: int, start_batch: int = 0, stop_batch: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Number and image indices of each batch of an epoch, unread; unreadable images included."""
         order = self.order(epoch)
-        for number in range(start_batch, self.batches):
+        for number in range(start_batch, self.batches if stop_batch is None else min(stop_batch, self.batches)):
             yield number, order[number * self.batch_size :][: self.batch_size]
 
-    def in_order(self, batch_size: int, start: int, stop: int, view: int | None = None) -> Iterator[Batch]:
-        """Images `start` to `stop` in the order of the samples: their centres, or what augmentation makes of them.
+    def pick(self, indices: NDArray[np.int64], batch_size: int, view: int | None = None) -> Iterator[Batch]:
+        """Images in the order given: their centres, or what augmentation makes of them.
 
         Args:
+            indices: positions in the samples.
             batch_size: images per batch.
-            start: first image.
-            stop: the one after the last.
             view: the epoch whose augmentation to use; None leaves the images plain.
         """
-        places = range(start, stop, batch_size)
-        parts = [np.arange(place, min(place + batch_size, stop)) for place in places]
+        parts = [indices[place : place + batch_size] for place in range(0, len(indices), batch_size)]
         yield from self._read(view, list(enumerate(parts)))
 
     def _read(self, epoch: int | None, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Iterator[Batch]:

@@ -82,6 +82,16 @@ def throttled(changes: Mapping[str, int | None]) -> bool | None:
     return False if telling and None not in telling else None
 
 
+def slowing(before: Mapping[str, int | None], after: Mapping[str, int | None]) -> str | None:
+    """What slowed the machine between two readings, and how hot it is now; None where nothing is known to have."""
+    changes = delta(before, after)
+    if not throttled(changes):
+        return None
+    causes = [name for name, value in changes.items() if value and throttled({name: value})]
+    hot = [value for name, value in after.items() if value is not None and name.endswith("_mc")]
+    return ", ".join(causes) + (f"; the hottest zone has {max(hot) / 1000:.0f} °C now" if hot else "")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # parsers
 # ---------------------------------------------------------------------------------------------------------------------

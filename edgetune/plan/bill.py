@@ -274,6 +274,11 @@ def optimizer_bytes(job: Job) -> int:
     return {"adamw": 2, "adam": 2, "sgd": 1}[job.optimizer] * FLOAT_BYTES * trainable_count(job)
 
 
+def state_bytes(job: Job) -> int:
+    """Of a state on disk, from which a run goes on: what trains, and the optimizer's part."""
+    return optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)
+
+
 def data_bytes(job: Job) -> int:
     """The batch in use and the one being fetched, what decoding needs, and the workers."""
     images = FLOAT_BYTES * job.batch_size * 3 * job.spec.image_size**2

@@ -13,10 +13,14 @@ import msgspec
 
 from edgetune.data.sizes import feature_bytes
 from edgetune.model.spec import ViTSpec
+from edgetune.plan.bill import filling_part
 from edgetune.plan.job import Job, entering, job_for
+from edgetune.plan.lean_bill import group_size
 from edgetune.plan.methods import Method
 from edgetune.schema import Engine, FeatureCachePlan
 from edgetune.units import format_size
+
+_STRETCHES = 16  # of an epoch, at most
 
 
 def fit_to_disk(
@@ -78,6 +82,17 @@ def planned_cache(job: Job, train_images: int, val_images: int, evaluations: int
         train_bytes=levers.feature_views * feature_bytes(train_images, (tokens, spec.width), precision),
         val_bytes=feature_bytes(val_images, (val_tokens, spec.width), precision) if evaluations > 1 else 0,
     )
+
+
+def stretch_batches(job: Job, batches: int) -> int:
+    """Batches of an epoch that are prepared together where a cap on time or energy may end the run.
+
+    Few, so that little is prepared in vain; but as many images as pass the frozen blocks together, at least.
+    """
+    if not job.over_features:
+        return batches
+    group = -(-group_size(job.spec, filling_part(job)) // job.batch_size)
+    return min(batches, max(group, -(-batches // _STRETCHES)))
 
 
 def disk_room(asked_bytes: int | None) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import groupby
 
-from edgetune.plan.bill import FLOAT_BYTES, blocks_trainable_count, optimizer_bytes, trainable_count
+from edgetune.plan.bill import FLOAT_BYTES, blocks_trainable_count, optimizer_bytes, state_bytes, trainable_count
 from edgetune.plan.cache import planned_cache
 from edgetune.plan.job import Job, entering
 from edgetune.plan.lean_bill import saved_numbers
@@ -220,9 +220,7 @@ class Clock:
 
     def save_s(self) -> float:
         """A state and the model, at the end of an epoch."""
-        job = self.job
-        state = optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)
-        return (state + FLOAT_BYTES * job.spec.parameter_count) / self._write_bytes_per_s
+        return (state_bytes(self.job) + FLOAT_BYTES * self.job.spec.parameter_count) / self._write_bytes_per_s
 
     def image_s(self, file_bytes: float | None) -> float:
         """Reading one image."""

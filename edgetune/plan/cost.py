@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from edgetune.plan.bill import expected_bill, filling_part, most_bytes
+from edgetune.plan.cache import stretch_batches
 from edgetune.plan.clock import Clock
 from edgetune.plan.job import Job
 from edgetune.plan.lean_bill import group_size, saved_bytes
@@ -28,6 +29,7 @@ _LEAN_ALLOCATOR = {"autograd": 1.35, "lean": 1.1}
 # What a run under a cap reckons with for saving at its end: so many times what is known, and this at least.
 AMPLY, LEAST_SAVE_S = 1.25, 0.2
 SAMPLED_BATCHES = 8  # of an evaluation that is worth a sample of its pace
+_ROUNDING = 1e-9
 
 
 class Cost(NamedTuple):
@@ -44,6 +46,7 @@ class Cost(NamedTuple):
     evaluations: float = 1.0  # an epoch
     save_s: float = 0.0  # at the end of an epoch: a state and the model
     first_eval_s: float = 0.0  # as a run expects it before there was one
+    stretch: float = 1.0  # epochs whose images are prepared together under a cap
 
     def between_s(self, epochs: float) -> float:
         """What so many epochs take besides training; a run always ends with an evaluation and a save."""
@@ -55,7 +58,9 @@ class Cost(NamedTuple):
 
     def filling_s(self, epochs: float) -> float:
         """Of that, what the epochs themselves spend."""
-        return self.first_step_s + self.view_s * min(self.views, max(1, math.ceil(epochs)))
+        whole = math.floor(epochs + _ROUNDING)
+        begun = min(1.0, math.ceil((epochs - whole) / self.stretch - _ROUNDING) * self.stretch)
+        return self.first_step_s + self.view_s * min(self.views, whole + begun)
 
     def total_s(self, epochs: float) -> float:
         """The whole run."""
@@ -141,6 +146,7 @@ def time_of(
         evaluations=evaluations,
         save_s=clock.save_s(),
         first_eval_s=first_evaluation,
+        stretch=stretch_batches(job, steps) / steps,
     )
 
 

@@ -417,10 +417,20 @@ def _epochs_for(cost: Cost, seconds: float, evaluating_s: float) -> float:
     filling_s = each_s + cost.view_s  # an epoch that also fills a view of the cache
     if left_s >= cost.views * filling_s:
         return (left_s - cost.views * cost.view_s) / each_s
-    whole = max(0, math.floor(left_s / filling_s))
-    if not whole:  # saved at its end, whenever that is
-        return max(0.0, (left_s - cost.view_s - cost.save_s) / (cost.epoch_s + evaluating_s))
-    return whole + max(0.0, (left_s - whole * filling_s - cost.view_s) / each_s)
+    if left_s >= filling_s:
+        return _stretched(left_s, cost, each_s)
+    # saved at its end, whenever that is
+    return _stretched(left_s - cost.save_s, cost, cost.epoch_s + evaluating_s)
+
+
+def _stretched(seconds: float, cost: Cost, each_s: float) -> float:
+    """Epochs that fit so many seconds, where images are prepared for a stretch of an epoch at a time."""
+    epochs = 0.0
+    for part in (1.0, cost.stretch):
+        count = max(0, math.floor(seconds / (part * (cost.view_s + each_s))))
+        epochs, seconds = epochs + count * part, seconds - count * part * (cost.view_s + each_s)
+    begun = max(0.0, seconds - cost.stretch * cost.view_s) / each_s
+    return epochs + min(begun, math.ceil(epochs + _SLACK) - epochs)
 
 
 __all__ = [

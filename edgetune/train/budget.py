@@ -6,6 +6,7 @@ evaluation and a save must always still be possible; they are inside the budget.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from edgetune.train.progress import Pace
 
 _RECENT_STEPS = 20  # whose median says what a step takes
 _UNSETTLED_STEPS = 2
-_WRITE_BYTES_PER_S = 50e6  # of a slow disk: until a model was written
+_WRITE_BYTES_PER_S = 50e6  # of a slow disk: until something was written
+_TELLING_SHARE = 0.25  # of the model: a smaller file's time is that of bringing it to the disk, whatever its size
 
 
 class Budget:
@@ -28,28 +30,38 @@ class Budget:
         governor: holds the caps.
         val_images: in an evaluation.
         weights_bytes: of the whole model, as it is saved.
+        state_bytes: of a state: what trains, and the optimizer's part.
         spent: says what is used up.
     """
 
     def __init__(
-        self, plan: Plan, governor: Governor, val_images: int, weights_bytes: int, spent: Callable[[], Spent]
+        self,
+        plan: Plan,
+        governor: Governor,
+        val_images: int,
+        weights_bytes: int,
+        state_bytes: int,
+        spent: Callable[[], Spent],
     ) -> None:
         self._plan, self._governor, self._val_images, self._spent = plan, governor, val_images, spent
-        self._weights_bytes = weights_bytes
+        self._weights_bytes, self._state_bytes = weights_bytes, state_bytes
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._steps = 0  # of this sitting
+        self._resumed = False  # with an earlier sitting's pace
+        self._prepared_steps = 0  # of the run, before which nothing is to be prepared any more
         self.pace = Pace()
 
     def resume(self, pace: Pace) -> None:
         """Go by what an earlier sitting saw, until there is more to go by."""
         self.pace = pace
-        if pace.step_s:
+        self._resumed = pace.step_s > 0
+        if self._resumed:
             self._recent_s.append(pace.step_s)
 
     @property
     def settled(self) -> bool:
         """Whether a step's time is known well enough to say how long the run will be."""
-        return self._steps > _UNSETTLED_STEPS or len(self._recent_s) > self._steps  # an earlier sitting's pace
+        return self._resumed or self._steps > _UNSETTLED_STEPS
 
     @property
     def most_epochs(self) -> int:
@@ -70,6 +82,10 @@ class Budget:
         """Preparing images takes so long for each."""
         self.pace.image_s = image_s
 
+    def note_prepared(self, epoch: int, stop_batch: int) -> None:
+        """The batches of an epoch are prepared up to one."""
+        self._prepared_steps = epoch * self._plan.steps_per_epoch + stop_batch
+
     @property
     def unsampled(self) -> bool:
         """Whether a batch should be evaluated to see what a whole evaluation takes, which a cap must leave room for."""
@@ -85,13 +101,20 @@ class Budget:
         """An evaluation took so long, its images prepared before."""
         self.pace.evaluation_s = seconds
 
+    def note_written(self, size_bytes: int, seconds: float) -> None:
+        """A file of the run took so long; the disk is as fast as it was for the slowest of those that are large."""
+        if size_bytes >= _TELLING_SHARE * self._weights_bytes and seconds > 0:
+            slowest = self.pace.write_bytes_per_s
+            self.pace.write_bytes_per_s = min(size_bytes / seconds, math.inf if slowest is None else slowest)
+
     def note_weights(self, seconds: float) -> None:
-        """Writing the whole model took so long."""
+        """Writing the whole model, and what is kept beside it, took so long."""
         self.pace.weights_s = max(seconds, self.pace.weights_s or 0.0)
 
     def note_state(self, seconds: float) -> None:
-        """Writing a state took so long."""
-        self.pace.state_s = max(seconds, self.pace.state_s)
+        """Writing a state took so long; one before the first step, which has less in it, says nothing."""
+        if self.pace.step_s:
+            self.pace.state_s = max(seconds, self.pace.state_s or 0.0)
 
     # -- what is to be expected ---------------------------------------------------------------------------------------
 
@@ -121,13 +144,12 @@ class Budget:
     @property
     def save_s(self) -> float:
         """What the end of an epoch writes: a state, and the model if it is the best so far."""
-        return self._weights_s + self.pace.state_s
+        return self._written_s(self.pace.weights_s, self._weights_bytes) + self._written_s(
+            self.pace.state_s, self._state_bytes
+        )
 
-    @property
-    def _weights_s(self) -> float:
-        if self.pace.weights_s is not None:
-            return self.pace.weights_s
-        return self._weights_bytes / _WRITE_BYTES_PER_S
+    def _written_s(self, known_s: float | None, size_bytes: int) -> float:
+        return size_bytes / (self.pace.write_bytes_per_s or _WRITE_BYTES_PER_S) if known_s is None else known_s
 
     def expected_steps(self, step: int) -> float:
         """Steps that the run will have had when it ends: those planned, or fewer where a cap will be spent before."""
@@ -137,8 +159,24 @@ class Budget:
         if not self._recent_s:
             return max(step + 1, min(most, self._plan.total_steps))
         each_s = self.step_s + self.evaluation_s / (self._plan.recipe.evaluate_every * self._plan.steps_per_epoch)
-        left = self._governor.steps_left(self._spent(), self._reserve_s(), each_s)
-        return min(most, step + max(1.0, left))
+        if not each_s:
+            return most
+        left_s = self._governor.seconds_left(self._spent(), self._reserve_s())
+        ready, left = max(0, self._prepared_steps - step), 0.0
+        for steps, takes_s in ((ready, each_s), (self.unprepared_steps(step, most), each_s + self._preparing_step_s)):
+            done = min(steps, left_s / takes_s)
+            left, left_s = left + done, left_s - done * takes_s
+        return min(most, step + max(1.0, left + left_s / each_s))
+
+    def unprepared_steps(self, step: int, stop_step: int) -> int:
+        """How many steps from one to another are over images that are still to be prepared for them."""
+        cache = self._plan.feature_cache
+        in_views = cache.views * self._plan.steps_per_epoch if cache else 0
+        return max(0, min(in_views, stop_step) - max(step, self._prepared_steps))
+
+    @property
+    def _preparing_step_s(self) -> float:
+        return self._plan.batch_size * self.pace.image_s
 
     def ended_by(self, step: int) -> StoppedBy | None:
         """What ends the run after so many steps: the cap that another step, an evaluation and saving would break.
@@ -154,9 +192,9 @@ class Budget:
         return self._over(self._reserve_s() + self.evaluation_s) is not None
 
     def _reserve_s(self) -> float:
-        """Two steps, an evaluation, and what a run leaves: its best and its last weights, and a state."""
+        """Two steps, an evaluation, and what is written then: best and last weights, an epoch's state and the last."""
         last_s = self._recent_s[-1] if self._recent_s else 0.0
-        saving_s = LEAST_SAVE_S + AMPLY * (2 * self._weights_s + self.pace.state_s)
+        saving_s = LEAST_SAVE_S + 2 * AMPLY * self.save_s
         return 2 * max(last_s, self.step_s) + saving_s + self.evaluation_s
 
     def _over(self, reserve_s: float) -> StoppedBy | None:

@@ -25,7 +25,7 @@ def calibrated(
         memory: what the run took at its peak so far.
         ended: nothing is to come.
     """
-    views = min(plan.feature_cache.views, plan.epochs) if plan.feature_cache else 1
+    views = min(plan.feature_cache.views, plan.epochs) if plan.feature_cache else 0
     preparing_s = views * budget.preparing_image_s * images
     left_steps = max(0, plan.total_steps - progress.step)
     left_epochs = max(0, plan.epochs - progress.epoch)
@@ -33,7 +33,8 @@ def calibrated(
     if plan.recipe.evaluate_steps:
         evaluations += left_steps // plan.recipe.evaluate_steps
     left_s = left_steps * budget.step_s + left_epochs * budget.save_s + evaluations * budget.evaluation_s
-    left_s += preparing_s * (views - min(views, progress.epoch + 1)) / views  # of those that are to come
+    unprepared = budget.unprepared_steps(progress.step, plan.total_steps)
+    left_s += unprepared * plan.batch_size * budget.preparing_image_s
     if ended:
         left_s = 0.0
     unknown = spent.joules is None or spent.watts is None

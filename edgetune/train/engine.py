@@ -55,8 +55,13 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def prepare(self, epoch: int, micro_batch_size: int) -> Generator[int, None, None]:
-        """Do what an epoch needs done before its first batch, so many images at a time, between which one may give up.
+    def stretches(self, epoch: int, start_batch: int = 0) -> Iterator[range]:
+        """The rest of an epoch in stretches of batches: `prepare` each before its batches are asked for."""
+
+    def prepare(
+        self, epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1
+    ) -> Generator[int, None, None]:
+        """Do what an epoch's batches before one need done, so many images at a time, between which one may give up.
 
         Raises:
             OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and after `ease` less is needed.
@@ -65,8 +70,8 @@ class Source(Protocol):
     def ease(self) -> bool:
         """Need less memory while preparing from now on; False where that is as little as it can be."""
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from one of them on."""
+    def epoch(self, epoch: int, start_batch: int = 0, stop_batch: int | None = None) -> Iterator[Batch]:
+        """The batches of an epoch, from one of them on and up to another."""
 
     def take_bytes_written(self) -> int:
         """Bytes written to the disk since this was last asked."""
@@ -77,6 +82,8 @@ class Source(Protocol):
 
 class Engine(Protocol):
     """A model in training."""
+
+    base_s: float | None  # what writing the base took, where that was before the engine was there
 
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
         """One optimizer step on a batch, in exact accumulation over micro-batches.

@@ -1,11 +1,15 @@
 """Batches of cached features, in the place of batches of images.
 
-`FeatureLoader` answers what the loop asks of a `Loader`. The first epoch of a view first passes every image through the
+`FeatureLoader` answers what the loop asks of a `Loader`. The first epoch of a view passes every image through the
 frozen blocks and keeps what enters the lowest trained one on disk; batches of that and of later epochs are read from
 there. Which images a batch holds, and in which order, is the image loader's doing, so a run with a cache sees what the
 run without would see, but for augmentation: view 0 is the plain image, as validation sees it, view v > 0 is what
 augmentation makes of it in epoch v, and epochs take turns with the views. (A single random view would be the worst of
 both: not what validation shows, and no variety either.)
+
+Records lie in the order in which a view's first epoch shows their images. A run that no cap ends prepares a view whole;
+under a cap on time or energy, an epoch is prepared in stretches, each before its batches: a run that the cap ends in
+its first epoch has trained on the images it prepared, instead of having prepared images it never trained on.
 
 Images pass in groups of a few MiB, since a group reads the frozen blocks' weights once, from disk as a rule. An image
 that can't be read leaves a record of zeros, which no network computes, and is left out of its batches.
@@ -28,6 +32,7 @@ from edgetune.data.loader import Batch, Loader
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import filling_part
+from edgetune.plan.cache import stretch_batches
 from edgetune.plan.job import job_of
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan, Plan
@@ -79,6 +84,7 @@ class FeatureLoader:
         name: of this part of the data set, for the files' names.
         all_tokens: keep every token, as evaluation wants it.
         views: augmented views to keep.
+        stretch: batches of an epoch that are prepared together; None: all.
     """
 
     def __init__(
@@ -91,12 +97,16 @@ class FeatureLoader:
         *,
         all_tokens: bool,
         views: int,
+        stretch: int | None = None,
     ) -> None:
         self._loader, self._engine, self._cache = loader, engine, cache
         self._folder, self._name = folder, name
         self._all_tokens, self._views = all_tokens, views
-        self._files: dict[int, FeatureFile] = {}
+        self._stretch = loader.batches if stretch is None else stretch
+        self._files: dict[int, FeatureFile | FeatureWriter] = {}  # of views; one in the making is read from already
+        self._records: dict[int, NDArray[np.int64]] = {}  # of views: which record is an image's
         self._bytes_written = 0
+        self._bytes_told = 0  # of a file in the making
         self._grouped = True  # until memory is short
 
     # -- as a Loader --------------------------------------------------------------------------------------------------
@@ -122,33 +132,54 @@ class FeatureLoader:
             file.close()
         self._files.clear()
 
-    def prepare(self, epoch: int, micro_batch_size: int) -> Generator[int, None, None]:
+    def stretches(self, epoch: int, start_batch: int = 0) -> Iterator[range]:
+        """The rest of an epoch in parts that are prepared one by one; where its view is there already, in one."""
+        batches = self._loader.batches
+        while start_batch < batches:
+            stop = batches
+            if not isinstance(self._files.get(epoch % self._views), FeatureFile):
+                stop = min(batches, (start_batch // self._stretch + 1) * self._stretch)
+            yield range(start_batch, stop)
+            start_batch = stop
+
+    def prepare(
+        self, epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1
+    ) -> Generator[int, None, None]:
         """Fill the cache of the epoch's view, a group of images at a time: how many; nothing where that is done.
+
+        Args:
+            epoch: its number, from 0.
+            stop_batch: the batch before which all have to be there; None: all of the epoch.
+            micro_batch_size: images that train at a time.
 
         Raises:
             OutOfMemoryError: there is no memory for a group; `ease` makes them smaller.
         """
         view = epoch % self._views
-        if view in self._files:
+        file = self._files.get(view) or self._open(view, trained_on=(stop_batch or 0) > self._stretch)
+        if isinstance(file, FeatureFile):
             return
-        path, key = self._folder / f"features-{self._name}-{view}", self._key(view)
-        file = FeatureFile.open(path, key)
-        if file is None:
-            yield from self._fill(path, key, view, micro_batch_size)
+        wanted = len(self) if stop_batch is None else min(len(self), stop_batch * self._loader.batch_size)
+        if file.complete < wanted:
+            yield from self._fill(file, view, wanted, micro_batch_size)
             self._engine.free_frozen()
             release_free_memory()  # training has tensors of other sizes
-            file = FeatureFile.open(path, key)
-        if file is None:
-            raise InputError(f"{path} was removed while it was needed; go on with --resume.")
-        self._files[view] = file
+        if file.complete == len(self):
+            file.finish()
+            self._count(file)
+            finished = FeatureFile.open(file.path, self._key(view))
+            if finished is None:
+                raise InputError(f"{file.path} was removed while it was needed; go on with --resume.")
+            self._files[view] = finished
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, stop_batch: int | None = None) -> Iterator[Batch]:
         """The batches of an epoch; see `Loader.epoch`. Their `images` are features (B, N, C)."""
-        for _ in self.prepare(epoch, self._engine.plan.micro_batch_size):
+        for _ in self.prepare(epoch, stop_batch, self._engine.plan.micro_batch_size):
             pass
-        file = self._files[epoch % self._views]
-        for number, indices in self._loader.plan(epoch, start_batch):
-            features = file.read(indices)
+        view = epoch % self._views
+        file, records = self._files[view], self._records[view]
+        for number, indices in self._loader.plan(epoch, start_batch, stop_batch):
+            features = file.read(records[indices])
             there = features.any(axis=(1, 2))
             if not there.all():
                 features, indices = features[there], indices[there]
@@ -160,14 +191,41 @@ class FeatureLoader:
 
     def take_bytes_written(self) -> int:
         """Bytes written to the cache since this was last asked."""
+        for file in self._files.values():
+            if isinstance(file, FeatureWriter) and self._stretch < self._loader.batches:
+                self._count(file)
         written, self._bytes_written = self._bytes_written, 0
         return written
+
+    def _open(self, view: int, *, trained_on: bool) -> FeatureFile | FeatureWriter:
+        """The file of a view: finished, or in the making from where an interrupted run left off.
+
+        Args:
+            view: its number.
+            trained_on: an earlier sitting trained on some of its records, and counted their bytes.
+        """
+        order = self._loader.order(view)
+        self._records[view] = np.argsort(order)
+        path, key = self._folder / f"features-{self._name}-{view}", self._key(view)
+        file: FeatureFile | FeatureWriter | None = FeatureFile.open(path, key)
+        if file is None:
+            shape = self._tokens(), self._engine.spec.width
+            file = FeatureWriter(path, count=len(self), shape=shape, precision=self._cache.precision, key=key)
+            self._bytes_told = file.size_bytes if trained_on else 0
+        self._files[view] = file
+        return file
+
+    def _count(self, file: FeatureWriter) -> None:
+        """Add to the bytes written what was added to a file, by whoever: a killed run could not count its part."""
+        self._bytes_written += file.size_bytes - self._bytes_told
+        self._bytes_told = file.size_bytes
 
     def _key(self, view: int) -> str:
         """Digest of what decides the features, besides the run's own weights and plan, which never change."""
         plan = self._engine.plan
         samples: list[Sample] = list(self.samples)
-        facts = [view, plan.seed, plan.recipe.augment, plan.recipe.flip, plan.lowest_trainable_block, samples]
+        recipe = plan.recipe
+        facts = [view, plan.seed, recipe.augment, recipe.flip, plan.lowest_trainable_block, samples, "as first shown"]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def ease(self) -> bool:
@@ -175,40 +233,35 @@ class FeatureLoader:
         eased, self._grouped = self._grouped, False
         return eased
 
-    def _fill(self, path: Path, key: str, view: int, part: int) -> Iterator[int]:
-        """Compute the features of every image, from where an interrupted run left off; yields how many at a time."""
+    def _fill(self, writer: FeatureWriter, view: int, wanted: int, part: int) -> Iterator[int]:
+        """Compute features until there are those of so many images, in whole groups; yields how many at a time."""
         engine = self._engine
         spec = engine.spec
-        tokens = self._tokens()
-        engine.rest()  # validation's features are computed between steps
+        order = self._loader.order(view)
+        engine.rest()  # features are computed between steps
         part = at_a_time(engine.plan, part) if self._grouped else part
         group = group_size(spec, part) if self._grouped else part
-        with FeatureWriter(
-            path, count=len(self), shape=(tokens, spec.width), precision=self._cache.precision, key=key
-        ) as writer:
+        with memory_errors():
+            stream = np.empty((min(group, len(self)), spec.tokens, spec.width), np.float32)
+        while writer.complete < wanted:
+            # a group begins where it would have without an interruption, so that its products are the same
+            start = writer.complete // group * group
+            stop = min(start + group, len(self))
+            found = np.zeros(stop - start, bool)
+            x = stream[: stop - start]
             with memory_errors():
-                stream = np.empty((min(group, len(self)), spec.tokens, spec.width), np.float32)
-            while writer.complete < len(self):
-                # a group begins where it would have without an interruption, so that its products are the same
-                start = writer.complete // group * group
-                stop = min(start + group, len(self))
-                found = np.zeros(stop - start, bool)
-                x = stream[: stop - start]
-                with memory_errors():
-                    for batch in self._loader.in_order(part, start, stop, view or None):
-                        assert batch.indices is not None  # of a Loader they never are
-                        places = batch.indices - start
-                        x[places] = engine.embed_images(batch.images)
-                        found[places] = True
-                    x[~found] = 0
-                    features = engine.run_frozen(x, part, all_tokens=self._all_tokens)
-                features[~found] = 0
-                written = features[writer.complete - start :]
-                writer.put(writer.complete, written)
-                engine.count_features(int(found.sum()))
-                yield len(written)
-            writer.finish()
-        self._bytes_written += path.stat().st_size  # by whoever wrote it: a killed run could not count its part
+                for batch in self._loader.pick(order[start:stop], part, view or None):
+                    assert batch.indices is not None  # of a Loader they never are
+                    places = self._records[view][batch.indices] - start
+                    x[places] = engine.embed_images(batch.images)
+                    found[places] = True
+                x[~found] = 0
+                features = engine.run_frozen(x, part, all_tokens=self._all_tokens)
+            features[~found] = 0
+            written = features[writer.complete - start :]
+            writer.put(writer.complete, written)
+            engine.count_features(int(found.sum()))
+            yield len(written)
 
     def _tokens(self) -> int:
         spec, plan = self._engine.spec, self._engine.plan
@@ -225,7 +278,9 @@ def cached_sources(
     if cache is None:
         return train, val
     at = folder.base.parent
-    features = FeatureLoader(train, engine, cache, at, "train", all_tokens=False, views=cache.views)
+    capped = plan.caps.time_s is not None or plan.caps.energy_j is not None
+    stretch = stretch_batches(job_of(plan), train.batches) if capped else None
+    features = FeatureLoader(train, engine, cache, at, "train", all_tokens=False, views=cache.views, stretch=stretch)
     if not cache.val_bytes:
         return features, val
     return features, FeatureLoader(val, engine, cache, at, "val", all_tokens=True, views=1)

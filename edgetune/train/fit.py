@@ -251,6 +251,8 @@ def _train(
             " smaller --memory."
         ) from error
     release_free_memory()  # reading weights left holes that no step fits into
+    # where the accelerator's memory is the machine's own, what is free of it is known already, and without page cache
+    room_bytes = engine.device_room_bytes if device is None or not device.unified else lambda: None
     throttle_before = read_throttle(sitting.system)
     try:
         with _interruptible() as interrupted, display:
@@ -261,7 +263,7 @@ def _train(
                 energy,
                 window,
                 sitting.started,
-                pressure=lambda: read_pressure(sitting.system)._replace(device_room_bytes=engine.device_room_bytes()),
+                pressure=lambda: read_pressure(sitting.system)._replace(device_room_bytes=room_bytes()),
                 throttle=lambda: read_throttle(sitting.system),
             )
             loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
@@ -390,7 +392,7 @@ def _result(
     warnings: list[str],
 ) -> Result:
     progress, plan = loop.progress, loop.plan
-    joules, net = loop.joules()
+    joules, net = loop.spending.joules()
     best, last = progress.best, progress.last
     predicted = plan.predicted
     steps = max(1, progress.step)
@@ -410,7 +412,7 @@ def _result(
             device_peak_bytes=progress.device_peak_bytes,
         ),
         time=schema.TimeResult(
-            total_s=loop.seconds(), epochs_s=progress.epochs_s, eval_s=progress.eval_s, save_s=progress.save_s
+            total_s=loop.spending.seconds(), epochs_s=progress.epochs_s, eval_s=progress.eval_s, save_s=progress.save_s
         ),
         energy=schema.EnergyResult(
             cap_j=loop.governor.caps.energy_j,

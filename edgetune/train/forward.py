@@ -26,6 +26,8 @@ class _Recomputed(torch.autograd.Function):
         ctx: Any, block: Block, observe: bool, queries: int, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         ctx.block, ctx.parameters = block, len(parameters)
+        kind = x.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         ctx.save_for_backward(x)
         after, received = block(x, with_received=observe, query_tokens=queries)
         if received is not None:
@@ -35,7 +37,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):  # the backward pass runs outside of the forward's
             again = x.detach().requires_grad_(ctx.needs_input_grad[3])
             after, _ = ctx.block(again)
             # as `after.backward(gradients[0])` would, which imports torch's symbolic shapes: 34 MB

@@ -115,18 +115,17 @@ class Governor:
         """Whether time or energy is capped."""
         return self.caps.time_s is not None or self.caps.energy_j is not None
 
-    def steps_left(self, spent: Spent, reserve_s: float, step_s: float) -> float:
-        """How many steps the caps on time and energy still have room for; infinite where neither is capped.
+    def seconds_left(self, spent: Spent, reserve_s: float) -> float:
+        """For how long the caps on time and energy still let a run train; infinite where neither is capped.
 
         Args:
-            spent: so far.
+            spent: so far; joules are reckoned at its mean power.
             reserve_s: time that must be left for evaluating and saving.
-            step_s: what a step takes, with its share of the evaluations to come.
         """
         left_s = math.inf if self.caps.time_s is None else self.caps.time_s - spent.seconds
         if self.caps.energy_j is not None and spent.joules is not None and spent.watts:
             left_s = min(left_s, (self.caps.energy_j - spent.joules) / spent.watts)
-        return max(0.0, left_s - reserve_s) / step_s if step_s > 0 else math.inf
+        return max(0.0, left_s - reserve_s)
 
     def spent_cap(self, spent: Spent, reserve_s: float) -> StoppedBy | None:
         """The cap that another step would break, if any.

@@ -159,6 +159,7 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
     _groups: Mapping[str, TrainedGroup[Array]]
     _adapters: Corrections[Array] | None
     frozen: Below[Array]
+    base_s: float | None = None
 
     def __init__(self, plan: Plan, spec: ViTSpec) -> None:
         super().__init__(plan, spec)

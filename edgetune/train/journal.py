@@ -112,7 +112,7 @@ class Journal(Metrics):
 
     def epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
         """An epoch ended, evaluated or not."""
-        loss = progress.loss_sum / progress.step_in_epoch
+        loss = progress.loss_sum / progress.epoch_steps
         accuracy = evaluation.accuracy if evaluation else None
         memory_bytes = self._meters.memory.peak_bytes()
         self.write(

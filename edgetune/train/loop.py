@@ -12,9 +12,11 @@ import msgspec
 from edgetune import schema
 from edgetune.data.loader import Batch
 from edgetune.device.energy import Window
-from edgetune.device.throttle import delta, throttled
+from edgetune.device.throttle import slowing
 from edgetune.errors import InputError
 from edgetune.model.registry import find_spec
+from edgetune.plan.bill import FLOAT_BYTES, state_bytes
+from edgetune.plan.job import job_of
 from edgetune.schema import Plan, StoppedBy
 from edgetune.train.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.train.budget import Budget
@@ -22,16 +24,17 @@ from edgetune.train.calibration import CALIBRATED_AFTER, calibrated
 from edgetune.train.display import Display
 from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import RunFolder
-from edgetune.train.governor import Governor, Spent, Squeeze
+from edgetune.train.governor import Governor, Squeeze
 from edgetune.train.journal import Journal
 from edgetune.train.knobs import ladder, most_tokens
-from edgetune.train.meters import Meters, Timed, total
+from edgetune.train.meters import Meters, Timed, difference, total
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
 from edgetune.train.sampling import evaluated_image_s
 from edgetune.train.saving import written
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
+from edgetune.train.spending import Spending
 
 
 class Loop:
@@ -70,8 +73,9 @@ class Loop:
         self._at_the_end = False  # of the ladder, and said so
         self._throttle = meters.throttle()
         spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
-        weights_bytes = 4 * sum(parameter.count for parameter in spec.parameters())
-        self.budget = Budget(plan, self.governor, len(val), weights_bytes, self._spent)
+        weights, state = FLOAT_BYTES * spec.parameter_count, state_bytes(job_of(plan))
+        self.spending = Spending(meters, self.progress)
+        self.budget = Budget(plan, self.governor, len(val), weights, state, lambda: self.spending.so_far())
         self.progress.pace = self.budget.pace
         self._saved_at = meters.clock()
         self._step_s = 0.0
@@ -86,6 +90,7 @@ class Loop:
         except msgspec.ValidationError as error:
             raise InputError(f"{self.folder.state} is of another version ({error}); start anew.") from None
         progress = self.progress
+        self.spending = Spending(self.meters, progress)
         self.journal.rewind(progress.step, progress.epoch + progress.cut_short)
         self.budget.resume(progress.pace)
         progress.rung = min(progress.rung, len(self._ladder) - 1)  # another engine's ladder may be shorter
@@ -102,38 +107,15 @@ class Loop:
 
     def save(self) -> None:
         """Write a state from which `resume` continues."""
-        with self._timed("save_s") as seconds:
+        with self._timed("save_s"):
             self.progress.peak_bytes = max(self.progress.peak_bytes, self.meters.memory.peak_bytes() or 0)
             device_bytes = self.engine.device_peak_bytes()
             if device_bytes is not None:
                 self.progress.device_peak_bytes = max(self.progress.device_peak_bytes or 0, device_bytes)
             self.progress.bytes_written += self.train.take_bytes_written() + self.val.take_bytes_written()
-            kept = msgspec.to_builtins(self._progress_with_this_sitting())
-            written_bytes = written(self.engine, self.folder.state, lambda path: self.engine.save_state(path, kept))
-            self.progress.bytes_written += written_bytes
-        self.budget.note_state(seconds())
+            kept = msgspec.to_builtins(self.spending.noted())
+            self.budget.note_state(self._write(self.folder.state, lambda path: self.engine.save_state(path, kept)))
         self._saved_at = self.meters.clock()
-
-    def _progress_with_this_sitting(self) -> Progress:
-        joules, net = self.joules()
-        return msgspec.structs.replace(
-            self.progress,
-            spent_s=self.seconds(),
-            spent_j=joules,
-            spent_net_j=net,
-            spent_estimated_j=self._estimated_joules() or 0.0,
-        )
-
-    def seconds(self) -> float:
-        """Wall time spent on the run, over all sittings."""
-        return self.progress.spent_s + self.meters.clock() - self.meters.started
-
-    def joules(self) -> tuple[float | None, float | None]:
-        """Gross and net energy spent on the run, over all sittings; None where it can't be known."""
-        return (
-            total(self.progress.spent_j, self.meters.sitting.joules),
-            total(self.progress.spent_net_j, self.meters.sitting.net_joules),
-        )
 
     def hold_to_charge(self, most_j: float) -> bool:
         """Let this sitting take no more from a battery; whether that is less than the caps allow anyway."""
@@ -150,7 +132,7 @@ class Loop:
         """Train until the plan, patience, a cap or the user ends it; checkpoints and state are complete then."""
         if not self.folder.state.exists():
             with self._timed("save_s"):
-                self.progress.bytes_written += written(self.engine, self.folder.base, self.engine.save_base)
+                self._write(self.folder.base, self.engine.save_base, self.engine.base_s)
             self.save()
         stopped = self._epochs()
         if stopped == "nan":
@@ -190,45 +172,47 @@ class Loop:
     def _epoch(self) -> StoppedBy | None:
         """The rest of the epoch in progress; None when it came to its end."""
         progress = self.progress
-        clock = self.meters.clock
         with self.meters.energy.window() as window:
-            mark = clock()
-            mark_j: float | None = 0.0
-            prepared = self._prepare(window)
-            if prepared is not None:
-                return prepared
-            mark, mark_j = clock(), window.joules
-            for batch in self._batches():
-                if batch is None:
-                    return "memory"
-                stopped = self._should_stop()
+            for stretch in self.train.stretches(progress.epoch, progress.step_in_epoch):
+                stopped = self._prepare(stretch.stop, window) or self._steps(stretch.stop, window)
                 if stopped:
                     return stopped
-                if progress.cut_short:
-                    self._reopen()
-                expected = self.budget.expected_steps(progress.step)
-                planned = self.plan.total_steps if self.budget.settled else None
-                rate = learning_rate(self.plan.recipe, progress.step, expected, planned)
-                report = self._attempt(batch, rate)
-                if report is None:
-                    return "memory"
-                if not math.isfinite(report.loss):
-                    return "nan"
-                now, joules = clock(), window.joules
-                self._step_s = now - mark
-                self.budget.note_step(self._step_s)
-                spent_j = None if joules is None or mark_j is None else joules - mark_j
-                progress.count(batch.number, len(batch.labels), report, self._step_s, spent_j)
-                mark, mark_j = now, joules
-                self.journal.step(progress, report, len(batch.labels), self._step_s, rate, self.joules()[0])
-                if self._aside():
-                    mark, mark_j = clock(), window.joules
-                squeeze = self.governor.squeeze()
-                if squeeze and not self._tighten(squeeze.reason) and squeeze.over_cap:
-                    return "memory"
-                if squeeze is None:
-                    self._loosen()
-                del batch  # before the next one is made
+        return None
+
+    def _steps(self, stop_batch: int, window: Window) -> StoppedBy | None:
+        """Train on the epoch's next batches up to one, which are prepared; what ended the run meanwhile, or None."""
+        progress, clock = self.progress, self.meters.clock
+        mark, mark_j = clock(), window.joules
+        for batch in self._batches(stop_batch):
+            if batch is None:
+                return "memory"
+            stopped = self._should_stop()
+            if stopped:
+                return stopped
+            if progress.cut_short:
+                self._reopen()
+            expected = self.budget.expected_steps(progress.step)
+            planned = self.plan.total_steps if self.budget.settled else None
+            rate = learning_rate(self.plan.recipe, progress.step, expected, planned)
+            report = self._attempt(batch, rate)
+            if report is None:
+                return "memory"
+            if not math.isfinite(report.loss):
+                return "nan"
+            now, joules = clock(), window.joules
+            self._step_s = now - mark
+            self.budget.note_step(self._step_s)
+            progress.count(batch.number, len(batch.labels), report, self._step_s, difference(joules, mark_j))
+            mark, mark_j = now, joules
+            self.journal.step(progress, report, len(batch.labels), self._step_s, rate, self.spending.joules()[0])
+            if self._aside():
+                mark, mark_j = clock(), window.joules
+            squeeze = self.governor.squeeze()
+            if squeeze and not self._tighten(squeeze.reason) and squeeze.over_cap:
+                return "memory"
+            if squeeze is None:
+                self._loosen()
+            del batch  # before the next one is made
         return None
 
     def _aside(self) -> bool:
@@ -238,7 +222,7 @@ class Loop:
         if sampled:
             with self._timed("eval_s"):
                 part = self.progress.micro_batch_size
-                image_s = evaluated_image_s(self.engine, self.val, part, clock, self.interrupted)
+                image_s = evaluated_image_s(self.engine, self.val, part, clock)
             self.budget.note_sample(image_s)
         recorded = every > 0 and step % every == 0 and not self.budget.near_the_end()
         if recorded:
@@ -250,9 +234,9 @@ class Loop:
             self.save()
         return sampled or recorded or saved
 
-    def _batches(self) -> Iterator[Batch | None]:
-        """The rest of the epoch's; one that memory ran out over is read again, None where nothing is left to turn."""
-        source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch)
+    def _batches(self, stop_batch: int) -> Iterator[Batch | None]:
+        """The epoch's next; one that memory ran out over is read again, None where nothing is left to turn."""
+        source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch, stop_batch)
         while True:
             try:
                 with memory_errors():
@@ -261,16 +245,16 @@ class Loop:
                 if not self._tighten(f"out of memory while reading images ({error})"):
                     yield None
                     return
-                source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch)
+                source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch, stop_batch)
                 continue
             if batch is None:
                 return
             yield batch
             del batch  # before the next one is made
 
-    def _prepare(self, window: Window) -> StoppedBy | None:
-        """What the epoch needs before its first batch, counted as part of it; why the run ended meanwhile, or None."""
-        progress, began, images = self.progress, self.meters.clock(), 0
+    def _prepare(self, stop_batch: int, window: Window) -> StoppedBy | None:
+        """What the epoch's batches before one need, counted as part of it; why the run ended meanwhile, or None."""
+        progress, began, began_j, images = self.progress, self.meters.clock(), window.joules, 0
 
         def note(count: int) -> StoppedBy | None:
             nonlocal images
@@ -278,19 +262,20 @@ class Loop:
             self.budget.note_preparing((self.meters.clock() - began) / images)
             return self._should_stop()
 
-        stopped = self._ready(self.train, progress.epoch, "preparing the epoch", note)
+        stopped = self._ready(self.train, (progress.epoch, stop_batch), "preparing the epoch", note)
         progress.epoch_s += self.meters.clock() - began
-        progress.epoch_j = total(progress.epoch_j, window.joules)
+        progress.epoch_j = total(progress.epoch_j, difference(window.joules, began_j))
+        self.budget.note_prepared(progress.epoch, stop_batch)
         return stopped
 
     def _ready(
-        self, source: Source, epoch: int, doing: str, note: Callable[[int], StoppedBy | None]
+        self, source: Source, until: tuple[int, int | None], doing: str, note: Callable[[int], StoppedBy | None]
     ) -> StoppedBy | None:
         """Prepare a source, with less memory where that is short; why the run ended meanwhile, or None.
 
         Args:
             source: of images.
-            epoch: what it is prepared for.
+            until: epoch and batch before which it is prepared.
             doing: for the log.
             note: is told how many images were prepared, and says whether to stop.
         """
@@ -298,7 +283,7 @@ class Loop:
             squeeze: Squeeze | None = None
             try:
                 # closed before anything is eased: what it holds counts
-                with memory_errors(), closing(source.prepare(epoch, self.progress.micro_batch_size)) as counts:
+                with memory_errors(), closing(source.prepare(*until, self.progress.micro_batch_size)) as counts:
                     for count in counts:
                         stopped = note(count)
                         if stopped:
@@ -321,7 +306,7 @@ class Loop:
             try:
                 if spoilt:
                     with memory_errors():
-                        batch = next(iter(self.train.epoch(self.progress.epoch, batch.number)))
+                        batch = next(iter(self.train.epoch(self.progress.epoch, batch.number, batch.number + 1)))
                 return self.engine.train_step(batch, rate, self.progress.micro_batch_size)
             except OutOfMemoryError as error:
                 if not self._tighten(f"out of memory ({error})"):
@@ -331,26 +316,16 @@ class Loop:
     def _should_stop(self) -> StoppedBy | None:
         return "user" if self.interrupted() else self.budget.ended_by(self.progress.step)
 
-    def _spent(self) -> Spent:
-        return Spent(self.seconds(), self._estimated_joules(), self._mean_w())
-
-    def _estimated_joules(self) -> float | None:
-        """What a cap counts: holes in the readings filled, the process's start before the first one included."""
-        sitting, watts = self.meters.sitting, self._mean_w()
-        before_s = max(0.0, self.meters.clock() - self.meters.started - sitting.seconds)
-        joules = total(self.progress.spent_estimated_j, sitting.estimated_joules)
-        return None if joules is None else joules + before_s * (watts or 0.0)
-
-    def _mean_w(self) -> float | None:
-        """Mean power of this sitting, over the time that it was read."""
-        sitting = self.meters.sitting
-        joules, seconds = sitting.estimated_joules, sitting.seconds
-        return self.meters.energy.watts if joules is None or seconds <= 0 else joules / seconds
-
     def _calibrate(self, *, ended: bool = False) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""
         found = calibrated(
-            self.plan, self.progress, self.budget, len(self.train), self._spent(), self.meters.memory, ended=ended
+            self.plan,
+            self.progress,
+            self.budget,
+            len(self.train),
+            self.spending.so_far(),
+            self.meters.memory,
+            ended=ended,
         )
         schema.save(msgspec.structs.replace(self.plan, calibrated=found), self.folder.plan)
 
@@ -399,7 +374,9 @@ class Loop:
         """Validate the model as it stands; or why that ends the run."""
         with self._timed("eval_s"):
             while True:
-                stopped = self._ready(self.val, 0, "evaluating", lambda _: "user" if self.interrupted() else None)
+                stopped = self._ready(
+                    self.val, (0, None), "evaluating", lambda _: "user" if self.interrupted() else None
+                )
                 if stopped:
                     return stopped
                 began = self.meters.clock()
@@ -452,7 +429,8 @@ class Loop:
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
-            progress.epoch_s, progress.epoch_j, progress.epoch_images, progress.loss_sum = 0.0, 0.0, 0, 0.0
+            progress.epoch_s, progress.epoch_j, progress.loss_sum = 0.0, 0.0, 0.0
+            progress.epoch_images = progress.epoch_steps = 0
             if progress.epoch < self.budget.most_epochs:
                 self.save()
 
@@ -467,20 +445,19 @@ class Loop:
     def _note_throttling(self) -> None:
         """An event where heat or a weak supply slowed the epoch."""
         before, self._throttle = self._throttle, self.meters.throttle()
-        changes = delta(before, self._throttle)
-        if throttled(changes):
-            causes = [name for name, value in changes.items() if value and throttled({name: value})]
-            hot = [value for name, value in self._throttle.items() if value is not None and name.endswith("_mc")]
-            now = f"; the hottest zone has {max(hot) / 1000:.0f} °C now" if hot else ""
-            self._event("throttled", f"the machine was slowed during the epoch: {', '.join(causes)}{now}")
+        causes = slowing(before, self._throttle)
+        if causes:
+            self._event("throttled", f"the machine was slowed during the epoch: {causes}")
 
     # --- what is written ---------------------------------------------------------------------------------------------
 
     def _keep_best(self, evaluation: Evaluation) -> None:
         self.progress.best_classes = class_accuracies(evaluation, self.plan.data.classes)
         with self._timed("save_s"):
+            began = self.meters.clock()
             self._save_weights(self.folder.best, evaluation.accuracy)
             schema.save(find_mistakes(evaluation, self.val.samples, self.plan.data.classes), self.folder.mistakes)
+            self.budget.note_weights(self.meters.clock() - began)
 
     def _save_last(self) -> None:
         with self._timed("save_s"):
@@ -489,9 +466,16 @@ class Loop:
             self._save_weights(self.folder.last, last[1] if last and current else None)
 
     def _save_weights(self, path: Path, accuracy: float | None) -> None:
+        self.budget.note_weights(self._write(path, lambda at: self.engine.save_weights(at, accuracy)))
+
+    def _write(self, path: Path, write: Callable[[Path], int], before_s: float | None = None) -> float:
+        """Seconds that writing one of the run's files took, or took before the run."""
         began = self.meters.clock()
-        self.progress.bytes_written += written(self.engine, path, lambda at: self.engine.save_weights(at, accuracy))
-        self.budget.note_weights(self.meters.clock() - began)
+        size_bytes = written(self.engine, path, write)
+        took_s = before_s or self.meters.clock() - began
+        self.progress.bytes_written += size_bytes
+        self.budget.note_written(size_bytes, took_s)
+        return took_s
 
     def _event(self, event: str, message: str) -> None:
         self.journal.event(self.progress.step, event, message)

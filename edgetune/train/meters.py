@@ -29,6 +29,11 @@ def total(before: float | None, now: float | None) -> float | None:
     return None if before is None or now is None else before + now
 
 
+def difference(now: float | None, before: float | None) -> float | None:
+    """What was added to a sum that may be unknown."""
+    return None if now is None or before is None else now - before
+
+
 class Timed:
     """Add the wall time of a block to one of a record's counters.
 
@@ -40,12 +45,10 @@ class Timed:
 
     def __init__(self, clock: Callable[[], float], record: object, field: str) -> None:
         self._clock, self._record, self._field = clock, record, field
-        self._seconds = 0.0
 
-    def __enter__(self) -> Callable[[], float]:
+    def __enter__(self) -> None:
         self._start = self._clock()
-        return lambda: self._seconds
 
     def __exit__(self, *exception: object) -> None:
-        self._seconds = self._clock() - self._start
-        setattr(self._record, self._field, getattr(self._record, self._field) + self._seconds)
+        seconds = self._clock() - self._start
+        setattr(self._record, self._field, getattr(self._record, self._field) + seconds)

@@ -68,10 +68,10 @@ def thumbnail(path: str) -> bytes | None:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (_THUMBNAIL_PX, _THUMBNAIL_PX))
+            image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))  # before a conversion, which copies
             small = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, MemoryError, Image.DecompressionBombError):
         return None
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=80)
     return written.getvalue()

@@ -14,8 +14,9 @@ class Pace(msgspec.Struct):
     image_s: float = 0.0  # preparing an image, for a cache
     evaluation_s: float | None = None
     evaluated_image_s: float | None = None  # from a sample, where there was no evaluation yet
+    write_bytes_per_s: float | None = None  # of the run's files, the slowest
     weights_s: float | None = None  # writing the whole model; the longest
-    state_s: float = 0.0
+    state_s: float | None = None  # writing a state that has an optimizer's part; the longest
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -31,6 +32,7 @@ class Progress(msgspec.Struct, kw_only=True):
     epoch_s: float = 0.0
     epoch_j: float | None = 0.0
     epoch_images: int = 0
+    epoch_steps: int = 0
     loss_sum: float = 0.0
     closed_step: int = 0  # the step at which an epoch was last closed: nothing since then is in `epochs_s`
     evaluated_step: int = -1  # the step at which the model was last evaluated
@@ -60,6 +62,7 @@ class Progress(msgspec.Struct, kw_only=True):
         self.step_in_epoch = number + 1
         self.epoch_s += seconds
         self.epoch_images += images
+        self.epoch_steps += 1
         self.epoch_j = None if self.epoch_j is None or joules is None else self.epoch_j + joules
         self.loss_sum += report.loss
         self.images += images

@@ -39,6 +39,8 @@ class TorchEngine(TorchBase):
         model: the transformer with its weights loaded, on the CPU.
     """
 
+    base_s: float | None = None
+
     def __init__(self, plan: Plan, model: VisionTransformer) -> None:
         super().__init__(plan, model.spec)
         trainable_blocks = [block.index for block in plan.blocks if block.trainable]

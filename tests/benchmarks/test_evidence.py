@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks import budget_accuracy, budgets, caps_held, learning, predict_memory
 from benchmarks.workloads import prepare_synthetic
+from edgetune.data.folder import scan
 from edgetune.errors import InfeasibleError
 from edgetune.plan import make_plan
 from edgetune.plan.job import job_of
@@ -184,6 +185,17 @@ def test_every_method_gets_its_share_of_what_the_whole_run_took(results, tmp_pat
     budget_accuracy.table("fashion")
     said = capsys.readouterr().out
     assert "52.0 (52.0 to 52.0); 1.5k | 58.0" in next(row for row in said.splitlines() if "`edgetune`" in row)
+
+
+def test_a_run_validates_on_few_images_and_is_judged_by_all(tmp_path) -> None:
+    for part, count in (("train", 3), ("val", 60)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for index in range(count):
+                (tmp_path / "data" / part / name / f"{index:02d}.png").touch()
+    few = scan(budget_accuracy.few_to_validate(tmp_path / "data", tmp_path / "few"))
+    assert (len(few.train), len(few.val)) == (6, 100)
+    assert [sample.path.rsplit("/", 1)[1] for sample in few.val[:2]] == ["00.png", "01.png"]
 
 
 def test_a_run_that_its_cap_did_not_let_begin_is_told_from_one_that_learned_nothing() -> None:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.device.system import System
-from edgetune.device.throttle import delta, parse_get_throttled, parse_temperature, read_throttle, throttled
+from edgetune.device.throttle import (
+    delta,
+    parse_get_throttled,
+    parse_temperature,
+    read_throttle,
+    slowing,
+    throttled,
+)
 from tests.device.conftest import OpenBoard
 
 GET = "cmd/vcgencmd-get_throttled.txt"
@@ -104,6 +111,15 @@ def test_a_bit_that_was_set_before_says_nothing_about_the_run() -> None:
         "throttled_since_boot": 1,
         "throttled_now": 1,
     }
+
+
+def test_what_slowed_a_machine_is_named_with_its_heat() -> None:
+    before: dict[str, int | None] = {"oc3_x_count": 17, "temp_tj_mc": 40000, "temp_gpu_mc": None, "a_now": 0}
+    after = before | {"oc3_x_count": 20, "temp_tj_mc": 81600}
+    assert slowing(before, after) == "oc3_x_count; the hottest zone has 82 °C now"
+    assert slowing(before, before) is None
+    assert slowing({"a_now": 0}, {"a_now": 1}) == "a_now"
+    assert slowing({}, {}) is None
 
 
 def test_new_bits_of_the_firmware() -> None:

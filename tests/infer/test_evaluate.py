@@ -2,6 +2,7 @@ import shutil
 
 import msgspec
 import pytest
+from PIL import Image
 
 from edgetune import schema
 from edgetune.errors import InputError
@@ -32,6 +33,19 @@ def test_mistakes_are_counted_and_shown_surest_first(run, photos, paint):
     assert wrong[0].confidence > wrong[1].confidence > 1 / 3
     assert (wrong[0].true, wrong[0].predicted) == (0, 2)
     assert wrong[0].thumbnail_jpeg is not None
+
+
+def test_a_wrong_image_that_memory_does_not_suffice_for_is_shown_without_a_picture(run, photos, paint, monkeypatch):
+    paint(photos / "val" / "blue" / "9.png", (210, 50, 40), 9)
+    evaluation = evaluate(run, photos)
+
+    def scarce(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "thumbnail", scarce)
+    again = evaluate(run, photos)
+    assert again.confusion == evaluation.confusion
+    assert [wrong.thumbnail_jpeg for wrong in again.most_confident] == [None]
 
 
 def test_batch_size_changes_no_figure(run, photos):

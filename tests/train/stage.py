@@ -42,6 +42,9 @@ class ScriptedEngine:
         self.val_loss = 0.7
         self.evaluated_image_s: float | None = None
         self.save_s = 0.0  # for the model
+        self.state_s = 0.0  # for a state, once there was a step
+        self.base_bytes, self.base_takes_s = 4, 0.0  # what never trains, and what writing it takes
+        self.base_s: float | None = None
         self.device_bytes: int | None = None
         self.most_images: int | None = None
         self.saving_needs_rest = self.saving_fails = False
@@ -89,9 +92,11 @@ class ScriptedEngine:
     def save_base(self, path: Path) -> int:
         path.parent.mkdir(exist_ok=True)
         path.write_text("base")
-        return 4
+        self.clock.now += self.base_takes_s
+        return self.base_bytes
 
     def save_state(self, path: Path, progress: dict[str, Any]) -> int:
+        self.clock.now += self.state_s if progress["step"] else 0.0
         path.write_text(json.dumps(progress))
         return 5
 
@@ -159,7 +164,7 @@ class Stage:
         """A source's `prepare` that takes its time, once."""
         left = [1] * images
 
-        def prepare(epoch: int, micro_batch_size: int = 1) -> Generator[int, None, None]:
+        def prepare(epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1) -> Generator[int, None, None]:
             while left:
                 left.pop()
                 self.clock.now += self.prepare_s

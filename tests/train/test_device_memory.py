@@ -5,6 +5,7 @@ No GPU is needed: torch's counters, or the whole card, are stand-ins.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgetune.train import torch_start
 from edgetune.train.fit import fit
 from edgetune.train.folder import RunFolder
 from edgetune.train.torch_base import CudaMemory
+from edgetune.train.torch_engine import TorchEngine
 
 MIB = 1 << 20
 
@@ -99,3 +101,17 @@ def test_a_run_s_peak_has_what_the_gpu_took_of_the_machine(
     memory = fit(plan_for(method="head", epochs=1), tmp_path / "run", quiet=True).memory
     assert memory.measured_peak_bytes - memory.baseline_bytes >= 512 * MIB
     assert card.resets == 1
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_what_is_free_of_a_gpu_s_memory_counts_where_it_is_its_own(
+    unified: bool, plan_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a board that shares its memory, a page cache full of images leaves little "free" and much available."""
+    card = Card()
+    card.unified = unified
+    monkeypatch.setattr(torch_start, "device_memory", lambda plan, folder: card)
+    monkeypatch.setattr(TorchEngine, "device_room_bytes", lambda self: MIB)
+    fit(plan_for(method="head", epochs=1), tmp_path / "run", quiet=True)
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert any("accelerator" in line.get("message", "") for line in lines) is not unified

@@ -54,6 +54,20 @@ def test_everything_trained_is_the_plain_model(
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-14)
 
 
+def test_a_block_that_is_run_again_has_the_precision_it_had(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(SPEC)
+    initialise(model)
+    images, labels = batch[0].float(), batch[1]
+    found = []
+    for recompute in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = training_forward(model, images, lowest_trained=0, embeddings_trained=True, recompute=recompute)
+        found.append(gradients(model, F.cross_entropy(logits.float(), labels)))
+    for name, expected in found[0].items():
+        assert torch.equal(found[1][name], expected), name
+
+
 @pytest.mark.parametrize("lowest", [0, 2, 4])
 def test_blocks_below_the_lowest_trained_one_keep_nothing(
     model: VisionTransformer, batch: tuple[Tensor, Tensor], lowest: int

@@ -32,6 +32,17 @@ def test_runs_every_epoch_and_counts_what_was_done(stage: Any) -> None:
     }  # fmt: skip
 
 
+def test_an_epoch_s_loss_is_the_mean_of_the_batches_that_were_there(stage: Any) -> None:
+    """A batch whose images all can't be read is not handed out, and the next one has the number after its."""
+    made = stage(epochs=1)
+    loop = made.loop()
+    epoch = loop.train.epoch
+    loop.train.epoch = lambda *arguments: (batch for batch in epoch(*arguments) if batch.number != 1)
+    loop.run()
+    assert loop.progress.step == made.plan.steps_per_epoch - 1
+    assert made.records("epoch")[0]["train_loss"] == 1.0
+
+
 def test_patience_ends_a_run_and_the_best_is_kept(stage: Any) -> None:
     made = stage(patience=2)
     made.engine.accuracies = [0.25, 0.75, 0.5, 0.75]
@@ -208,8 +219,8 @@ def test_joules_that_were_not_known_once_are_not_known_later(stage: Any) -> None
         loop.progress.spent_j = None
         loop.progress.spent_estimated_j = 500.0
         assert loop.run() == "epochs"
-        assert loop.joules()[0] is None
-        estimate = loop._estimated_joules()
+        assert loop.spending.joules()[0] is None
+        estimate = loop.spending.estimated_joules()
     assert estimate is not None
     assert estimate > 500.0
 
@@ -227,7 +238,7 @@ def test_an_interrupted_run_goes_on_where_it_was(stage: Any) -> None:
         second = made.loop()
         second.resume()
         assert second.run() == "epochs"
-        joules, _ = second.joules()
+        joules, _ = second.spending.joules()
     assert second.progress.step == 20
     assert second.progress.images == 5 * 24
     assert len(second.progress.epochs_s) == 5

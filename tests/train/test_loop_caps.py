@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import msgspec
@@ -10,8 +11,12 @@ import pytest
 from edgetune import schema
 from edgetune.device.energy import EnergyMeter
 from edgetune.device.power.constant import UserConstant
-from edgetune.schema import Plan
+from edgetune.model.registry import find_spec
+from edgetune.plan.bill import state_bytes
+from edgetune.plan.job import job_of
+from edgetune.schema import FeatureCachePlan, Plan
 from edgetune.train.governor import Squeeze
+from edgetune.train.progress import Pace
 from edgetune.train.scarcity import OutOfMemoryError
 
 
@@ -109,7 +114,7 @@ def test_an_energy_cap_is_kept(stage: Any) -> None:
     with made.energy:
         loop = made.loop()
         assert loop.run() == "energy"
-        joules, _ = loop.joules()
+        joules, _ = loop.spending.joules()
     assert joules is not None
     assert 100.0 <= joules <= 160.0
 
@@ -126,7 +131,7 @@ def test_a_cap_that_strikes_while_images_are_prepared_leaves_time_for_the_valida
     loop = made.loop()
     assert loop.run() == "time"
     assert loop.progress.step == 0
-    assert 15.0 < loop.seconds() <= 30.0
+    assert 15.0 < loop.spending.seconds() <= 30.0
     assert (made.out / "best.safetensors").exists()
 
 
@@ -137,7 +142,36 @@ def test_a_slow_disk_is_inside_a_time_cap(stage: Any) -> None:
     loop = made.loop()
     assert loop.run() == "time"
     assert loop.progress.step > 4
-    assert 50.0 < loop.seconds() <= 70.0
+    assert 50.0 < loop.spending.seconds() <= 70.0
+
+
+def test_states_on_a_slow_disk_are_inside_a_time_cap(stage: Any) -> None:
+    """The first one, which has no optimizer's part yet, says nothing of the others."""
+    for time_s in range(40, 60):
+        made = stage(epochs=40, time_s=float(time_s))
+        made.engine.save_s = made.engine.state_s = 3.0
+        loop = made.loop()
+        assert loop.run() == "time"
+        assert loop.progress.step > 4
+        assert loop.spending.seconds() <= time_s
+        shutil.rmtree(made.out)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("base_bytes", "bytes_per_s"), [(200_000_000, 20e6), (4, 50e6)])
+def test_a_model_is_written_as_fast_as_what_never_trains_was(
+    base_bytes: int, bytes_per_s: float, before: bool, stage: Any
+) -> None:
+    """By the run, or before it; a file of a few bytes says nothing of the disk, and a slow one is assumed."""
+    made = stage(epochs=1)
+    made.engine.base_bytes = base_bytes
+    setattr(made.engine, "base_s" if before else "base_takes_s", 10.0)
+    loop = made.loop()
+    expected: list[float] = []
+    made.engine.on_step = lambda step: expected.append(loop.budget.save_s)
+    loop.run()
+    weights_bytes = 4 * find_spec(made.plan.model).at(made.plan.image_size, len(made.plan.data.classes)).parameter_count
+    assert expected[0] == pytest.approx((weights_bytes + state_bytes(job_of(made.plan))) / bytes_per_s)
 
 
 @pytest.mark.parametrize("time_s", [16.9, 18.0, 19.0, 19.9, 21.0])
@@ -146,7 +180,55 @@ def test_accuracies_on_the_way_do_not_break_a_cap(time_s: float, stage: Any) -> 
     loop = made.loop()
     assert loop.run() == "time"
     assert made.records("accuracy")
-    assert loop.seconds() <= time_s
+    assert loop.spending.seconds() <= time_s
+
+
+def test_a_resumed_run_knows_its_pace_from_its_first_step_on(stage: Any) -> None:
+    budget = stage(epochs=2, time_s=100.0).loop().budget
+    assert not budget.settled
+    budget.resume(Pace(step_s=1.0))
+    for _ in range(4):
+        assert budget.settled
+        budget.note_step(1.0)
+
+
+def test_images_still_to_be_prepared_leave_a_cap_room_for_fewer_steps(stage: Any) -> None:
+    made = stage(epochs=40, time_s=100.0)
+    cache = FeatureCachePlan(precision="fp16", views=2, tokens=1, train_bytes=1, val_bytes=0)
+    made.plan = msgspec.structs.replace(made.plan, feature_cache=cache)
+    loop = made.loop()
+    steps, images = made.plan.steps_per_epoch, made.plan.batch_size
+    budget = loop.budget
+    budget.note_step(1.0)
+    budget.note_evaluation(0.0)
+    budget.note_weights(0.0)
+    budget.note_state(0.0)
+    cheap = budget.expected_steps(0)
+    assert cheap == pytest.approx(97.8)  # two steps and the least for saving are kept back
+    budget.note_preparing(2.0 / images)
+    assert budget.expected_steps(0) == pytest.approx(cheap - 2 * 2 * steps)
+    budget.note_prepared(0, steps)
+    assert budget.expected_steps(0) == pytest.approx(cheap - 2 * steps)
+    made.clock.now += 97.8 - steps - 3.0  # the first view is trained on, and then there is time for one step
+    assert budget.expected_steps(steps) == pytest.approx(steps + 1 + steps / 3)
+    budget.note_prepared(1, steps)
+    assert budget.expected_steps(steps) == pytest.approx(steps + 3 + steps)
+
+
+def test_a_sample_is_whole_whoever_asks_the_run_to_end(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetune.plan.cost.SAMPLED_BATCHES", 1)
+    made = stage(epochs=40, time_s=100.0)
+    made.plan = msgspec.structs.replace(made.plan, feature_cache=None)
+    evaluate, asked = made.engine.evaluate, []
+
+    def noted(batches: Any, micro_batch_size: int, stop: Any) -> Any:
+        made.interrupted = True
+        asked.append(stop())
+        return evaluate(batches, micro_batch_size, stop)
+
+    made.engine.evaluate = noted
+    assert made.loop().run() == "user"
+    assert asked == [False, False]
 
 
 def test_a_cold_first_step_does_not_end_the_warm_up(stage: Any) -> None:
@@ -175,7 +257,7 @@ def test_what_the_start_took_before_the_meter_is_counted_at_the_mean_power(stage
     with made.energy:
         loop = made.loop()
         assert loop.run() == "energy"
-        joules, _ = loop.joules()
+        joules, _ = loop.spending.joules()
     assert joules is not None
     assert 170.0 <= joules <= 200.0
 
@@ -185,7 +267,7 @@ def test_preparing_validation_images_is_not_held_against_later_evaluations(stage
     made.prepare_s = 1.0
     loop = made.loop()
     assert loop.run() == "time"
-    assert 95.0 <= loop.seconds() <= 100.0  # 36 of them for the images
+    assert 95.0 <= loop.spending.seconds() <= 100.0  # 36 of them for the images
 
 
 def test_an_evaluation_after_its_epoch_belongs_to_that_epoch(stage: Any) -> None:
@@ -234,7 +316,7 @@ def test_a_battery_s_charge_bounds_this_sitting_and_stays_out_of_the_plan(stage:
         first = made.loop()
         assert first.hold_to_charge(200.0)
         assert first.run() == "energy"
-        spent_j, _ = first.joules()
+        spent_j, _ = first.spending.joules()
     assert spent_j is not None
     assert 150.0 < spent_j <= 200.0
     assert schema.load(made.out / "plan.json", Plan).caps.energy_j is None  # written by what the first steps said
@@ -245,7 +327,7 @@ def test_a_battery_s_charge_bounds_this_sitting_and_stays_out_of_the_plan(stage:
         assert again.hold_to_charge(200.0)
         steps = again.progress.step
         assert again.run() == "energy"
-        all_j, _ = again.joules()
+        all_j, _ = again.spending.joules()
     assert again.progress.step > steps
     assert all_j is not None
     assert spent_j + 150.0 < all_j <= spent_j + 200.0
@@ -263,7 +345,7 @@ def test_memory_that_runs_out_over_validation_images_costs_smaller_groups_first(
     loop = made.loop()
     failures = [OutOfMemoryError("scripted")]
 
-    def prepare(epoch: int, micro_batch_size: int = 1) -> Any:
+    def prepare(epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1) -> Any:
         if failures:
             raise failures.pop()
         yield from ()
@@ -283,7 +365,7 @@ def test_pressure_while_images_are_prepared_makes_groups_smaller_then_turns_a_kn
     source = getattr(loop, which)
     eased, squeezes, prepared = [True], [], []
 
-    def prepare(epoch: int, micro_batch_size: int = 1) -> Any:
+    def prepare(epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1) -> Any:
         while len(prepared) < 6:
             prepared.append(micro_batch_size)
             if len(prepared) in (2, 4):
@@ -303,7 +385,7 @@ def test_pressure_while_images_are_prepared_makes_groups_smaller_then_turns_a_kn
 def test_preparing_that_breaks_the_cap_whatever_is_turned_ends_the_run(stage: Any) -> None:
     made = stage()
     loop = made.loop()
-    loop.train.prepare = lambda epoch, micro_batch_size=1: (count for count in (1, 1))
+    loop.train.prepare = lambda epoch, stop_batch=None, micro_batch_size=1: (count for count in (1, 1))
     loop.train.ease = lambda: False
     loop.governor.squeeze = lambda: Squeeze("scripted", over_cap=True)
     assert loop.run() == "memory"

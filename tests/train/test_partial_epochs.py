@@ -13,6 +13,8 @@ from edgetune import schema
 from edgetune.errors import InfeasibleError
 from edgetune.model.registry import find_spec
 from edgetune.plan import make_plan
+from edgetune.plan.bill import state_bytes
+from edgetune.plan.cache import stretch_batches
 from edgetune.plan.cost import Cost, time_of
 from edgetune.plan.job import job_of
 from edgetune.plan.rates import Rates
@@ -68,22 +70,34 @@ def steps_at_the_predicted_pace(plan: Plan, cost: Cost) -> int:
         Governor(plan.caps, NoMemory()),  # type: ignore[arg-type]
         plan.data.val_images,
         4 * spec.parameter_count,
+        state_bytes(job_of(plan)),
         lambda: Spent(now_s, None, None),
     )
-    step = 0
+    step, image_s = 0, cost.view_s / plan.data.train_images
+    stretch = stretch_batches(job_of(plan), plan.steps_per_epoch)
     while budget.ended_by(step) is None:
+        if image_s and step < plan.steps_per_epoch and step % stretch == 0:
+            now_s += image_s * stretch * plan.batch_size
+            budget.note_preparing(image_s)
+            budget.note_prepared(0, step + stretch)
+            if budget.ended_by(step):
+                break
+        assert step < budget.expected_steps(step) <= plan.wanted_epochs * plan.steps_per_epoch
         took_s = cost.step_s + (0.0 if step else cost.first_step_s)
         now_s, step = now_s + took_s, step + 1
         budget.note_step(took_s)
         if budget.unsampled:
-            image_s = cost.eval_s / plan.data.val_images
-            budget.note_sample(image_s)
-            now_s += 2 * plan.batch_size * image_s
+            evaluated_image_s = cost.eval_s / plan.data.val_images
+            budget.note_sample(evaluated_image_s)
+            now_s += 2 * plan.batch_size * evaluated_image_s
     return step
 
 
 @pytest.mark.parametrize("share", [None, 0.1, 0.4, 0.9])
-@pytest.mark.parametrize(("model", "method"), [("vit_nano_patch8_64", "full"), ("deit_tiny_patch16_224", "last-4")])
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("vit_nano_patch8_64", "full"), ("deit_tiny_patch16_224", "last-4"), ("deit_tiny_patch16_224", "edgetune")],
+)
 def test_at_the_predicted_pace_the_planned_steps_are_run(
     share: float | None, model: str, method: str, tmp_path: Path
 ) -> None:

@@ -150,8 +150,8 @@ def test_memory_that_never_suffices_for_a_batch_ends_with_a_checkpoint(
 
     plain = Loader.epoch
 
-    def epoch(self: Loader, number: int, start_batch: int = 0) -> Any:
-        for batch in plain(self, number, start_batch):
+    def epoch(self: Loader, number: int, start_batch: int = 0, stop_batch: int | None = None) -> Any:
+        for batch in plain(self, number, start_batch, stop_batch):
             if self.shuffle and batch.number == 2:
                 raise MemoryError
             yield batch

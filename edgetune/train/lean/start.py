@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from edgetune.data.loader import Loader
@@ -28,9 +29,12 @@ def start_engine(
         InputError: the weights can't be used.
         StorageError: there is no room for them.
     """
+    began = time.monotonic()
     if not resume:
         convert_base(plan, folder.base)
+    took_s = time.monotonic() - began
     engine = LeanEngine(plan, folder.base)
+    engine.base_s = None if resume else took_s
     return engine, *cached_sources(plan, engine, folder, train, val)
 
 

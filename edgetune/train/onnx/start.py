@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -62,10 +63,13 @@ def start_engine(
 
         check_copy(folder.graphs)
     load = from_folder(folder.graphs) if exported else graphs_of(plan)
+    began = time.monotonic()
     if not resume:
         folder.base.parent.mkdir(parents=True, exist_ok=True)
         spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
         source = Path(plan.weights) if plan.weights else None
         write_base(spec, source, folder.base, class_names=plan.data.classes, seed=plan.seed)
+    took_s = time.monotonic() - began
     engine = OnnxEngine(plan, folder.base, load)
+    engine.base_s = None if resume else took_s
     return engine, *cached_sources(plan, engine, folder, train, val)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def plan(plan_for, weights: Path) -> Callable[..., Plan]:
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six images a group."""
-    monkeypatch.setattr("edgetune.train.features.group_size", lambda spec, part: max(part, 6 // part * part))
+    for room in ("edgetune.train.features", "edgetune.plan.cache"):
+        monkeypatch.setattr(f"{room}.group_size", lambda spec, part: max(part, 6 // part * part))
     monkeypatch.setattr("edgetune.train.features.filling_part", lambda job: 1)
 
 
@@ -166,10 +168,64 @@ def test_views_take_turns_and_the_first_is_the_plain_image(loaders) -> None:
     assert all(np.array_equal(by_epoch[1][index], by_epoch[3][index]) for index in range(24))
     assert sum(not np.allclose(by_epoch[0][index], by_epoch[1][index], atol=0.05) for index in range(24)) > 12
     for view, epoch in ((None, 0), (1, 1)):
-        for batch in images.in_order(6, 0, 24, view):
+        for batch in images.pick(np.arange(24), 6, view):
             x = engine.features(torch.from_numpy(batch.images), 3).numpy()
             stored = np.stack([by_epoch[epoch][index] for index in batch.indices.tolist()])
             assert np.linalg.norm(stored - x) / np.linalg.norm(x) < 1e-3
+
+
+def test_an_epoch_is_prepared_in_stretches_where_a_cap_may_end_it(loaders, tmp_path: Path) -> None:
+    _, _, whole, _ = loaders(*CACHED, out="whole")
+    expected = list(whole.epoch(0))
+    assert list(whole.stretches(0, 1)) == [range(1, 4)]
+    _, _, features, val = loaders(*CACHED, time_s=1e6)
+    assert list(features.stretches(0, 1)) == [range(1, 2), range(2, 3), range(3, 4)]
+    assert list(val.stretches(0)) == [range(4)]
+    found = []
+    for stretch in features.stretches(0):
+        if stretch.start == 2:  # a run that ends here, and another that goes on
+            told = features.take_bytes_written()
+            features.close()
+            assert cached_files(tmp_path / "run") == ["features-train-0.partial"]
+            _, _, features, _ = loaders(*CACHED, time_s=1e6)
+        prepared = sum(features.prepare(0, stretch.stop, 3))
+        assert prepared == 6
+        found += features.epoch(0, stretch.start, stretch.stop)
+    assert told + features.take_bytes_written() == feature_bytes(24, (17, 192), "fp16")
+    assert list(features.stretches(4)) == [range(4)]  # the view is there: nothing has to be waited for
+    assert cached_files(tmp_path / "run") == ["features-train-0"]
+    for one, other in zip(expected, found, strict=True):
+        assert one.number == other.number
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.indices, other.indices)
+
+
+def test_a_run_whose_time_ends_in_its_first_epoch_has_trained_on_what_it_prepared(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FrozenPart.run
+
+    def slow(self: FrozenPart, x: torch.Tensor, part: int, *, all_tokens: bool = False) -> torch.Tensor:
+        time.sleep(0.4 * len(x) / 6)
+        return run(self, x, part, all_tokens=all_tokens)
+
+    began = time.monotonic()
+    fit(plan(*CACHED, epochs=1), tmp_path / "whole", quiet=True)
+    whole_s = time.monotonic() - began
+    monkeypatch.setattr(FrozenPart, "run", slow)
+    made = plan(*CACHED, epochs=40, time_s=1e6)
+    # four stretches take 0.4 s each, twelve images to evaluate are expected to take 0.8
+    made = msgspec.structs.replace(made, caps=msgspec.structs.replace(made.caps, time_s=whole_s + 2.0))
+    result = fit(made, tmp_path / "run", quiet=True)
+    assert result.stopped_by == "time"
+    assert 0 < result.work.images < 24
+    assert cached_files(tmp_path / "run") == ["features-train-0.partial", "features-val-0"]
+    later = msgspec.structs.replace(made.caps, time_s=result.time.total_s + 20.0)
+    schema.save(msgspec.structs.replace(made, caps=later, epochs=2, wanted_epochs=2), tmp_path / "run" / "plan.json")
+    monkeypatch.setattr(FrozenPart, "run", run)
+    again = resume(tmp_path / "run", quiet=True)
+    assert (again.stopped_by, again.work.images) == ("epochs", 48)
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, 9))
 
 
 def test_images_that_cannot_be_read_are_left_out(loaders, tmp_path: Path) -> None:
@@ -214,11 +270,12 @@ import torch
 from edgetune import schema
 from edgetune.data.features import FeatureWriter
 from edgetune.train import fit as room
+from edgetune.plan import cache
 from edgetune.train import features
 from edgetune.train.lean.engine import LeanEngine
 torch.set_num_threads(1)
 plan, out, where, number = sys.argv[1:]
-features.group_size = lambda spec, part: max(part, 6 // part * part)
+features.group_size = cache.group_size = lambda spec, part: max(part, 6 // part * part)
 features.filling_part = lambda job: 1
 owner, name = {"record": (FeatureWriter, "_write"), "step": (LeanEngine, "train_step")}[where]
 work, calls = getattr(owner, name), []
@@ -232,11 +289,14 @@ room.fit(schema.load(Path(plan), schema.Plan), Path(out), quiet=True, save_every
 """
 
 
-@pytest.mark.parametrize(("where", "number"), [("record", 10), ("record", 31), ("step", 6)])
-def test_a_killed_run_ends_with_the_same_bits(where: str, number: int, plan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("time_s", [None, 1e6])
+@pytest.mark.parametrize(("where", "number"), [("record", 10), ("record", 31), ("step", 2), ("step", 6)])
+def test_a_killed_run_ends_with_the_same_bits(
+    where: str, number: int, time_s: float | None, plan, tmp_path: Path
+) -> None:
     """Killed among the records of the training images (not at a whole group), of the validation images, and between
-    two states of an epoch."""
-    made = plan(*CACHED)
+    two states of an epoch; prepared whole, or in stretches."""
+    made = plan(*CACHED, time_s=time_s)
     schema.save(made, tmp_path / "plan.json")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     result = fit(made, whole, quiet=True)
@@ -249,6 +309,7 @@ def test_a_killed_run_ends_with_the_same_bits(where: str, number: int, plan, tmp
         == {
             10: ["features-train-0.partial"],
             31: ["features-train-0", "features-val-0.partial"],
+            2: ["features-train-0" if time_s is None else "features-train-0.partial"],
             6: ["features-train-0", "features-val-0"],
         }[number]
     )
