@@ -38,6 +38,11 @@ _LARGEST_FP16 = 65504.0
 _TINIEST = np.finfo(np.float32).tiny  # scale of a token of zeros
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file lies while it is in the making."""
+    return path.with_name(f"{path.name}.partial")
+
+
 class _Records:
     """What can be read of a file: its first `complete` records. Only one thread may read at a time."""
 
@@ -45,6 +50,7 @@ class _Records:
     shape: tuple[int, int]  # tokens and width of a record
     precision: Precision
     complete: int  # records, from the first on
+    _lies_at: Path
     _handle: int
     _seed: int
     _record: NDArray[np.void]
@@ -72,9 +78,11 @@ class _Records:
             try:
                 whole = _read(self._handle, self._record, int(index), self._seed)
             except OSError as error:
-                raise InputError(f"{self.path} can't be read ({error.strerror}); delete it and start again.") from None
+                raise InputError(
+                    f"{self._lies_at} can't be read ({error.strerror}); delete it and start again."
+                ) from None
             if not whole:
-                raise InputError(f"{self.path} is damaged at record {index}; delete it and start again.")
+                raise InputError(f"{self._lies_at} is damaged at record {index}; delete it and start again.")
             _decode(self._record[0], values, self.precision)
         return features
 
@@ -96,7 +104,8 @@ class FeatureWriter(_Records):
 
     def __init__(self, path: Path, *, count: int, shape: tuple[int, int], precision: Precision, key: str) -> None:
         self.path, self.count, self.shape, self.precision = path, count, shape, precision
-        self.partial_path = path.with_name(f"{path.name}.partial")
+        self.partial_path = partial_path(path)
+        self._lies_at = self.partial_path
         self.complete = 0  # records, from the first on; the next `put` starts here
         self.bytes_written = 0  # by this process
         self._type = _record(shape, precision)
@@ -176,11 +185,6 @@ class FeatureWriter(_Records):
         """Let go of the file; unless finished, it stays for another writer to go on with."""
         self._close()
 
-    @property
-    def size_bytes(self) -> int:
-        """Of the file so far."""
-        return self._place(self.complete)
-
     def _place(self, index: int) -> int:
         return HEADER_BYTES + index * self._type.itemsize
 
@@ -199,7 +203,7 @@ class FeatureFile(_Records):
     """A finished file of features; `open` makes one."""
 
     def __init__(self, path: Path, handle: int, fields: dict[str, Any]) -> None:
-        self.path = path
+        self.path = self._lies_at = path
         self.count = self.complete = int(fields["count"])
         self.shape = (fields["shape"][0], fields["shape"][1])
         self.precision = fields["precision"]

@@ -141,7 +141,7 @@ class Loader:
         """
         yield from self._read(epoch, list(self.plan(epoch, start_batch, stop_batch)))
 
-    def stretches(self, epoch: int, start_batch: int = 0) -> Iterator[range]:
+    def stretches(self, epoch: int, start_batch: int = 0, *, whole: bool = False) -> Iterator[range]:
         """An epoch is one stretch: nothing is prepared before it."""
         yield range(start_batch, self.batches)
 
@@ -220,7 +220,7 @@ class Loader:
                     )
                 self._lost_classes.append(folder)
 
-    def take_bytes_written(self) -> int:
+    def bytes_on_disk(self) -> int:
         """None: for loops that count what sources of batches write to the disk."""
         return 0
 

@@ -84,15 +84,17 @@ def planned_cache(job: Job, train_images: int, val_images: int, evaluations: int
     )
 
 
-def stretch_batches(job: Job, batches: int) -> int:
+def stretch_batches(job: Job, batches: int, group: int | None = None) -> int:
     """Batches of an epoch that are prepared together where a cap on time or energy may end the run.
 
-    Few, so that little is prepared in vain; but as many images as pass the frozen blocks together, at least.
+    Few, so that little is prepared in vain; but as many images as pass the frozen blocks together, at least: `group`,
+    where that is known.
     """
     if not job.over_features:
         return batches
-    group = -(-group_size(job.spec, filling_part(job)) // job.batch_size)
-    return min(batches, max(group, -(-batches // _STRETCHES)))
+    if group is None:
+        group = group_size(job.spec, filling_part(job))
+    return min(batches, max(-(-group // job.batch_size), -(-batches // _STRETCHES)))
 
 
 def disk_room(asked_bytes: int | None) -> int:

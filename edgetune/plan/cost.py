@@ -146,7 +146,7 @@ def time_of(
         evaluations=evaluations,
         save_s=clock.save_s(),
         first_eval_s=first_evaluation,
-        stretch=stretch_batches(job, steps) / steps,
+        stretch=stretch_batches(job, steps, group) / steps,
     )
 
 

@@ -142,6 +142,13 @@ class Budget:
         return self._val_images * (trained_s + self.pace.image_s)
 
     @property
+    def val_once_s(self) -> float:
+        """Of that, what the first one alone takes: preparing images that later ones find in the cache."""
+        cache = self._plan.feature_cache
+        known = self.pace.evaluation_s is not None or self.pace.evaluated_image_s is not None
+        return 0.0 if known or not cache or not cache.val_bytes else self._val_images * self.pace.image_s
+
+    @property
     def save_s(self) -> float:
         """What the end of an epoch writes: a state, and the model if it is the best so far."""
         return self._written_s(self.pace.weights_s, self._weights_bytes) + self._written_s(
@@ -158,7 +165,8 @@ class Budget:
         most = self.most_epochs * self._plan.steps_per_epoch
         if not self._recent_s:
             return max(step + 1, min(most, self._plan.total_steps))
-        each_s = self.step_s + self.evaluation_s / (self._plan.recipe.evaluate_every * self._plan.steps_per_epoch)
+        evaluating_s = self.evaluation_s - self.val_once_s
+        each_s = self.step_s + evaluating_s / (self._plan.recipe.evaluate_every * self._plan.steps_per_epoch)
         if not each_s:
             return most
         left_s = self._governor.seconds_left(self._spent(), self._reserve_s())
@@ -178,14 +186,15 @@ class Budget:
     def _preparing_step_s(self) -> float:
         return self._plan.batch_size * self.pace.image_s
 
-    def ended_by(self, step: int) -> StoppedBy | None:
+    def ended_by(self, step: int, preparing_s: float = 0.0) -> StoppedBy | None:
         """What ends the run after so many steps: the cap that another step, an evaluation and saving would break.
 
-        Where nothing is capped, the plan: it may have been made under a charge that is no longer one.
+        Or so many seconds of preparing images, an evaluation and saving. Where nothing is capped, the plan: it may have
+        been made under a charge that is no longer one.
         """
         if not self._governor.budgeted and step >= self._plan.total_steps:
             return "epochs"
-        return self._over(self._reserve_s())
+        return self._over(max(self._reserve_s(), preparing_s + self._ending_s()))
 
     def near_the_end(self) -> bool:
         """Whether a cap would leave no room for a step between two evaluations."""
@@ -194,8 +203,10 @@ class Budget:
     def _reserve_s(self) -> float:
         """Two steps, an evaluation, and what is written then: best and last weights, an epoch's state and the last."""
         last_s = self._recent_s[-1] if self._recent_s else 0.0
-        saving_s = LEAST_SAVE_S + 2 * AMPLY * self.save_s
-        return 2 * max(last_s, self.step_s) + saving_s + self.evaluation_s
+        return 2 * max(last_s, self.step_s) + self._ending_s()
+
+    def _ending_s(self) -> float:
+        return LEAST_SAVE_S + 2 * AMPLY * self.save_s + self.evaluation_s
 
     def _over(self, reserve_s: float) -> StoppedBy | None:
         return self._governor.spent_cap(self._spent(), reserve_s)

@@ -32,7 +32,8 @@ def calibrated(
     evaluations = max(1.0, left_epochs / plan.recipe.evaluate_every)  # the last one always comes
     if plan.recipe.evaluate_steps:
         evaluations += left_steps // plan.recipe.evaluate_steps
-    left_s = left_steps * budget.step_s + left_epochs * budget.save_s + evaluations * budget.evaluation_s
+    left_s = left_steps * budget.step_s + left_epochs * budget.save_s
+    left_s += budget.val_once_s + evaluations * (budget.evaluation_s - budget.val_once_s)
     unprepared = budget.unprepared_steps(progress.step, plan.total_steps)
     left_s += unprepared * plan.batch_size * budget.preparing_image_s
     if ended:

@@ -55,13 +55,21 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Images."""
 
-    def stretches(self, epoch: int, start_batch: int = 0) -> Iterator[range]:
-        """The rest of an epoch in stretches of batches: `prepare` each before its batches are asked for."""
+    def stretches(self, epoch: int, start_batch: int = 0, *, whole: bool = False) -> Iterator[range]:
+        """The rest of an epoch in stretches of batches: `prepare` each before its batches are asked for.
+
+        Args:
+            epoch: its number, from 0.
+            start_batch: the first.
+            whole: in one stretch, since no cap may end the run before all of it is needed.
+        """
 
     def prepare(
         self, epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1
     ) -> Generator[int, None, None]:
-        """Do what an epoch's batches before one need done, so many images at a time, between which one may give up.
+        """Do what an epoch's batches before one need done, a group of images at a time, between which one may give up.
+
+        Yields 0 before each group and how many images it had after it.
 
         Raises:
             OutOfMemoryError: see `edgetune.train.scarcity`; what was done stays done, and after `ease` less is needed.
@@ -73,8 +81,8 @@ class Source(Protocol):
     def epoch(self, epoch: int, start_batch: int = 0, stop_batch: int | None = None) -> Iterator[Batch]:
         """The batches of an epoch, from one of them on and up to another."""
 
-    def take_bytes_written(self) -> int:
-        """Bytes written to the disk since this was last asked."""
+    def bytes_on_disk(self) -> int:
+        """What the source has written there, in whichever sitting of the run."""
 
     def close(self) -> None:
         """End workers, let go of files."""

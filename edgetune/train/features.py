@@ -8,7 +8,7 @@ augmentation makes of it in epoch v, and epochs take turns with the views. (A si
 both: not what validation shows, and no variety either.)
 
 Records lie in the order in which a view's first epoch shows their images. A run that no cap ends prepares a view whole;
-under a cap on time or energy, an epoch is prepared in stretches, each before its batches: a run that the cap ends in
+under a cap on time or energy, that epoch is prepared in stretches, each before its batches: a run that the cap ends in
 its first epoch has trained on the images it prepared, instead of having prepared images it never trained on.
 
 Images pass in groups of a few MiB, since a group reads the frozen blocks' weights once, from disk as a rule. An image
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.features import FeatureFile, FeatureWriter
+from edgetune.data.features import FeatureFile, FeatureWriter, partial_path
 from edgetune.data.folder import Sample
 from edgetune.data.loader import Batch, Loader
 from edgetune.errors import InputError
@@ -84,7 +84,7 @@ class FeatureLoader:
         name: of this part of the data set, for the files' names.
         all_tokens: keep every token, as evaluation wants it.
         views: augmented views to keep.
-        stretch: batches of an epoch that are prepared together; None: all.
+        stretch: batches of an epoch that are prepared together where a cap may end the run.
     """
 
     def __init__(
@@ -97,16 +97,14 @@ class FeatureLoader:
         *,
         all_tokens: bool,
         views: int,
-        stretch: int | None = None,
+        stretch: int,
     ) -> None:
         self._loader, self._engine, self._cache = loader, engine, cache
         self._folder, self._name = folder, name
         self._all_tokens, self._views = all_tokens, views
-        self._stretch = loader.batches if stretch is None else stretch
+        self._stretch = stretch
         self._files: dict[int, FeatureFile | FeatureWriter] = {}  # of views; one in the making is read from already
         self._records: dict[int, NDArray[np.int64]] = {}  # of views: which record is an image's
-        self._bytes_written = 0
-        self._bytes_told = 0  # of a file in the making
         self._grouped = True  # until memory is short
 
     # -- as a Loader --------------------------------------------------------------------------------------------------
@@ -132,20 +130,19 @@ class FeatureLoader:
             file.close()
         self._files.clear()
 
-    def stretches(self, epoch: int, start_batch: int = 0) -> Iterator[range]:
-        """The rest of an epoch in parts that are prepared one by one; where its view is there already, in one."""
+    def stretches(self, epoch: int, start_batch: int = 0, *, whole: bool = False) -> Iterator[range]:
+        """The rest of an epoch in parts that are prepared one by one: of one that shows its view for the first time."""
         batches = self._loader.batches
+        size = batches if whole or epoch >= self._views else self._stretch
         while start_batch < batches:
-            stop = batches
-            if not isinstance(self._files.get(epoch % self._views), FeatureFile):
-                stop = min(batches, (start_batch // self._stretch + 1) * self._stretch)
+            stop = min(batches, (start_batch // size + 1) * size)
             yield range(start_batch, stop)
             start_batch = stop
 
     def prepare(
         self, epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1
     ) -> Generator[int, None, None]:
-        """Fill the cache of the epoch's view, a group of images at a time: how many; nothing where that is done.
+        """Fill the cache of the epoch's view: 0 before a group of images, how many after it; nothing if that is done.
 
         Args:
             epoch: its number, from 0.
@@ -156,17 +153,18 @@ class FeatureLoader:
             OutOfMemoryError: there is no memory for a group; `ease` makes them smaller.
         """
         view = epoch % self._views
-        file = self._files.get(view) or self._open(view, trained_on=(stop_batch or 0) > self._stretch)
+        file = self._files.get(view) or self._open(view)
         if isinstance(file, FeatureFile):
             return
-        wanted = len(self) if stop_batch is None else min(len(self), stop_batch * self._loader.batch_size)
+        wanted = len(self)
+        if stop_batch is not None and epoch == view:  # later ones show the images in other orders
+            wanted = min(wanted, stop_batch * self._loader.batch_size)
         if file.complete < wanted:
             yield from self._fill(file, view, wanted, micro_batch_size)
             self._engine.free_frozen()
             release_free_memory()  # training has tensors of other sizes
         if file.complete == len(self):
             file.finish()
-            self._count(file)
             finished = FeatureFile.open(file.path, self._key(view))
             if finished is None:
                 raise InputError(f"{file.path} was removed while it was needed; go on with --resume.")
@@ -189,36 +187,26 @@ class FeatureLoader:
 
     # -- the cache ----------------------------------------------------------------------------------------------------
 
-    def take_bytes_written(self) -> int:
-        """Bytes written to the cache since this was last asked."""
-        for file in self._files.values():
-            if isinstance(file, FeatureWriter) and self._stretch < self._loader.batches:
-                self._count(file)
-        written, self._bytes_written = self._bytes_written, 0
-        return written
+    def bytes_on_disk(self) -> int:
+        """Of the cache, by whichever sitting of the run they were written."""
+        paths = [self._path(view) for view in range(self._views)]
+        files = [file for path in paths for file in (path, partial_path(path)) if file.exists()]
+        return sum(file.stat().st_size for file in files)
 
-    def _open(self, view: int, *, trained_on: bool) -> FeatureFile | FeatureWriter:
-        """The file of a view: finished, or in the making from where an interrupted run left off.
+    def _path(self, view: int) -> Path:
+        return self._folder / f"features-{self._name}-{view}"
 
-        Args:
-            view: its number.
-            trained_on: an earlier sitting trained on some of its records, and counted their bytes.
-        """
+    def _open(self, view: int) -> FeatureFile | FeatureWriter:
+        """The file of a view: finished, or in the making from where an interrupted run left off."""
         order = self._loader.order(view)
         self._records[view] = np.argsort(order)
-        path, key = self._folder / f"features-{self._name}-{view}", self._key(view)
+        path, key = self._path(view), self._key(view)
         file: FeatureFile | FeatureWriter | None = FeatureFile.open(path, key)
         if file is None:
             shape = self._tokens(), self._engine.spec.width
             file = FeatureWriter(path, count=len(self), shape=shape, precision=self._cache.precision, key=key)
-            self._bytes_told = file.size_bytes if trained_on else 0
         self._files[view] = file
         return file
-
-    def _count(self, file: FeatureWriter) -> None:
-        """Add to the bytes written what was added to a file, by whoever: a killed run could not count its part."""
-        self._bytes_written += file.size_bytes - self._bytes_told
-        self._bytes_told = file.size_bytes
 
     def _key(self, view: int) -> str:
         """Digest of what decides the features, besides the run's own weights and plan, which never change."""
@@ -234,7 +222,7 @@ class FeatureLoader:
         return eased
 
     def _fill(self, writer: FeatureWriter, view: int, wanted: int, part: int) -> Iterator[int]:
-        """Compute features until there are those of so many images, in whole groups; yields how many at a time."""
+        """Compute features until there are those of so many images, in whole groups; yields as `prepare` does."""
         engine = self._engine
         spec = engine.spec
         order = self._loader.order(view)
@@ -244,6 +232,7 @@ class FeatureLoader:
         with memory_errors():
             stream = np.empty((min(group, len(self)), spec.tokens, spec.width), np.float32)
         while writer.complete < wanted:
+            yield 0
             # a group begins where it would have without an interruption, so that its products are the same
             start = writer.complete // group * group
             stop = min(start + group, len(self))
@@ -278,9 +267,8 @@ def cached_sources(
     if cache is None:
         return train, val
     at = folder.base.parent
-    capped = plan.caps.time_s is not None or plan.caps.energy_j is not None
-    stretch = stretch_batches(job_of(plan), train.batches) if capped else None
+    stretch = stretch_batches(job_of(plan), train.batches)
     features = FeatureLoader(train, engine, cache, at, "train", all_tokens=False, views=cache.views, stretch=stretch)
     if not cache.val_bytes:
         return features, val
-    return features, FeatureLoader(val, engine, cache, at, "val", all_tokens=True, views=1)
+    return features, FeatureLoader(val, engine, cache, at, "val", all_tokens=True, views=1, stretch=val.batches)

@@ -281,6 +281,7 @@ def _train(
         return _Ended(loop, stopped_by, throttled(changes), warnings)
     finally:
         train.close()
+        val.close()
         memory.stop()
 
 
@@ -431,7 +432,7 @@ def _result(
             mean_keep=[
                 round(kept / steps / find_spec(plan.model).at(plan.image_size).patches, 4) for kept in progress.kept_sum
             ],
-            bytes_written=progress.bytes_written,
+            bytes_written=progress.bytes_written + progress.cache_bytes,
         ),
         throttled=throttled_,
         warnings=[*plan.warnings, *dict.fromkeys(warnings)],

@@ -112,7 +112,7 @@ class Loop:
             device_bytes = self.engine.device_peak_bytes()
             if device_bytes is not None:
                 self.progress.device_peak_bytes = max(self.progress.device_peak_bytes or 0, device_bytes)
-            self.progress.bytes_written += self.train.take_bytes_written() + self.val.take_bytes_written()
+            self.progress.cache_bytes = self.train.bytes_on_disk() + self.val.bytes_on_disk()
             kept = msgspec.to_builtins(self.spending.noted())
             self.budget.note_state(self._write(self.folder.state, lambda path: self.engine.save_state(path, kept)))
         self._saved_at = self.meters.clock()
@@ -173,8 +173,11 @@ class Loop:
         """The rest of the epoch in progress; None when it came to its end."""
         progress = self.progress
         with self.meters.energy.window() as window:
-            for stretch in self.train.stretches(progress.epoch, progress.step_in_epoch):
-                stopped = self._prepare(stretch.stop, window) or self._steps(stretch.stop, window)
+            whole = not self.governor.budgeted
+            for stretch in self.train.stretches(progress.epoch, progress.step_in_epoch, whole=whole):
+                stopped = (
+                    self._should_stop() or self._prepare(stretch.stop, window) or self._steps(stretch.stop, window)
+                )
                 if stopped:
                     return stopped
         return None
@@ -254,16 +257,23 @@ class Loop:
 
     def _prepare(self, stop_batch: int, window: Window) -> StoppedBy | None:
         """What the epoch's batches before one need, counted as part of it; why the run ended meanwhile, or None."""
-        progress, began, began_j, images = self.progress, self.meters.clock(), window.joules, 0
+        progress, clock = self.progress, self.meters.clock
+        began = mark = clock()
+        began_j = window.joules
+        images, filling_s, group_s = 0, 0.0, 0.0
 
         def note(count: int) -> StoppedBy | None:
-            nonlocal images
-            images += count
-            self.budget.note_preparing((self.meters.clock() - began) / images)
+            nonlocal images, mark, filling_s, group_s
+            before, mark = mark, clock()
+            if not count:
+                return self._should_stop(group_s)
+            group_s = mark - before
+            images, filling_s = images + count, filling_s + group_s
+            self.budget.note_preparing(filling_s / images)
             return self._should_stop()
 
         stopped = self._ready(self.train, (progress.epoch, stop_batch), "preparing the epoch", note)
-        progress.epoch_s += self.meters.clock() - began
+        progress.epoch_s += clock() - began
         progress.epoch_j = total(progress.epoch_j, difference(window.joules, began_j))
         self.budget.note_prepared(progress.epoch, stop_batch)
         return stopped
@@ -313,8 +323,8 @@ class Loop:
                     return None
                 spoilt = batch.images.ndim == 3  # cached features, which the lean trainer writes over
 
-    def _should_stop(self) -> StoppedBy | None:
-        return "user" if self.interrupted() else self.budget.ended_by(self.progress.step)
+    def _should_stop(self, preparing_s: float = 0.0) -> StoppedBy | None:
+        return "user" if self.interrupted() else self.budget.ended_by(self.progress.step, preparing_s)
 
     def _calibrate(self, *, ended: bool = False) -> None:
         """Put what the first steps say beside the prediction, in the run folder's plan."""

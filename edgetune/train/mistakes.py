@@ -68,8 +68,9 @@ def thumbnail(path: str) -> bytes | None:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (_THUMBNAIL_PX, _THUMBNAIL_PX))
-            image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))  # before a conversion, which copies
-            small = image.convert("RGB")
+            smooth = image.convert("RGB") if image.mode in ("1", "P") else image  # these have no colours between
+            smooth.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+            small = smooth.convert("RGB")  # now that there is little to copy
     except (OSError, ValueError, MemoryError, Image.DecompressionBombError):
         return None
     written = io.BytesIO()

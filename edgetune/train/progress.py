@@ -53,7 +53,8 @@ class Progress(msgspec.Struct, kw_only=True):
     train_flops: int = 0
     trained_block_steps: int = 0
     kept_sum: list[float] = []
-    bytes_written: int = 0
+    bytes_written: int = 0  # cached features left out
+    cache_bytes: int = 0
     pace: Pace = msgspec.field(default_factory=Pace)
 
     def count(self, number: int, images: int, report: StepReport, seconds: float, joules: float | None) -> None:

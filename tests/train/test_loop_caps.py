@@ -215,6 +215,64 @@ def test_images_still_to_be_prepared_leave_a_cap_room_for_fewer_steps(stage: Any
     assert budget.expected_steps(steps) == pytest.approx(steps + 3 + steps)
 
 
+def test_preparing_validation_images_is_expected_once(stage: Any) -> None:
+    made = stage(epochs=1000, time_s=1000.0)
+    cache = FeatureCachePlan(precision="fp16", views=1, tokens=1, train_bytes=1, val_bytes=1)
+    made.plan = msgspec.structs.replace(made.plan, feature_cache=cache)
+    budget = made.loop().budget
+    budget.note_step(1.0)
+    budget.note_prepared(0, made.plan.steps_per_epoch)
+    expected = budget.expected_steps(0)
+    budget.note_preparing(5.0)  # a minute for twelve
+    assert budget.val_once_s == 60.0
+    each_s = 1.0 + 12 / made.plan.batch_size / made.plan.steps_per_epoch
+    assert budget.expected_steps(0) == pytest.approx(expected - 60.0 / each_s)
+    budget.note_evaluation(2.0)
+    assert budget.val_once_s == 0.0
+
+
+def test_what_an_earlier_sitting_prepared_is_not_taken_for_fast_or_slow_images(stage: Any) -> None:
+    made = stage(epochs=1)
+    loop = made.loop()
+
+    def prepare(epoch: int, stop_batch: int | None = None, micro_batch_size: int = 1) -> Any:
+        made.clock.now += 100.0  # a long look at a file
+        yield 0
+        made.clock.now += 6.0
+        yield 12
+
+    loop.train.prepare = prepare
+    loop.run()
+    assert loop.progress.pace.image_s == 0.5
+    assert loop.progress.epochs_s[0] >= 106.0
+
+
+def test_preparing_more_images_leaves_what_the_end_takes(stage: Any) -> None:
+    loop = stage(epochs=40, time_s=100.0).loop()
+    loop.budget.note_step(1.0)
+    loop.budget.note_evaluation(10.0)
+    ending_s = loop.budget._ending_s()
+    assert loop.budget.ended_by(1, 99.0 - ending_s) is None
+    assert loop.budget.ended_by(1, 101.0 - ending_s) == "time"
+
+
+@pytest.mark.parametrize("charged", [False, True])
+def test_an_epoch_is_prepared_in_stretches_where_a_battery_may_end_it(charged: bool, stage: Any) -> None:
+    made = stage(power_w=10.0)
+    loop, asked = made.loop(), []
+    if charged:
+        assert loop.hold_to_charge(1e6)
+    stretches = loop.train.stretches
+
+    def noted(epoch: int, start_batch: int = 0, *, whole: bool = False) -> Any:
+        asked.append(whole)
+        return stretches(epoch, start_batch, whole=whole)
+
+    loop.train.stretches = noted
+    loop.run()
+    assert set(asked) == {not charged}
+
+
 def test_a_sample_is_whole_whoever_asks_the_run_to_end(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgetune.plan.cost.SAMPLED_BATCHES", 1)
     made = stage(epochs=40, time_s=100.0)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from edgetune.data.loader import Loader
+from edgetune.model.hub import find_weights
 from edgetune.model.registry import find_spec
 from edgetune.model.store import convert_weights
 from edgetune.plan.job import levers_of
@@ -29,18 +30,17 @@ def start_engine(
         InputError: the weights can't be used.
         StorageError: there is no room for them.
     """
-    began = time.monotonic()
-    if not resume:
-        convert_base(plan, folder.base)
-    took_s = time.monotonic() - began
+    base_s = None if resume else convert_base(plan, folder.base)
     engine = LeanEngine(plan, folder.base)
-    engine.base_s = None if resume else took_s
+    engine.base_s = base_s
     return engine, *cached_sources(plan, engine, folder, train, val)
 
 
-def convert_base(plan: Plan, base: Path) -> None:
-    """Write the weights that a run starts from, each in the precision it will be used in."""
+def convert_base(plan: Plan, base: Path) -> float:
+    """Write the weights that a run starts from, each in the precision it will be used in; seconds, without fetching."""
     spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
+    source = find_weights(spec, Path(plan.weights) if plan.weights else None)
+    began = time.monotonic()
     base.parent.mkdir(parents=True, exist_ok=True)
     frozen = tuple(f"blocks.{block.index}." for block in plan.blocks if not block.trainable or plan.lora)
     matrices = {parameter.name for parameter in spec.parameters() if len(parameter.shape) > 1}
@@ -53,9 +53,10 @@ def convert_base(plan: Plan, base: Path) -> None:
 
     convert_weights(
         spec,
-        Path(plan.weights) if plan.weights else None,
+        source,
         base,
         dtype=dtype,
         class_names=plan.data.classes,
         seed=plan.seed,
     )
+    return time.monotonic() - began

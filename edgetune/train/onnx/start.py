@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetune.data.loader import Loader
+from edgetune.model.hub import find_weights
 from edgetune.model.reading import write_base
 from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
@@ -63,13 +64,14 @@ def start_engine(
 
         check_copy(folder.graphs)
     load = from_folder(folder.graphs) if exported else graphs_of(plan)
-    began = time.monotonic()
+    base_s = None
     if not resume:
         folder.base.parent.mkdir(parents=True, exist_ok=True)
         spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
-        source = Path(plan.weights) if plan.weights else None
+        source = find_weights(spec, Path(plan.weights) if plan.weights else None)
+        began = time.monotonic()
         write_base(spec, source, folder.base, class_names=plan.data.classes, seed=plan.seed)
-    took_s = time.monotonic() - began
+        base_s = time.monotonic() - began
     engine = OnnxEngine(plan, folder.base, load)
-    engine.base_s = None if resume else took_s
+    engine.base_s = base_s
     return engine, *cached_sources(plan, engine, folder, train, val)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgetune import schema
+from edgetune.data.features import FeatureWriter
 from edgetune.data.folder import scan
 from edgetune.data.loader import Batch, Loader
 from edgetune.data.sizes import feature_bytes
@@ -177,22 +178,21 @@ def test_views_take_turns_and_the_first_is_the_plain_image(loaders) -> None:
 def test_an_epoch_is_prepared_in_stretches_where_a_cap_may_end_it(loaders, tmp_path: Path) -> None:
     _, _, whole, _ = loaders(*CACHED, out="whole")
     expected = list(whole.epoch(0))
-    assert list(whole.stretches(0, 1)) == [range(1, 4)]
-    _, _, features, val = loaders(*CACHED, time_s=1e6)
+    assert list(whole.stretches(0, 1, whole=True)) == [range(1, 4)]
+    _, _, features, val = loaders(*CACHED)
     assert list(features.stretches(0, 1)) == [range(1, 2), range(2, 3), range(3, 4)]
     assert list(val.stretches(0)) == [range(4)]
     found = []
     for stretch in features.stretches(0):
         if stretch.start == 2:  # a run that ends here, and another that goes on
-            told = features.take_bytes_written()
             features.close()
             assert cached_files(tmp_path / "run") == ["features-train-0.partial"]
-            _, _, features, _ = loaders(*CACHED, time_s=1e6)
+            _, _, features, _ = loaders(*CACHED)
         prepared = sum(features.prepare(0, stretch.stop, 3))
         assert prepared == 6
         found += features.epoch(0, stretch.start, stretch.stop)
-    assert told + features.take_bytes_written() == feature_bytes(24, (17, 192), "fp16")
-    assert list(features.stretches(4)) == [range(4)]  # the view is there: nothing has to be waited for
+    assert features.bytes_on_disk() == feature_bytes(24, (17, 192), "fp16")
+    assert list(features.stretches(4)) == [range(4)]  # which shows the images in another order
     assert cached_files(tmp_path / "run") == ["features-train-0"]
     for one, other in zip(expected, found, strict=True):
         assert one.number == other.number
@@ -206,7 +206,7 @@ def test_a_run_whose_time_ends_in_its_first_epoch_has_trained_on_what_it_prepare
     run = FrozenPart.run
 
     def slow(self: FrozenPart, x: torch.Tensor, part: int, *, all_tokens: bool = False) -> torch.Tensor:
-        time.sleep(0.4 * len(x) / 6)
+        time.sleep(2.0 * len(x) / 6)
         return run(self, x, part, all_tokens=all_tokens)
 
     began = time.monotonic()
@@ -214,13 +214,13 @@ def test_a_run_whose_time_ends_in_its_first_epoch_has_trained_on_what_it_prepare
     whole_s = time.monotonic() - began
     monkeypatch.setattr(FrozenPart, "run", slow)
     made = plan(*CACHED, epochs=40, time_s=1e6)
-    # four stretches take 0.4 s each, twelve images to evaluate are expected to take 0.8
-    made = msgspec.structs.replace(made, caps=msgspec.structs.replace(made.caps, time_s=whole_s + 2.0))
+    # four stretches take two seconds each, twelve images to evaluate are expected to take four
+    made = msgspec.structs.replace(made, caps=msgspec.structs.replace(made.caps, time_s=whole_s + 10.0))
     result = fit(made, tmp_path / "run", quiet=True)
     assert result.stopped_by == "time"
     assert 0 < result.work.images < 24
     assert cached_files(tmp_path / "run") == ["features-train-0.partial", "features-val-0"]
-    later = msgspec.structs.replace(made.caps, time_s=result.time.total_s + 20.0)
+    later = msgspec.structs.replace(made.caps, time_s=result.time.total_s + 30.0)
     schema.save(msgspec.structs.replace(made, caps=later, epochs=2, wanted_epochs=2), tmp_path / "run" / "plan.json")
     monkeypatch.setattr(FrozenPart, "run", run)
     again = resume(tmp_path / "run", quiet=True)
@@ -319,6 +319,35 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert all(first[name].equal(second[name]) for name in first)
     assert again.accuracy.last == result.accuracy.last
     assert cached_files(cut) == []
+
+
+def test_a_cache_that_was_lost_is_filled_whole_for_an_epoch_in_another_order(plan, tmp_path: Path) -> None:
+    made = plan(*CACHED, time_s=1e6)
+    schema.save(made, tmp_path / "plan.json")
+    fit(made, tmp_path / "whole", quiet=True)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "plan.json"), str(tmp_path / "cut"), "step", "6"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    (tmp_path / "cut" / "state" / "features-train-0").unlink()
+    assert resume(tmp_path / "cut", quiet=True).stopped_by == "epochs"
+    first, second = ends(tmp_path / "whole"), ends(tmp_path / "cut")
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_run_that_was_interrupted_over_its_validation_images_goes_on_in_the_same_process(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = FeatureWriter.put
+
+    def interrupted(self: FeatureWriter, start: int, features: np.ndarray) -> None:
+        put(self, start, features)
+        if self.path.name == "features-val-0":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(FeatureWriter, "put", interrupted)
+    assert fit(plan(*CACHED), tmp_path / "run", quiet=True).stopped_by == "user"
+    assert "features-val-0.partial" in cached_files(tmp_path / "run")
+    monkeypatch.setattr(FeatureWriter, "put", put)
+    assert resume(tmp_path / "run", quiet=True).stopped_by == "epochs"
 
 
 def test_an_interrupted_run_keeps_its_features(plan, tmp_path: Path) -> None:
