@@ -141,6 +141,7 @@ def make_plan(
             margin_bytes=its_machine.margin_bytes,
             engine=name,
             evaluations=evaluations / (epochs or DEFAULT_EPOCHS),
+            hurried=limits.time_s is not None or limits.energy_j is not None,
         )
         choice = search(problem, limits)
         if choice is None:
@@ -210,7 +211,7 @@ def make_plan(
         saved_activations=levers_set.saved_activations,
         recompute_share=levers_set.recompute_share,
         saved_precision=levers_set.saved_precision,
-        part_tokens=levers_set.part_tokens,
+        part_tokens=None if problem.hurried and "part_tokens" not in chosen_method.given else levers_set.part_tokens,
         feature_cache=cache,
         allocator=choice.job.allocator,
         blocks=choice.job.blocks(),

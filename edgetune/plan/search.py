@@ -95,6 +95,7 @@ class Problem(NamedTuple):
     margin_bytes: int = 0  # that the bare process may take beyond `runtime_bytes`
     engine: Engine = "torch"
     evaluations: float = 1.0  # an epoch, on average
+    hurried: bool = False  # a cap on time or energy may end the run
 
     def settings(self) -> Iterator[Setting]:
         """What a run may learn with, the method's own setting first; all of it kept as the method keeps it."""
@@ -137,11 +138,14 @@ class Problem(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Images that pass a block at a time where no cap asks for fewer."""
+        """Images that pass a block at a time where memory asks for no fewer.
+
+        Parts keep memory small for little time; a run that a cap on time or energy may end has none to give.
+        """
         levers = self.method.levers
-        if levers.trainer == "lean":
-            return part_size(self.spec, self.batch_size, levers.part_tokens)
-        return self.batch_size
+        if levers.trainer != "lean" or (self.hurried and "part_tokens" not in self.method.given):
+            return self.batch_size
+        return part_size(self.spec, self.batch_size, levers.part_tokens)
 
     def job(self, setting: Setting, micro_batch_size: int) -> Job:
         """The job of a setting."""
