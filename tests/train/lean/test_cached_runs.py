@@ -28,6 +28,7 @@ from edgetune.model.registry import find_spec
 from edgetune.model.vit import VisionTransformer, initialise
 from edgetune.model.weights import save_weights
 from edgetune.schema import Plan, Result
+from edgetune.train.budget import Budget
 from edgetune.train.features import FeatureLoader
 from edgetune.train.fit import fit, resume
 from edgetune.train.folder import RunFolder
@@ -213,9 +214,10 @@ def test_a_run_whose_time_ends_in_its_first_epoch_has_trained_on_what_it_prepare
     fit(plan(*CACHED, epochs=1), tmp_path / "whole", quiet=True)
     whole_s = time.monotonic() - began
     monkeypatch.setattr(FrozenPart, "run", slow)
+    monkeypatch.setattr(Budget, "save_s", 0.1)  # however slow this disk is
     made = plan(*CACHED, epochs=40, time_s=1e6)
     # four stretches take two seconds each, twelve images to evaluate are expected to take four
-    made = msgspec.structs.replace(made, caps=msgspec.structs.replace(made.caps, time_s=whole_s + 10.0))
+    made = msgspec.structs.replace(made, caps=msgspec.structs.replace(made.caps, time_s=whole_s + 11.0))
     result = fit(made, tmp_path / "run", quiet=True)
     assert result.stopped_by == "time"
     assert 0 < result.work.images < 24
