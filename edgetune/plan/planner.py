@@ -211,7 +211,7 @@ def make_plan(
         saved_activations=levers_set.saved_activations,
         recompute_share=levers_set.recompute_share,
         saved_precision=levers_set.saved_precision,
-        part_tokens=None if problem.hurried and "part_tokens" not in chosen_method.given else levers_set.part_tokens,
+        part_tokens=levers_set.part_tokens if problem.in_parts else None,
         feature_cache=cache,
         allocator=choice.job.allocator,
         blocks=choice.job.blocks(),

@@ -138,14 +138,19 @@ class Problem(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Images that pass a block at a time where memory asks for no fewer.
-
-        Parts keep memory small for little time; a run that a cap on time or energy may end has none to give.
-        """
-        levers = self.method.levers
-        if levers.trainer != "lean" or (self.hurried and "part_tokens" not in self.method.given):
+        """Images that pass a block at a time where memory asks for no fewer."""
+        if not self.in_parts:
             return self.batch_size
-        return part_size(self.spec, self.batch_size, levers.part_tokens)
+        return part_size(self.spec, self.batch_size, self.method.levers.part_tokens)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a batch passes in parts though memory does not ask for it.
+
+        They keep memory small for little time; a run that a cap on time or energy may end has none to give.
+        """
+        given = "part_tokens" in self.method.given
+        return self.method.levers.trainer == "lean" and (given or not self.hurried)
 
     def job(self, setting: Setting, micro_batch_size: int) -> Job:
         """The job of a setting."""

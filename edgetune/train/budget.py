@@ -89,9 +89,8 @@ class Budget:
     @property
     def unsampled(self) -> bool:
         """Whether a batch should be evaluated to see what a whole evaluation takes, which a cap must leave room for."""
-        known = self.pace.evaluation_s is not None or self.pace.evaluated_image_s is not None
         worth_it = sampled(self._val_images, self._plan.batch_size, self._plan.feature_cache is not None)
-        return self._governor.budgeted and worth_it and not known
+        return self._governor.budgeted and worth_it and not self._evaluated
 
     def note_sample(self, image_s: float | None) -> None:
         """Evaluating takes so long for each image; as long as training on it where that is not known."""
@@ -145,8 +144,12 @@ class Budget:
     def val_once_s(self) -> float:
         """Of that, what the first one alone takes: preparing images that later ones find in the cache."""
         cache = self._plan.feature_cache
-        known = self.pace.evaluation_s is not None or self.pace.evaluated_image_s is not None
-        return 0.0 if known or not cache or not cache.val_bytes else self._val_images * self.pace.image_s
+        return 0.0 if self._evaluated or not cache or not cache.val_bytes else self._val_images * self.pace.image_s
+
+    @property
+    def _evaluated(self) -> bool:
+        """Whether an evaluation, or a sample of one, has said what it takes."""
+        return self.pace.evaluation_s is not None or self.pace.evaluated_image_s is not None
 
     @property
     def save_s(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgetune.train.engine import StepReport
+from edgetune.train.meters import total
 
 
 class Pace(msgspec.Struct):
@@ -64,12 +65,12 @@ class Progress(msgspec.Struct, kw_only=True):
         self.epoch_s += seconds
         self.epoch_images += images
         self.epoch_steps += 1
-        self.epoch_j = None if self.epoch_j is None or joules is None else self.epoch_j + joules
+        self.epoch_j = total(self.epoch_j, joules)
         self.loss_sum += report.loss
         self.images += images
         self.train_flops += report.flops
         self.trained_block_steps += len(report.trained)
-        self.kept_sum = [total + kept for total, kept in zip(self.kept_sum, report.kept, strict=True)]
+        self.kept_sum = [so_far + kept for so_far, kept in zip(self.kept_sum, report.kept, strict=True)]
 
     @property
     def cut_short(self) -> bool:
