@@ -27,7 +27,7 @@ from edgetune.model.spec import Parameter, ViTSpec
 from edgetune.plan import lean_bill, onnx_bill
 from edgetune.plan.job import Job, entering
 from edgetune.plan.workers import WORKER_BYTES
-from edgetune.schema import MemoryBill
+from edgetune.schema import Compute, MemoryBill
 
 FLOAT_BYTES = 4
 _INDEX_BYTES = 8
@@ -40,9 +40,9 @@ STEP_BYTES = 20 << 20
 LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.025
 _CACHED_STEP_BYTES, _CACHED_HEAD_STEP_BYTES = 8 << 20, 4 << 20
 _UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
-# On top where products are in bf16: oneDNN's code and what its kernels hold, for trained blocks, for frozen ones, both;
-# and for those of adapters, which have shapes of their own.
-_BF16_BYTES, _FROZEN_BF16_BYTES, _BOTH_BF16_BYTES, _ADAPTER_BF16_BYTES = 26 << 20, 10 << 20, 32 << 20, 10 << 20
+# On top where products are in bf16 (`FirstUse`): of what all products cost, those of trained blocks alone; and those of
+# adapters, which have shapes of their own, besides.
+_TRAINED_BF16_SHARE, _ADAPTER_BF16_SHARE = 0.8, 0.3
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much, and to
@@ -60,6 +60,27 @@ _SHORT_MIXED = (64 << 20, 0.25)
 _SHORT_BF16_BYTES = 12 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
+
+
+class FirstUse(NamedTuple):
+    """What a first step brings into memory besides its tensors: code, and what libraries keep for their kernels.
+
+    It differs with the processor's instructions, so a profile measures it (`edgetune.profile.footprint`). Without one,
+    bf16 counts as where there are instructions for it, which is the dearest that was seen.
+    """
+
+    frozen_bf16_bytes: int = 10 << 20  # where frozen blocks alone have products in bf16
+    bf16_bytes: int = 32 << 20  # where all have
+
+    @classmethod
+    def of(cls, compute: Compute) -> FirstUse:
+        """As a profile measured it, where it did."""
+        found = {"frozen_bf16_bytes": "lean-bf16-frozen", "bf16_bytes": "lean-bf16"}
+        measured = compute.first_use_bytes
+        return cls(**{name: measured[lever] for name, lever in found.items() if lever in measured})
+
+
+UNMEASURED = FirstUse()
 
 
 class Moment(NamedTuple):
@@ -90,10 +111,10 @@ class Moment(NamedTuple):
         return self.gradients + self.optimizer + self.activations + self.workspace + self.slack(job)
 
 
-def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
+def memory_bill(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -> MemoryBill:
     """The bill at the job's highest moment, with the most tokens that the plan allows."""
     if job.lean:
-        return _lean_bill(job, runtime_bytes)
+        return _lean_bill(job, runtime_bytes, first_use)
     peak = max(moments(job), key=lambda moment: moment.total(job))
     return MemoryBill(
         runtime=runtime_bytes,
@@ -106,19 +127,19 @@ def memory_bill(job: Job, runtime_bytes: int) -> MemoryBill:
     )
 
 
-def expected_bill(job: Job, runtime_bytes: int) -> MemoryBill:
+def expected_bill(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -> MemoryBill:
     """The bill at the tokens that a step is expected to keep."""
     pairs = zip(job.keep_max, job.keep_expected, strict=True)
     keep = tuple(min(most, math.ceil(expected)) for most, expected in pairs)
-    return memory_bill(msgspec.structs.replace(job, keep_max=keep), runtime_bytes)
+    return memory_bill(msgspec.structs.replace(job, keep_max=keep), runtime_bytes, first_use)
 
 
-def most_bytes(job: Job, runtime_bytes: int) -> int:
+def most_bytes(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -> int:
     """An upper bound: the bill at the most tokens, and how far it may be short; see docs/planner.md."""
-    bill = memory_bill(job, runtime_bytes)
+    bill = memory_bill(job, runtime_bytes, first_use)
     mixed = not job.lean and job.allocator == "fast" and (job.lora_rank > 0 or _tokens_change(job))
     least_bytes, share = _SHORT_MIXED if mixed else _SHORT["lean" if job.lean else "autograd"]
-    if job.lean and _bf16_bytes(job):
+    if job.lean and _bf16_bytes(job, first_use):
         least_bytes += _SHORT_BF16_BYTES
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
@@ -155,7 +176,7 @@ def _with_slack(job: Job, moment: lean_bill.Moment) -> float:
     return kept * (moment.weights + moment.saved) + slack * moment.workspace
 
 
-def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
+def _lean_bill(job: Job, runtime_bytes: int, first_use: FirstUse) -> MemoryBill:
     """See `edgetune.plan.lean_bill`, and `edgetune.plan.onnx_bill` for the engine without torch."""
     step_bytes, share = LEAN_STEP_BYTES, _held_share(job)
     if job.engine == "onnx":
@@ -174,18 +195,18 @@ def _lean_bill(job: Job, runtime_bytes: int) -> MemoryBill:
         gradients=gradients,
         optimizer=state,
         activations=int(peak.saved),
-        workspace=int(peak.workspace * slack) + _classify_bytes(job) + step_bytes + _bf16_bytes(job) + held,
+        workspace=int(peak.workspace * slack) + _classify_bytes(job) + step_bytes + _bf16_bytes(job, first_use) + held,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
 
 
-def _bf16_bytes(job: Job) -> int:
-    trained = bool(job.k) and job.levers.precision == "bf16"
+def _bf16_bytes(job: Job, first_use: FirstUse) -> int:
+    """Code and kernels of products in bf16."""
     frozen = bool(job.lowest) and lean_bill.compute_bytes(job) == 2
-    adapters = _ADAPTER_BF16_BYTES if trained and job.lora_rank else 0
-    if trained and frozen:
-        return _BOTH_BF16_BYTES + adapters
-    return _BF16_BYTES + adapters if trained else _FROZEN_BF16_BYTES if frozen else 0
+    if not (job.k and job.levers.precision == "bf16"):
+        return first_use.frozen_bf16_bytes if frozen else 0
+    share = (1.0 if frozen else _TRAINED_BF16_SHARE) + (_ADAPTER_BF16_SHARE if job.lora_rank else 0.0)
+    return int(share * first_use.bf16_bytes)
 
 
 def moments(job: Job) -> list[Moment]:

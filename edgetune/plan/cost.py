@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgetune.plan.bill import expected_bill, filling_part, most_bytes
+from edgetune.plan.bill import FirstUse, expected_bill, filling_part, most_bytes
 from edgetune.plan.cache import stretch_batches
 from edgetune.plan.clock import Clock
 from edgetune.plan.job import Job
@@ -231,6 +231,7 @@ def watts_of(power: Power | None, compute: Compute | None, power_w: float | None
 def predict(
     job: Job,
     runtime_bytes: int,
+    first_use: FirstUse,
     cost: Cost | None,
     watts: float | None,
     epochs: float,
@@ -240,7 +241,7 @@ def predict(
     parts: Sequence[StepPart] = (),
 ) -> Predicted:
     """The plan's prediction, and how far it may be off (`edgetune.plan.certainty`)."""
-    bill = expected_bill(job, runtime_bytes)
+    bill = expected_bill(job, runtime_bytes, first_use)
     epoch_s = cost.epoch_s + cost.filling_s(epochs) / max(1, epochs) if cost else None
     total_s = cost.total_s(epochs) if cost else None
     return Predicted(
@@ -254,7 +255,7 @@ def predict(
         train_flops_per_image=work_per_image(job).total,
         model=MODEL,
         first_epoch_s=cost.epoch_s + cost.view_s + cost.first_step_s if cost else None,
-        peak_memory_most_bytes=most_bytes(job, runtime_bytes) + margin_bytes,
+        peak_memory_most_bytes=most_bytes(job, runtime_bytes, first_use) + margin_bytes,
         time_factor=time_factor if cost else None,
         step_parts=list(parts),
     )

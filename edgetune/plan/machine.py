@@ -16,6 +16,7 @@ from edgetune.device.memory import read_memory, usable_bytes
 from edgetune.device.system import System
 from edgetune.errors import InputError
 from edgetune.model.spec import ViTSpec
+from edgetune.plan.bill import UNMEASURED, FirstUse
 from edgetune.plan.certainty import Doubt, certainty
 from edgetune.plan.cost import watts_of
 from edgetune.plan.rates import Rates
@@ -43,6 +44,7 @@ class Machine(NamedTuple):
     memory: Memory
     runtime_bytes: int
     runtime_measured: bool
+    first_use: FirstUse
     rates: Rates | None
     watts: float | None
     watts_source: str | None
@@ -111,6 +113,7 @@ def read_machine(
         memory=memory,
         runtime_bytes=runtime_bytes,
         runtime_measured=measured is not None,
+        first_use=FirstUse.of(compute) if compute is not None else UNMEASURED,
         rates=rates,
         watts=watts,
         watts_source=source if watts is not None else None,

@@ -135,6 +135,7 @@ def make_plan(
             train_images=len(folder.train),
             val_images=len(folder.val),
             runtime_bytes=its_machine.runtime_bytes,
+            first_use=its_machine.first_use,
             rates=its_machine.rates,
             watts=its_machine.watts,
             file_bytes=mean_file_bytes(folder.train),
@@ -240,6 +241,7 @@ def make_plan(
         predicted=predict(
             choice.job,
             machine.runtime_bytes,
+            machine.first_use,
             choice.cost,
             machine.watts,
             choice.epochs,

@@ -29,7 +29,7 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 from edgetune.model.spec import ViTSpec
-from edgetune.plan.bill import most_bytes
+from edgetune.plan.bill import UNMEASURED, FirstUse, most_bytes
 from edgetune.plan.cost import Cost, time_of
 from edgetune.plan.engines import economical
 from edgetune.plan.job import Job, job_for
@@ -92,6 +92,7 @@ class Problem(NamedTuple):
     watts: float | None
     allocator: Allocator = "lean"
     file_bytes: float | None = None  # of an image file, on average
+    first_use: FirstUse = UNMEASURED
     margin_bytes: int = 0  # that the bare process may take beyond `runtime_bytes`
     engine: Engine = "torch"
     evaluations: float = 1.0  # an epoch, on average
@@ -169,7 +170,7 @@ class Problem(NamedTuple):
 
     def peak_bytes(self, job: Job) -> int:
         """The most that the process tree may take."""
-        return most_bytes(job, self.runtime_bytes) + self.margin_bytes
+        return most_bytes(job, self.runtime_bytes, self.first_use) + self.margin_bytes
 
     def least_job(self, setting: Setting) -> Job:
         """The job of a setting that needs least memory; see `_Sizes.least`."""

@@ -71,7 +71,7 @@ def _point(problem: Problem, limits: Limits, choice: Choice, chosen: Choice) -> 
         recomputed_blocks=len(job.recomputed),
         micro_batch_size=job.micro_batch_size,
         allocator=job.allocator,
-        peak_memory_bytes=expected_bill(job, problem.runtime_bytes).total,
+        peak_memory_bytes=expected_bill(job, problem.runtime_bytes, problem.first_use).total,
         total_s=total_s,
         total_energy_j=joules,
         work_per_epoch=choice.price,

@@ -8,6 +8,7 @@ autograd asks to keep, counted once per storage, weights excluded.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 import torch
@@ -72,48 +73,68 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever
         batch: images at a time.
         lever: "lean", or "lean-bf16" for products in bfloat16.
     """
-    torch.manual_seed(0)
-    block = Block(spec).to(bench.device).requires_grad_(False)
-    weights = dict(block.named_parameters())
-    totals = {name: torch.zeros_like(values) for name, values in weights.items()}
     short_floats = lever == "lean-bf16"
-    ops, shape = TorchOps(torch.bfloat16 if short_floats else None), Shape(spec.heads, spec.norm_eps)
-    x = torch.randn(batch, tokens, spec.width, device=bench.device)
-    dy = torch.randn_like(x)
+    block = LeanBlock(spec, tokens, batch, bench.device, torch.bfloat16 if short_floats else None)
+    with torch.no_grad(), library_of_lean_trainer(bench.device, short_floats=short_floats):
+        kept = sum(values.nbytes for saved in block.forward() for values in saved.values())
+        first, frozen = bench.time(block.forward), bench.time(lambda: block.both(trained=False))
+        trained = bench.time(lambda: block.both(trained=True))
+    yield from _lines(
+        spec, tokens, batch, lever, [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
+    )
 
-    def forward() -> tuple[SavedExactly, SavedExactly]:
+
+class LeanBlock:
+    """One block of random weights with an input, run as the lean trainer runs it; call it without autograd.
+
+    Args:
+        spec: of the block.
+        tokens: an image.
+        batch: images at a time.
+        device: "cpu" or "cuda".
+        compute: type of its products; None is fp32.
+    """
+
+    def __init__(self, spec: ViTSpec, tokens: int, batch: int, device: str, compute: torch.dtype | None) -> None:
+        torch.manual_seed(0)
+        self._weights = dict(Block(spec).to(device).requires_grad_(False).named_parameters())
+        self._totals = {name: torch.zeros_like(values) for name, values in self._weights.items()}
+        self._ops, self._shape = TorchOps(compute), Shape(spec.heads, spec.norm_eps)
+        self._x = torch.randn(batch, tokens, spec.width, device=device)
+        self._dy = torch.randn_like(self._x)
+
+    def forward(self) -> tuple[SavedExactly, SavedExactly]:
+        """What its halves keep."""
         first, second = SavedExactly(), SavedExactly()
-        y = attention_forward(ops, x.clone(), weights, shape, first).y
-        mlp_forward(ops, y, weights, shape, second)
+        y = attention_forward(self._ops, self._x.clone(), self._weights, self._shape, first).y
+        mlp_forward(self._ops, y, self._weights, self._shape, second)
         return first, second
 
-    def both(trained: bool) -> None:
-        first, second = forward()
-        dx = dy.clone()
+    def both(self, *, trained: bool) -> None:
+        """Forward and backward pass, the latter with gradients of the weights where they are trained."""
+        first, second = self.forward()
+        dx = self._dy.clone()
         for half, saved, names in (
             (mlp_backward, second, MLP_NAMES),
             (attention_backward, first, ATTENTION_NAMES),
         ):
-            needs = names & weights.keys() if trained else frozenset()
-            mine = {name: totals[name] for name in needs}
-            found = half(ops, dx, saved, weights, shape, needs=needs, totals=mine).dx
+            needs = names & self._weights.keys() if trained else frozenset()
+            mine = {name: self._totals[name] for name in needs}
+            found = half(self._ops, dx, saved, self._weights, self._shape, needs=needs, totals=mine).dx
             assert found is not None  # the input's gradient is wanted
             dx = found
 
-    # the trainer goes without oneDNN where nothing is in bfloat16 (`edgetune.train.torch_engine.start`)
+
+@contextmanager
+def library_of_lean_trainer(device: str, *, short_floats: bool) -> Iterator[None]:
+    """Without oneDNN where nothing is in bfloat16, as `edgetune.train.torch_engine.start` has it."""
     before = torch.backends.mkldnn.enabled
-    if bench.device == "cpu" and not short_floats and torch.backends.mkl.is_available():
+    if device == "cpu" and not short_floats and torch.backends.mkl.is_available():
         torch.backends.mkldnn.set_flags(False)
     try:
-        with torch.no_grad():
-            kept = sum(values.nbytes for saved in forward() for values in saved.values())
-            first, frozen = bench.time(forward), bench.time(lambda: both(False))
-            trained = bench.time(lambda: both(True))
+        yield
     finally:
         torch.backends.mkldnn.set_flags(before)
-    yield from _lines(
-        spec, tokens, batch, lever, [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
-    )
 
 
 def _lines(spec: ViTSpec, tokens: int, batch: int, lever: str, parts: list[tuple[Timing, int]]) -> Iterator[Line]:

@@ -149,6 +149,16 @@ def probe(operation: str, lever: str) -> Callable[[Probe], Probe]:
     return register
 
 
+@probe("memory", "first use")
+def _first_use(bench: Bench) -> Iterator[Line]:
+    """Before any other: code that is in memory already would not count."""
+    if bench.device != "cpu":
+        return
+    from edgetune.profile.footprint import footprint_lines
+
+    yield from footprint_lines()
+
+
 @probe("matmul", "fp32")
 def _matmul_fp32(bench: Bench) -> Iterator[Line]:
     bench.fp32_flops = _gemm_flops(bench, "float32")

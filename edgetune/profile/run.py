@@ -53,7 +53,7 @@ def collect(command: list[str], timeout_s: float) -> Probed:
         out, err, status = _run(command, timeout_s)
     except OSError as error:
         return Probed(Compute(probe_error=f"the probes could not be started ({error.strerror})"), [], {})
-    fields: dict[str, Any] = {"gemm_flops": {}, "block_costs": [], "tensor_costs": []}
+    fields: dict[str, Any] = {"gemm_flops": {}, "first_use_bytes": {}, "block_costs": [], "tensor_costs": []}
     warnings: list[str] = []
     memory: dict[str, int] = {}
     for line in out.splitlines():
@@ -109,6 +109,8 @@ def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict
         _add(said["tensor"], TensorCost, fields["tensor_costs"])
     elif "gemm" in said:
         fields["gemm_flops"].update(said["gemm"])
+    elif "first_use" in said:
+        fields["first_use_bytes"].update(said["first_use"])
     elif "warning" in said:
         warnings.append(said["warning"])
     elif "memory" in said:

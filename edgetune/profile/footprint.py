@@ -1,0 +1,54 @@
+"""What the first step brings into memory besides its tensors: code, kernels, what a library keeps for them.
+
+A processor decides which kernels a library takes, so this differs from machine to machine: products in bfloat16 cost
+30 MiB where there are instructions for them, 5 MiB where there are none. Run in the child only, before other probes use
+the same code. The block is so small that its own tensors hardly count.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import torch
+
+from edgetune.measure.memory import PeakMeter
+from edgetune.model.spec import ViTSpec
+from edgetune.profile.block import LeanBlock, library_of_lean_trainer
+from edgetune.profile.probes import Line
+
+_SPEC = ViTSpec(name="probe", width=192, depth=1, heads=3, patch_size=1, image_size=1)
+_TOKENS, _TIMES = 17, 2
+
+
+def footprint_lines() -> Iterator[Line]:
+    """Bytes by the way a block is run (`Compute.first_use_bytes`), as lines for the parent; none without procfs."""
+    meter = PeakMeter()
+    exact, short = (LeanBlock(_SPEC, _TOKENS, 1, "cpu", compute) for compute in (None, torch.bfloat16))
+
+    def grown(since: int | None) -> int | None:
+        gc.collect()
+        now = meter.current_bytes()
+        return None if now is None or since is None else max(0, now - since)
+
+    bare = meter.current_bytes()
+    with torch.no_grad():
+        with library_of_lean_trainer("cpu", short_floats=False):
+            for _ in range(_TIMES):
+                exact.both(trained=True)
+        yield _line("lean", grown(bare))
+        used = meter.current_bytes()
+        try:
+            for _ in range(_TIMES):
+                short.forward()
+                exact.both(trained=True)  # with oneDNN now, like all products of a run that has some in bfloat16
+            yield _line("lean-bf16-frozen", grown(used))
+            for _ in range(_TIMES):
+                short.both(trained=True)
+            yield _line("lean-bf16", grown(used))
+        except RuntimeError:  # this precision has no kernel here
+            return
+
+
+def _line(lever: str, size: int | None) -> Line:
+    return {"first_use": {} if size is None else {lever: size}}

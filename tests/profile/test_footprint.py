@@ -1,0 +1,70 @@
+"""What a first step brings into memory: measured in a fresh process, and counted by the bill."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from edgetune.model.registry import find_spec
+from edgetune.plan.bill import UNMEASURED, FirstUse, memory_bill
+from edgetune.plan.job import Job, job_for
+from edgetune.plan.methods import find_method
+from edgetune.profile.run import _take
+from edgetune.schema import Compute
+
+CHILD = """
+import json
+from edgetune.measure.baseline import warm_up_torch
+warm_up_torch(1)
+from edgetune.profile.footprint import footprint_lines
+for line in footprint_lines():
+    print(json.dumps(line))
+"""
+
+
+def test_a_fresh_process_grows_by_the_code_of_its_first_step() -> None:
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, check=True)
+    fields: dict[str, dict[str, int]] = {"first_use_bytes": {}}
+    for line in done.stdout.splitlines():
+        _take(line, fields, [], {})
+    found = fields["first_use_bytes"]
+    assert set(found) >= {"lean"}
+    assert 1 << 20 < found["lean"] < 64 << 20  # of a block whose own tensors are 5 MiB, made before
+    if "lean-bf16" in found:
+        assert 0 < found["lean-bf16-frozen"] <= found["lean-bf16"] < 128 << 20
+
+
+def test_a_profile_without_it_counts_the_dearest_that_was_seen() -> None:
+    assert FirstUse.of(Compute()) == UNMEASURED
+    some = FirstUse.of(Compute(first_use_bytes={"lean": 7 << 20, "lean-bf16": 5 << 20}))
+    assert some == FirstUse(frozen_bf16_bytes=UNMEASURED.frozen_bf16_bytes, bf16_bytes=5 << 20)
+
+
+def lean_job(trained: int, **levers: object) -> Job:
+    method = find_method("edgetune", 6)
+    spec = find_spec("vit_nano_patch8_64")
+    job = job_for(method, spec, batch_size=4, micro_batch_size=1, trained=trained, k=trained)
+    return msgspec.structs.replace(job, levers=msgspec.structs.replace(job.levers, feature_cache="off", **levers))
+
+
+@pytest.mark.parametrize(
+    ("trained", "levers", "share_of"),
+    [
+        (2, {"precision": "bf16", "frozen_precision": "bf16"}, (1.0, "bf16_bytes")),
+        (6, {"precision": "bf16"}, (0.8, "bf16_bytes")),
+        (2, {"frozen_precision": "bf16"}, (1.0, "frozen_bf16_bytes")),
+        (2, {}, (0.0, "bf16_bytes")),
+    ],
+)
+def test_the_bill_counts_what_the_profile_measured(
+    trained: int, levers: dict[str, object], share_of: tuple[float, str]
+) -> None:
+    job = lean_job(trained, **levers)
+    share, name = share_of
+    none, some = FirstUse(0, 0), FirstUse(3 << 20, 5 << 20)
+    more = memory_bill(job, 0, some).total - memory_bill(job, 0, none).total
+    assert more == int(share * getattr(some, name))
