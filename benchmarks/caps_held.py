@@ -6,7 +6,8 @@
 The room (cap less bare process) lies between one and two times the smallest feasible one. Odd numbers are models of
 W1's and W3's size, the others come from `predict_memory.py`'s draw. Every eighth run asks for exactly the smallest
 feasible cap. The group has no swap; version 1 or 2, whichever the machine has. Where none can be made (it needs root),
-the run is made without one, says so, and the measured peak is held against the cap instead.
+the run is made without one, says so, and the measured peak is held against the cap instead. Runs of the series `caps`
+are of an earlier commit (`--series`).
 
 A run must not be killed, must end with a checkpoint and the exit code of the contract, and should not be slowed down by
 reclaim: the same plan is run once more with no group, and the median step times are compared. That comparison means
@@ -34,6 +35,7 @@ from predict_memory import CLASSES, STEPS_PER_EPOCH, Case, Kept, draw, edgetune,
 from workloads import prepare_synthetic
 
 NAME = "caps_held"
+SERIES = ("caps", "caps-2")
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 _LARGE = (("vit_small_patch14_dinov2", 98, 32), ("vit_base_patch16_224", 224, 4))
 
@@ -102,10 +104,10 @@ def group(limit_bytes: int) -> Iterator[Group | None]:
         path.rmdir()
 
 
-def draw_case(number: int) -> tuple[Case, float]:
+def draw_case(series: str, number: int) -> tuple[Case, float]:
     """The plan of that number, and the room it gets as a multiple of the smallest feasible one."""
-    rng = random.Random(f"caps {number}")
-    case = draw("caps", number)
+    rng = random.Random(f"{series} {number}")
+    case = draw(series, number)
     if number % 2:
         model, size, batch = _LARGE[number // 2 % 2]
         method = rng.choice(["edgetune", "edgetune", "full", "last-4"])
@@ -114,9 +116,9 @@ def draw_case(number: int) -> tuple[Case, float]:
     return case._replace(cap=None), 1.0 if number % 8 == 0 else rng.uniform(1, 2)
 
 
-def measure(number: int, kept: Kept, threads: int, scratch: Path) -> dict[str, Any]:
+def measure(series: str, number: int, kept: Kept, threads: int, scratch: Path) -> dict[str, Any]:
     """One run in its group, and the same plan again without."""
-    case, multiple = draw_case(number)
+    case, multiple = draw_case(series, number)
     data = scratch / "data"
     train = -(-STEPS_PER_EPOCH * case.batch_size // CLASSES) * CLASSES
     prepare_synthetic(data, train=train, val=2 * CLASSES, side=case.image_size * 5 // 4)
@@ -193,22 +195,27 @@ def step_s(run: Path) -> float | None:
     return None if not rates else 1 / statistics.median(rates)
 
 
-def run(count: int, threads: int, quiet: bool) -> None:
+def of_series(series: str) -> list[dict[str, Any]]:
+    """Its lines; the first series' have no name."""
+    return [line for line in lines(NAME) if line.get("series", SERIES[0]) == series]
+
+
+def run(series: str, count: int, threads: int, quiet: bool) -> None:
     """Make the runs that have no line yet."""
-    done = {line["number"] for line in lines(NAME)}
+    done = {line["number"] for line in of_series(series)}
     with tempfile.TemporaryDirectory() as folder:
         kept = Kept(Path(folder), threads)
         for number in (number for number in range(count) if number not in done):
             with tempfile.TemporaryDirectory() as scratch:
-                record = measure(number, kept, threads, Path(scratch))
-            append(NAME, {"number": number, "threads": threads, "quiet": quiet, **record})
+                record = measure(series, number, kept, threads, Path(scratch))
+            append(NAME, {"series": series, "number": number, "threads": threads, "quiet": quiet, **record})
             shown = record.get("refused") or f"exit {record['exit']}, kills {record['kills']}, {record['events']}"
             print(f"{number:4} {record['case']}: {shown}", flush=True)
 
 
-def table() -> None:
+def table(series: str) -> None:
     """Markdown: the counts, then every run that is not as it should be."""
-    records = list({line["number"]: line for line in lines(NAME)}.values())
+    records = list({line["number"]: line for line in of_series(series)}.values())
     found = [line for line in records if "exit" in line]
     grouped = [line for line in found if line["group"]]
     killed = [line for line in grouped if line["kills"]]
@@ -255,15 +262,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
+    running.add_argument("--series", choices=SERIES, default=SERIES[-1])
     running.add_argument("--count", type=int, default=100)
     running.add_argument("--threads", type=int, default=2)
     running.add_argument("--quiet-machine", action="store_true", help="nothing else runs: step times may be compared")
-    commands.add_parser("table")
+    commands.add_parser("table").add_argument("--series", choices=SERIES, default=SERIES[-1])
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.count, arguments.threads, arguments.quiet_machine)
+        run(arguments.series, arguments.count, arguments.threads, arguments.quiet_machine)
     else:
-        table()
+        table(arguments.series)
 
 
 if __name__ == "__main__":

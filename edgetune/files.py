@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgetune.errors import StorageError
+from edgetune.errors import InputError, StorageError
 
 
 @contextmanager
@@ -90,6 +92,15 @@ def write_at(handle: int, content: memoryview, start: int) -> None:
         done += os.pwrite(handle, content[done:], start + done)
 
 
+def sha256(path: Path) -> str:
+    """Digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a write into one sentence.
@@ -115,7 +126,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _sync(file: Path) -> None:
     """Bring a file to the disk, with the permissions of any new one."""
     with open(file, "rb+") as handle:
-        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # some writers make their files private
+        with suppress(OSError):  # some writers make their files private; and some file systems have no permissions
+            os.fchmod(handle.fileno(), 0o666 & ~_umask())
         os.fsync(handle.fileno())
 
 
@@ -136,6 +148,39 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     except OSError:
         pass
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def held_folder(path: Path, use: str) -> Iterator[None]:
+    """Keep other processes from using an output folder meanwhile; it is made if it isn't there.
+
+    The system lets go of it with the process, however that ends.
+
+    Args:
+        path: the folder.
+        use: what another process would be doing in it ("being trained in"), for the sentence.
+
+    Raises:
+        InputError: another process has it, it is a file, or it can't be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path} is a file; name a folder.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"--out {path} can't be made ({error.strerror}); choose another folder.") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"--out {path} is {use} by another process; wait for it, or choose another folder.") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
     finally:
         os.close(handle)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune.__about__ import __version__
-from edgetune.data.folder import IMAGE_EXTENSIONS, natural_key, scan_for_evaluation
+from edgetune.data.folder import IMAGE_EXTENSIONS, is_utf8, natural_key, scan_for_evaluation
 from edgetune.errors import InputError
 from edgetune.model.checkpoint import Checkpoint, find_checkpoint
 from edgetune.schema import Answer, Evaluation, Prediction, Predictions, now
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BATCH = 32
+_PART = 8  # images that pass the model at a time, where no plan says
 _MOST_CLASSES_AS_TABLE = 16
 _MOST_LINES = 10
 
@@ -218,11 +219,14 @@ def _asking(checkpoint: Checkpoint, threads: int | None) -> Callable[[NDArray[np
     if checkpoint.plan is not None and checkpoint.plan.device == "cuda" and torch.cuda.is_available():
         model = model.to("cuda")
 
+    # no more at a time than training had room for
+    part = _PART if checkpoint.plan is None else checkpoint.plan.micro_batch_size
+
     def ask(images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits = model(torch.from_numpy(images).to(model.pos_embed.device))
-            found: NDArray[np.float32] = logits.log_softmax(1).cpu().numpy()
-            return found
+            found = [model(some.to(model.pos_embed.device)) for some in torch.from_numpy(images).split(part)]
+            answers: NDArray[np.float32] = torch.cat(found).log_softmax(1).cpu().numpy()
+            return answers
 
     return ask
 
@@ -232,8 +236,11 @@ def _expand(images: Sequence[Path]) -> list[tuple[Path, bool]]:
     paths: list[tuple[Path, bool]] = []
     for image in images:
         if image.is_dir():
-            files = (path for path in image.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+            found = (path for path in image.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+            files = (path for path in found if is_utf8(path.name))
             paths += [(path, False) for path in sorted(files, key=lambda path: natural_key(path.name))]
+        elif not is_utf8(str(image)):
+            raise InputError(f"{str(image)!a} is no UTF-8, so no answer could name it; rename it.")
         elif image.exists():
             paths.append((image, True))
         else:

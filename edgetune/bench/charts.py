@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edgetune.bench.entries import is_peer
 from edgetune.bench.records import Bench, MethodRow, Spread
+from edgetune.bench.summary import no_joules
 from edgetune.report.charts import AnyChart, Bar, Bars, Chart, Line, Point, Scatter
 
 _MIB = 1 << 20
@@ -41,7 +42,7 @@ def charts_of(bench: Bench) -> list[AnyChart]:
                 id="accuracy-joules" if has_joules else "accuracy-time",
                 title="Accuracy and joules" if has_joules else "Accuracy and time",
                 caption="The last epoch's accuracy. Upper left is better."
-                + ("" if has_joules else " No joules: no sensor answered."),
+                + ("" if has_joules else f" No joules: {no_joules(rows)}"),
                 x=cost,
                 y=("% right", lambda row: row.accuracy, 100.0),
                 better_up=True,

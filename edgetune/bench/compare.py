@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgetune import __version__
 from edgetune.bench.page import MODELLED, joules_text, machine_lines, markdown_table, title
-from edgetune.bench.records import Bench, MethodRow, Spread
+from edgetune.bench.records import DIGESTS, Bench, MethodRow, Spread
 from edgetune.errors import InputError
 from edgetune.report.markup import Html, element, join, note, section, table
 from edgetune.report.page import page
@@ -55,6 +55,12 @@ class Comparison:
             for name in _WORTH_SAYING
             if getattr(ours, name) != getattr(theirs, name)
         ]
+        digests = {what: {getattr(ours, name), getattr(theirs, name)} for name, what in DIGESTS.items()}
+        self.notes += [
+            f"{what} differ, whatever they are called."
+            for what, found in digests.items()
+            if len(found) == 2 and None not in found
+        ]
         self.notes += [
             f"{one.entry.name} is run with other arguments in B."
             for one, other in self.pairs
@@ -85,7 +91,7 @@ class Comparison:
             ("Whole process, s", lambda row: row.total_s, _three, False),
             ("Joules per epoch", lambda row: row.epoch_j, _three, True),
             ("Joules per epoch above idle", lambda row: row.net_epoch_j, _three, True),
-            ("Share of the machine's rate of matrix products", lambda row: row.gemm_share, _percent, False),
+            ("Share of the machine's rate of matrix products", lambda row: row.gemm_share, _modelled_percent, False),
         ]
         found: Tables = []
         for name, figure, text, energy in figures:
@@ -183,5 +189,5 @@ def _three(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
+def _modelled_percent(share: float) -> str:
+    return f"{share:.0%}{MODELLED}"

@@ -205,6 +205,9 @@ def read_recipes(path: Path) -> dict[str, Entry]:
         if taken:
             raise InputError(f"--recipe {path}: {name} sets {taken[0]}, which all methods share; leave it out.")
         peer = PEERS.get(recipe.method)
+        strange = [word for word in recipe.arguments if word.startswith("--") and word.partition("=")[0] != "--lr"]
+        if peer and strange:
+            raise InputError(f"--recipe {path}: {name} sets {strange[0]}, but {recipe.method} takes --lr alone.")
         entries[name] = Entry(
             name=name,
             method=recipe.method,

@@ -253,10 +253,13 @@ def field5_markdown(made: Field5) -> str:
     rates = sorted(row.gemm_flops for row in made.rows if row.gemm_flops)
     if rates:
         lines.append(
-            f"One thread's rate of fp32 matrix products just before the rows: {rates[0] / 1e9:.3g} to"
+            f"One thread's rate of fp32 matrix products around the rows: {rates[0] / 1e9:.3g} to"
             f" {rates[-1] / 1e9:.3g} GFLOP/s, {rates[len(rates) // 2] / 1e9:.3g} in the middle."
         )
-    lines += [f"- {text}" for text in dict.fromkeys(machine_text(row.machine) for row in made.rows)]
+    machines = list(dict.fromkeys(machine_text(row.machine) for row in made.rows))
+    if len(machines) > 1:
+        lines.append("Rows are of different machines or versions (below): factors between them mean little.")
+    lines += [f"- {text}" for text in machines]
     shares = [row.others_share for row in made.rows if row.others_share is not None]
     if shares and max(shares) > _OTHERS_SHARE:
         lines.append(

@@ -73,7 +73,7 @@ class Setting:
 
     def __init__(self, model_name: str, batch: int, row: str) -> None:
         self.batch, self.row = batch, row
-        self.keep = int(row.split("tokens ")[1].split()[-2].lstrip("kept ")) / 100 if "tokens" in row else 1.0
+        self.keep = int(row.split("tokens ")[1].split()[-2]) / 100 if "tokens" in row else 1.0
         side = int(row.split(" px")[0].split()[-1]) if " px" in row else 224
         torch.manual_seed(0)
         self.model: Any = timm.create_model(model_name, num_classes=_CLASSES, img_size=side)

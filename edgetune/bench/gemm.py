@@ -2,8 +2,7 @@
 
     python -m edgetune.bench.gemm THREADS
 
-Prints the FLOPs per second of the best of several fp32 products of square matrices. `share` of it is what a run made of
-the machine just then.
+Prints the FLOPs per second of the best of several fp32 products of square matrices.
 """
 
 from __future__ import annotations

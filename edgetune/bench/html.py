@@ -17,7 +17,7 @@ from edgetune.bench.page import (
     told_accuracy,
 )
 from edgetune.bench.records import Bench, MethodRow, Spread
-from edgetune.bench.summary import rows_sources
+from edgetune.bench.summary import no_joules, rows_sources
 from edgetune.bench.verdict import HEADS, losses, verdict_cells
 from edgetune.report.charts import AnyChart, Chart, figure
 from edgetune.report.markup import Child, Html, badge, element, join, note, percent, section, table
@@ -155,7 +155,7 @@ def _figures(bench: Bench) -> Html:
             _spread(row.later_epoch_s, lambda seconds: f"{seconds:.3g}"),
             _spread(row.image_s, lambda seconds: f"{1000 * seconds:.3g}"),
             _spread(row.epoch_j, lambda joules: f"{joules:.3g}", modelled=row.energy_measured is False),
-            _ratio(row.to_eager.epoch_j if row.to_eager else None),
+            _ratio(row.to_eager.epoch_j if row.to_eager else None, modelled=row.energy_measured is False),
             _spread(row.net_epoch_j, lambda joules: f"{joules:.3g}"),
             _spread(row.train_flops_per_image, lambda flops: f"{flops / 1e9:.3g}", modelled=True),
             _spread(row.gemm_share, lambda share: f"{share:.0%}", modelled=True),
@@ -189,8 +189,10 @@ def _spread(spread: Spread | None, text: Callable[[float], str], *, modelled: bo
     return element("span", text(spread.median) + (MODELLED if modelled else ""), range_)
 
 
-def _ratio(ratio: float | None) -> str:
-    return "—" if ratio is None else f"{ratio:.2f}"
+def _ratio(ratio: float | None, *, modelled: bool = False) -> Child:
+    if ratio is None:
+        return "—"
+    return join([f"{ratio:.2f} ", badge("modelled")]) if modelled else f"{ratio:.2f}"
 
 
 def _mib(size_bytes: float) -> str:
@@ -249,7 +251,7 @@ def _conditions(bench: Bench) -> Html:
         [
             "Energy ",
             badge("unknown" if not known else "measured" if marks == {True} else "modelled"),
-            f" {rows_sources(known)}." if known else " no sensor answered and no power was given.",
+            f" {rows_sources(known)}." if known else f" {no_joules(bench.methods)}",
             f" Idle before the runs: {bench.idle_w.median:.3g} W." if bench.idle_w else None,
             f" Machine's fp32 products: {bench.gemm_flops.median / 1e9:.3g} GFLOP/s"
             f" ({bench.gemm_flops.low / 1e9:.3g} to {bench.gemm_flops.high / 1e9:.3g})."

@@ -16,16 +16,16 @@ import psutil
 from edgetune.__about__ import __version__
 from edgetune.bench.records import Machine
 from edgetune.device.board import identify_entry
-from edgetune.device.energy import EnergyMeter
+from edgetune.device.energy import EnergyMeter, idle_seconds
 from edgetune.device.memory import read_memory
-from edgetune.device.power import find_power
+from edgetune.device.power import facts_of, find_power
 from edgetune.device.system import System
 
 _PACKAGES = (
     *("accelerate", "numpy", "onnxruntime", "peft", "pillow", "timm", "torch", "torchao", "torchvision"),
     "transformers",
 )
-_IDLE_S = 3.0
+_IDLE_S, _LONGEST_IDLE_S = 3.0, 16.0
 _PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
@@ -55,11 +55,13 @@ def measure_idle(system: System, power_w: float | None) -> float | None:
     source = find_power(system, board, entry, power_w)
     if source is None or not source.measured:
         return None
-    facts = source.facts() if hasattr(source, "facts") else None
-    window_s = (facts.interval_s if facts else None) or 0.0
+    window_s = facts_of(source).interval_s or 0.0
+    seconds = idle_seconds(window_s, _IDLE_S, _LONGEST_IDLE_S)
+    if seconds is None:
+        return None
     with EnergyMeter(source) as meter:
         time.sleep(window_s)  # or a slow sensor would still show what ran before
-        return meter.idle(_IDLE_S)
+        return meter.idle(seconds)
 
 
 def temperatures(

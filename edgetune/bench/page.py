@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgetune.bench.records import Bench, Machine, MethodRow, Reach, Spread
-from edgetune.bench.summary import SHARES, rows_sources
+from edgetune.bench.summary import SHARES, no_joules, rows_sources
 from edgetune.bench.verdict import HEADS, losses, verdict_cells
 from edgetune.units import format_size
 
@@ -165,7 +165,7 @@ def joules_text(bench: Bench) -> str:
     """Where the joules come from, or why there are none."""
     known = [row for row in bench.methods if row.epoch_j is not None]
     if not known:
-        return "No joules: no sensor answered and no --power was given."
+        return f"No joules: {no_joules(bench.methods)}"
     idle = f"; idle {bench.idle_w.median:.3g} W before the runs" if bench.idle_w else ""
     return f"Joules: {rows_sources(known)}{idle}."
 

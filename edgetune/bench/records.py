@@ -12,6 +12,8 @@ import msgspec
 
 from edgetune.schema import Record
 
+# Settings by which files of the same name are told apart, in words.
+DIGESTS = {"weights_digest": "weights", "data_digest": "images"}
 MADE_UP = "made up: "  # how `Settings.data` begins where the images are
 
 
@@ -35,6 +37,8 @@ class Settings(Record, frozen=True):
     evaluate_steps: int = 0  # steps between the points of the accuracy's course; 0: only at the end
     power_w: float | None = None  # what the user says the machine draws; energy is then modelled
     sensors: str | None = None  # the name of the root they are read under; None: this machine's own
+    weights_digest: str | None = None  # SHA-256 of the file; None: of an earlier version, or no file was given
+    data_digest: str | None = None  # SHA-256 of the images' names and sizes; None: likewise, or they are made up
 
     @property
     def made_up(self) -> bool:
@@ -243,6 +247,8 @@ class MethodRow(Record, frozen=True):
         theirs: Spread | None = getattr(other, figure) if other is not None else None
         if other is None or mine is None or theirs is None:
             return None
+        if figure in ("epoch_j", "net_epoch_j") and self.energy_scope != other.energy_scope:
+            return None  # joules of different things
         found = other._of_repetitions(theirs)
         shared = [value / found[at] for at, value in self._of_repetitions(mine).items() if found.get(at)]
         if shared:

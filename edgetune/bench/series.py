@@ -8,6 +8,7 @@ on where it was; a run that failed is tried again then, and what was run under a
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,22 +23,21 @@ from edgetune.bench.html import bench_page
 from edgetune.bench.machine import Bystanders, describe_machine, measure_idle, temperatures
 from edgetune.bench.page import markdown
 from edgetune.bench.process import Measured, measure_gemm, run_fit, run_peer, tidy
-from edgetune.bench.records import Bench, Entry, Run, Settings
+from edgetune.bench.records import DIGESTS, Bench, Entry, Run, Settings
 from edgetune.bench.summary import summarise
 from edgetune.bench.workloads import Job, choose, prepare
 from edgetune.device.system import System
 from edgetune.device.throttle import delta, read_throttle, throttled
 from edgetune.errors import EdgetuneError, InputError
-from edgetune.files import append_line, storage_errors, write_atomically
+from edgetune.files import append_line, held_folder, storage_errors, write_atomically
 from edgetune.model.registry import find_spec
 from edgetune.units import format_size
 
-_OWN = frozenset(
-    (
-        *("data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md", "bench.html"),
-        *("compare.md", "compare.html"),
-    )
-)
+_COMPARED = frozenset(("compare.md", "compare.html"))
+_OWN = _COMPARED | {
+    *("data", "weights.safetensors", "settings.json", "runs.jsonl", "runs", "bench.json", "bench.md", "bench.html"),
+}
+_MARK = ".edgetune-bench"  # in a folder that is a benchmark's from its start on: what it holds may be made anew
 _NO_CAP = "1000TB"  # the eager loop's plan is read for its recipe only
 
 
@@ -167,12 +167,12 @@ class Series:
     def _without_paths(self, text: str) -> str:
         """A sentence for the record, which says nothing of how this machine's folders are called."""
         places = {str(self.job.data): "DATA", str(self.out): "OUT"}
-        if self._root:
+        if self._root and self._root != Path("/"):
             places[str(self._root)] = "ROOT"
         if self.job.weights:
             places = {str(self.job.weights): self.job.weights.name} | places
-        for path, name in places.items():
-            text = text.replace(path, name)
+        for path in sorted(places, key=len, reverse=True):
+            text = re.sub(rf"{re.escape(path)}(?![\w.-])", places[path], text)
         return text
 
     def _append(self, run: Run) -> None:
@@ -209,21 +209,31 @@ def bench(
         **settings: what else all methods share, see `edgetune.bench.workloads.prepare`.
 
     Raises:
-        InputError: something given can't be used, or `out` holds another benchmark.
+        InputError: something given can't be used, `out` holds another benchmark, or no run ended well.
         MissingDependencyError: a peer's package is needed and not installed.
-        EdgetuneError: no run ended well.
+        StorageError: `out` can't be written to.
     """
     if repetitions < 1:
         raise InputError(f"--repetitions {repetitions} is too small; give 1 or more.")
+    if root is not None and not root.is_dir():
+        raise InputError(f"--root {root} is no folder; give the top of a file-system tree.")
     chosen = choose(workload, data=data, model=model, weights=weights)
     recipes = read_recipes(recipe) if recipe is not None else {}
     entries = find_entries(methods, recipes, find_spec(chosen.model))
     _refuse_foreign(out)
-    job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
-    if root is not None:
-        job = job._replace(settings=msgspec.structs.replace(job.settings, sensors=root.resolve().name or "/"))
-    _keep_settings(out / "settings.json", job.settings)
+    with held_folder(out, "being written to"):
+        (out / _MARK).touch()
+        _refuse_other(out / "settings.json", {"workload": workload, "model": chosen.model})  # before anything is made
+        job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
+        if root is not None:
+            job = job._replace(settings=msgspec.structs.replace(job.settings, sensors=root.resolve().name or "/"))
+        _keep_settings(out / "settings.json", job.settings)
+        return _bench(job, entries, out, repetitions, say, root)
 
+
+def _bench(
+    job: Job, entries: list[Entry], out: Path, repetitions: int, say: Callable[[str], None], root: Path | None
+) -> Bench:
     def keep(runs: list[Run]) -> Bench:
         made = summarise(job.settings, _with_earlier(entries, runs), runs, repetitions)
         schema.save(made, out / "bench.json")
@@ -236,7 +246,7 @@ def bench(
     names = {entry.name for entry in entries}
     ours = [run for run in runs if run.entry.name in names]
     if not any(run.figures for run in ours):
-        raise EdgetuneError(f"every run failed; the first: {ours[0].error}")
+        raise InputError(f"every run failed; the first: {ours[0].error}")
     return made
 
 
@@ -291,9 +301,9 @@ def _refuse_foreign(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder.")
-    foreign = (
-        [path.name for path in out.iterdir() if path.name not in _OWN and path.name[0] != "."] if out.exists() else []
-    )
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    own = _OWN if names & {"settings.json", _MARK} else _COMPARED  # else `data` and `runs` are somebody's
+    foreign = [name for name in names if name not in own and name[0] != "."]
     if foreign:
         raise InputError(f"--out {out} holds {sorted(foreign)[0]}, which is no benchmark's; name a new folder.")
 
@@ -304,17 +314,33 @@ def _keep_settings(path: Path, settings: Settings) -> None:
     Raises:
         InputError: they have something else in common.
     """
-    if path.exists():
-        try:
-            kept = msgspec.json.decode(path.read_bytes(), type=Settings)
-        except msgspec.DecodeError as error:
-            raise InputError(f"{path} can't be understood ({error}); choose another --out.") from None
-        differing = [name for name in Settings.__struct_fields__ if getattr(kept, name) != getattr(settings, name)]
-        if differing:
-            name = differing[0]
-            raise InputError(
-                f"{path.parent} holds a benchmark with {name} {getattr(kept, name)}, not {getattr(settings, name)};"
-                " give the same options, or another --out."
-            )
+    _refuse_other(path, {name: getattr(settings, name) for name in Settings.__struct_fields__})
+    if not path.exists():
+        write_atomically(path, schema.to_json(settings))
+
+
+def _refuse_other(path: Path, wanted: dict[str, object]) -> None:
+    """Make sure that a folder's runs, if it has any, are of these settings.
+
+    Raises:
+        InputError: one differs, or what is there can't be understood.
+    """
+    if not path.exists():
         return
-    write_atomically(path, schema.to_json(settings))
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=Settings)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path} can't be understood ({error}); choose another --out.") from None
+    for name, value in wanted.items():
+        before = getattr(kept, name)
+        if before == value or (name in DIGESTS and None in (before, value)):  # an earlier version noted none
+            continue
+        if name in DIGESTS:
+            raise InputError(
+                f"{path.parent} holds a benchmark of other {DIGESTS[name]} of the same name; give the same ones, or"
+                " another --out."
+            )
+        raise InputError(
+            f"{path.parent} holds a benchmark with {name} {before}, not {value}; give the same options, or another"
+            " --out."
+        )

@@ -120,6 +120,8 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         return figures.train_flops_per_image * figures.images / sum(figures.epochs_s) / run.rate_flops
 
     first = good[0][1] if good else None
+    sources = dict.fromkeys((f.energy_source, f.energy_scope, f.energy_measured) for _, f in good if f.energy_source)
+    one = len(sources) < 2  # joules of different things have no median
     return MethodRow(
         entry=entry,
         command=runs[0].command if runs else None,
@@ -137,11 +139,11 @@ def _row(entry: Entry, runs: Sequence[Run], settings: Settings) -> MethodRow:
         accuracy=over(lambda figures: figures.accuracy),
         train_flops_per_image=over(lambda figures: figures.train_flops_per_image),
         bytes_written=over(lambda figures: figures.bytes_written),
-        epoch_j=over(lambda figures: figures.epoch_j),
-        net_epoch_j=Spread.of([net_j(run, figures) for run, figures in good]),
+        epoch_j=over(lambda figures: figures.epoch_j) if one else None,
+        net_epoch_j=Spread.of([net_j(run, figures) for run, figures in good]) if one else None,
         energy_measured=_all_measured([figures for _, figures in good]),
-        energy_source=first.energy_source if first else None,
-        energy_scope=first.energy_scope if first else None,
+        energy_source=" and ".join(dict.fromkeys(source or "" for source, _, _ in sources)) or None,
+        energy_scope=" and ".join(dict.fromkeys(scope or "unknown" for _, scope, _ in sources)) or None,
         gemm_share=Spread.of([gemm_share(run, figures) for run, figures in good]),
         hottest_c=Spread.of([_hottest_c(run) for run, _ in good]),
         curve=first.curve if first else [],
@@ -198,6 +200,14 @@ def rows_sources(rows: Sequence[MethodRow]) -> str:
     return "; ".join(dict.fromkeys(named)) or "unknown"
 
 
+def no_joules(rows: Sequence[MethodRow]) -> str:
+    """Why no method has any, as a sentence's end."""
+    answered = [row for row in rows if row.energy_source]
+    if answered:
+        return f"readings left holes, or differ in their source ({rows_sources(answered)})."
+    return "no sensor answered and no --power was given."
+
+
 def _machines(runs: Sequence[Run]) -> list[Machine]:
     found: list[Machine] = []
     for run in runs:
@@ -245,9 +255,15 @@ def _warnings(rows: Sequence[MethodRow], runs: Sequence[Run], repetitions: int) 
             f"other processes used up to {max(run.others_share or 0 for run in crowded):.0%} of the processor during"
             f" {len(crowded)} of {len(runs)} runs: times may be too high; run it again on an idle machine."
         )
-    modelled = [row.entry.name for row in rows if row.energy_measured is False]
+    modelled = [row for row in rows if row.energy_measured is False]
     if modelled:
-        said.append(f"joules are modelled, not measured: {rows_sources(rows)}.")
+        said.append(f"joules are modelled, not measured: {rows_sources(modelled)}.")
+    mixed = [row for row in rows if row.energy_source and " and " in f"{row.energy_source} {row.energy_scope}"]
+    if mixed:
+        said.append(
+            f"{', '.join(row.entry.name for row in mixed)}: repetitions have joules of different sources"
+            f" ({rows_sources(mixed)}), so none are given."
+        )
     hot = [run for run in runs if run.throttled]
     if hot:
         said.append(f"the machine was throttled during {len(hot)} of {len(runs)} runs: their times are too high.")

@@ -41,9 +41,11 @@ def losses(bench: Bench) -> str | None:
             continue
         mine: Spread | None = getattr(ours, name)
         known = [row for row in others if getattr(row, name)]
+        if name == "epoch_j":
+            known = [row for row in known if row.energy_scope == ours.energy_scope]  # of the same thing
         if mine is None or not known:
             continue
-        held.append(what)
+        held.append(what if len(known) == len(others) else f"{what} ({len(known)} of {len(others)} are known)")
         behind = [(row, _behind(ours, row, name)) for row in known]
         ahead = [f"`{row.entry.name}` ({by}{_mark(ours, row, name)})" for row, by in behind if by is not None]
         if ahead:

@@ -7,16 +7,20 @@ once, by `edgetune.bench.synthetic`, from a seed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.util import find_spec as find_package
 from pathlib import Path
 from typing import NamedTuple
 
 from edgetune.bench.records import MADE_UP, Settings
-from edgetune.data.folder import scan
+from edgetune.data.folder import Sample, scan
 from edgetune.data.samples import unpack
-from edgetune.errors import EdgetuneError, InputError
+from edgetune.errors import InputError, MissingDependencyError, StorageError
+from edgetune.files import sha256
 from edgetune.model.registry import BUNDLED_MODEL, find_spec
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH
 
@@ -120,7 +124,8 @@ def prepare(
 
     Raises:
         InputError: something can't be used.
-        EdgetuneError: images or weights could not be made.
+        MissingDependencyError: weights are to be made, and torch is not installed.
+        StorageError: images or weights could not be made.
     """
     side = find_spec(workload.model).at(image_size or workload.image_size).image_size
     if data is not None:
@@ -135,6 +140,7 @@ def prepare(
     else:
         raise InputError("--data is missing: give an image folder.")
     folder = scan(data, seed)
+    given = data if not workload.made_images else None
     augmented = augment is not False
     settings = Settings(
         workload=name,
@@ -153,18 +159,28 @@ def prepare(
         val_images=len(folder.val),
         evaluate_steps=workload.evaluate_steps if evaluate_steps is None else evaluate_steps,
         power_w=power_w,
+        weights_digest=sha256(weights) if weights and not workload.made_images else None,
+        data_digest=_digest_of_images(given, [*folder.train, *folder.val]) if given else None,
     )
     return Job(settings, data.absolute(), weights.absolute() if weights else None)
 
 
 def _make(workload: Workload, image_size: int, data: Path, weights: Path, seed: int) -> None:
     """Make images and weights in a process of their own: what that takes is gone before anything is measured."""
+    if find_package("torch") is None:
+        raise MissingDependencyError("torch", "torch", f"--workload with {workload.model}")
     order = [workload.model, image_size, MADE_CLASSES, workload.made_images, MADE_VAL_IMAGES, seed, data, weights]
     command = [sys.executable, "-m", "edgetune.bench.synthetic", *map(str, order)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise EdgetuneError(f"{data} and {weights} could not be made: {last}")
+        raise StorageError(f"{data} and {weights} could not be made: {last}")
+
+
+def _digest_of_images(data: Path, images: Sequence[Sample]) -> str:
+    """Of their names and sizes: reading every image would take as long as training on it."""
+    lines = sorted(f"{os.path.relpath(image.path, data)} {os.stat(image.path).st_size}" for image in images)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _usable_cores() -> int:

@@ -9,6 +9,7 @@ import typer
 
 from edgetune.cli import flags
 from edgetune.cli.output import print_json
+from edgetune.errors import InputError
 
 devices_app = typer.Typer(help="The board catalogue.", no_args_is_help=True)
 
@@ -74,6 +75,8 @@ def sample_data(
     """Write a bundled data set as an image folder."""
     from edgetune.data.samples import unpack
 
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} holds something already; choose another folder.")
     unpack(name, out)
     typer.echo(f"written: {out}")
 

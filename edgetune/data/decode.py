@@ -64,8 +64,8 @@ def decode(path: str, enough_px: int, most_pixels: int = MOST_PIXELS) -> Image.I
             width, height = image.size
             if width * height > most_pixels:
                 raise UnreadableImageError(f"{width} × {height} pixels, too large to decode; make it smaller")
+            image.load()  # before anything else asks for pixels: Pillow raises what is wrong with them only once
             orientation = _orientation(image)
-            image.load()
             image = to_rgb(image)
     except (UnreadableImageError, MemoryError):
         raise
@@ -92,6 +92,8 @@ def _open(handle: BinaryIO) -> Image.Image:
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     """How to turn the image upright, as the camera noted it; damaged metadata is no reason to lose an image."""
+    if image.format == "TIFF":  # turned when it was loaded
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -102,7 +104,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB from any mode: transparency over white, and deep grey scales brought to 8 bits and not clipped."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_deep_grey(image)

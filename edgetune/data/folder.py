@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,7 +164,7 @@ def _subfolders(folder: Path, what: str) -> list[str]:
     """Names of the folders in `folder`, hidden ones left out."""
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+            return [entry.name for entry in entries if not entry.name.startswith(".") and _is(entry.is_dir)]
     except FileNotFoundError:
         raise InputError(f"{what} {folder} does not exist; check the path.") from None
     except NotADirectoryError:
@@ -195,11 +195,26 @@ def _read_classes(folder: Path, ignored: _Ignored) -> dict[str, list[str]]:
     if not names:
         raise InputError(f"{folder} has no class folders; put the images in {folder}/<class>/.")
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{folder} has a class folder whose name is not UTF-8 ({name!a}); rename it.") from None
+        if not is_utf8(name):
+            raise InputError(f"{folder} has a class folder whose name is not UTF-8 ({name!a}); rename it.")
     return {name: _read_files(folder / name, ignored) for name in names}
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text; the system allows any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What a folder's entry is; a link that leads in a circle is nothing."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _read_files(folder: Path, ignored: _Ignored) -> list[str]:
@@ -211,11 +226,13 @@ def _read_files(folder: Path, ignored: _Ignored) -> list[str]:
                 extension = os.path.splitext(entry.name)[1].lower()
                 if entry.name.startswith("."):
                     ignored.add(folder, "hidden")
-                elif entry.is_dir():
+                elif not is_utf8(entry.name):  # no record could name it
+                    ignored.add(folder, "with names that are not UTF-8")
+                elif _is(entry.is_dir):
                     ignored.add(folder, "folders")
                 elif extension not in IMAGE_EXTENSIONS:
                     ignored.add(folder, extension or "without extension")
-                elif entry.is_file() or entry.is_symlink():  # a dangling link is reported as unreadable, by name
+                elif _is(entry.is_file) or entry.is_symlink():  # a dangling link is reported as unreadable, by name
                     names.append(entry.name)
                 else:
                     ignored.add(folder, "not regular files")

@@ -177,14 +177,17 @@ class Loader:
     def _read(self, epoch: int | None, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Iterator[Batch]:
         jobs = (self._job(epoch, indices.tolist()) for _, indices in wanted)
         results = self._workers.map(jobs) if self._workers else ((job, *read_job(job)) for job in jobs)
-        for (number, _), (job, pixels, bad) in zip(wanted, results, strict=True):
-            self._note(bad)
+        for number, _ in wanted:
+            job, pixels, bad = next(results)  # not by zip, which would keep the pixels until the next
+            self.note(bad)
             indices = [index for index in job.indices if index not in bad]
+            images = [normalise(pixels, self._mean, self._std)] if indices else []
+            del pixels
             if indices:
                 labels = [self.samples[index].label for index in indices]
                 # nothing here refers to it afterwards: a caller that lets go of a batch holds one at a time
                 yield Batch(
-                    normalise(pixels, self._mean, self._std),
+                    images.pop(),
                     np.array(labels, np.int64),
                     np.array(indices, np.int64),
                     number,
@@ -201,7 +204,7 @@ class Loader:
             most_pixels=self._most_pixels,
         )
 
-    def _note(self, bad: Mapping[int, str]) -> None:
+    def note(self, bad: Mapping[int, str]) -> None:
         """Count unreadable images, and see what is left of their classes."""
         for index, reason in bad.items():
             if index in self._bad:

@@ -21,8 +21,6 @@ Pixels = NDArray[np.uint8]
 CROP_SCALE = (0.35, 1.0)  # share of the area; 0.08, usual from scratch, loses small subjects in short fine-tuning
 CROP_RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
-# What evaluation does, for programs that have none of this code.
-IN_WORDS = "RGB; shorter side resized to image_size, bicubic; centre square; (value / 255 - mean) / std; NCHW float32"
 
 
 class View(NamedTuple):

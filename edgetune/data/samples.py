@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from edgetune.errors import EdgetuneError, InputError
+from edgetune.errors import InputError, StorageError
 from edgetune.resources import resource_folder
 
 SAMPLES = {"digits": "1,797 handwritten digits, 8 × 8 pixels, ten classes (UCI, CC BY 4.0)"}
@@ -29,7 +29,7 @@ def unpack(name: str, folder: Path, *, per_class: int | None = None, classes: in
 
     Raises:
         InputError: there is no such data set, or `folder` is a file.
-        EdgetuneError: the disk is full or can't be written to.
+        StorageError: the disk is full or can't be written to.
     """
     if name not in SAMPLES:
         raise InputError(f"{name!r} is no bundled data set; there is {', '.join(SAMPLES)}.")
@@ -47,7 +47,7 @@ def unpack(name: str, folder: Path, *, per_class: int | None = None, classes: in
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's is private
         os.replace(temporary, folder)  # takes the place of an empty folder too
     except OSError as error:
-        raise EdgetuneError(
+        raise StorageError(
             f"{folder} could not be written ({error.strerror or error}); free some space or choose another folder."
         ) from error
     finally:

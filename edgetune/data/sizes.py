@@ -1,10 +1,15 @@
-"""Sizes of the data room's files, for whoever plans them. Imports nothing heavy."""
+"""Facts of the data room for whoever plans or exports: sizes of files, what is done with images. Nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 FEATURE_HEADER_BYTES = 512
+# What evaluation does with an image (`edgetune.data.preprocess`), for programs that have none of this code.
+IN_WORDS = (
+    "upright by its EXIF orientation; RGB, transparency over white; shorter side resized to image_size, bicubic;"
+    " centre square; (value / 255 - mean) / std; NCHW float32"
+)
 
 
 def feature_bytes(count: int, shape: tuple[int, int], precision: Literal["fp16", "int8"]) -> int:

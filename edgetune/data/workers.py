@@ -121,11 +121,9 @@ class Workers:
             for job in jobs:
                 pending.append((job, threads.submit(self._read, job)))
                 if len(pending) > self.count:
-                    first, result = pending.popleft()
-                    yield (first, *result.result())
+                    yield _taken(pending)
             while pending:
-                first, result = pending.popleft()
-                yield (first, *result.result())
+                yield _taken(pending)
         finally:
             for _, result in pending:
                 result.cancel()
@@ -164,3 +162,9 @@ class Workers:
     def _say(self, sentence: str) -> None:
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+
+
+def _taken(pending: deque[tuple[Job, Future[tuple[Pixels, dict[int, str]]]]]) -> tuple[Job, Pixels, dict[int, str]]:
+    """The next result; no name of a generator that waits goes on holding its pixels."""
+    job, result = pending.popleft()
+    return (job, *result.result())

@@ -23,6 +23,7 @@ LEAST_COVERAGE = 0.9  # of a window; below it there is no figure
 FROZEN_AFTER_S = 60.0  # rail monitors resolve 8 mA, so a live one rarely repeats itself for a minute
 _WATCHED_SHARE = 0.2  # of the total; a smaller rail may honestly stand still
 _VANISHED_AFTER_S = 2.0
+_IDLE_WINDOWS = 3  # of a sensor: a measurement must be more than its memory of what went before
 _FORGET_S = 60.0
 _OFF_ROUND = 0.963209  # makes 0.1 s 10.381966 readings a second: loads have round periods, and none beats with these
 
@@ -123,6 +124,21 @@ class Window:
         """Mean gross watts."""
         joules, seconds = self.joules, self.seconds
         return joules / seconds if joules is not None and seconds > 0 else None
+
+
+def idle_seconds(window_s: float, least_s: float, longest_s: float) -> float | None:
+    """How long to measure doing nothing, after one of the sensor's windows has gone by.
+
+    Args:
+        window_s: that a reading is the mean of; a sensor shows what was before until it is over.
+        least_s: at least.
+        longest_s: what there is time for.
+
+    Returns:
+        At least three windows, or None where there is no time for them.
+    """
+    seconds = max(least_s, _IDLE_WINDOWS * window_s)
+    return seconds if seconds <= longest_s else None
 
 
 class EnergyMeter:

@@ -50,8 +50,10 @@ def export(
         return export_training(Path(run), out)
     checkpoint = find_source(run, weights)
     if format == "timm":
-        from edgetune.export.timm import export_timm
-
+        try:
+            from edgetune.export.timm import export_timm
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(error.name or "torch", "torch", f"--format {format}") from None
         return export_timm(checkpoint, out)
     paths = [Path(image) for image in images] if images else None
     if format == "ort-training":

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgetune.__about__ import __version__
-from edgetune.data.preprocess import IN_WORDS
+from edgetune.data.sizes import IN_WORDS
 from edgetune.errors import InputError
 from edgetune.export.check import Comparison, Images, compare, real_images
 from edgetune.export.graph import INPUT, OUTPUT, build_graph

@@ -12,7 +12,6 @@ https://onnxruntime.ai/docs/api/python/on_device_training/training_artifacts.htm
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,13 +26,13 @@ from numpy.typing import NDArray
 
 from edgetune import schema
 from edgetune.__about__ import __version__
-from edgetune.data.preprocess import IN_WORDS
+from edgetune.data.sizes import IN_WORDS
 from edgetune.errors import InputError
 from edgetune.export.check import Comparison, Images, compare, real_images
 from edgetune.export.graph import INPUT, OUTPUT, build_graph
 from edgetune.export.loss import LABELS, LOSS, add_loss
 from edgetune.export.ort_runtime import Runtime
-from edgetune.files import atomic_folder
+from edgetune.files import atomic_folder, sha256
 from edgetune.model.checkpoint import Checkpoint
 from edgetune.model.onnx_graph import IR_VERSION
 from edgetune.model.reading import read_arrays
@@ -262,7 +261,7 @@ def _manifest(checkpoint: Checkpoint, choice: _Choice, frozen: list[str], folder
         frozen=frozen,
         label_smoothing=choice.label_smoothing,
         optimizer=choice.optimizer,
-        files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
+        files={path.name: sha256(path) for path in sorted(folder.iterdir())},
         made_with=versions,
         edgetune_version=__version__,
         created=schema.now(),

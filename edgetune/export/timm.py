@@ -12,7 +12,7 @@ from typing import Any
 
 from edgetune.__about__ import __version__
 from edgetune.errors import InputError
-from edgetune.files import write_atomically
+from edgetune.files import atomic_folder
 from edgetune.model.checkpoint import Checkpoint
 from edgetune.model.registry import BUNDLED_MODEL
 from edgetune.model.spec import ViTSpec
@@ -36,8 +36,9 @@ def export_timm(checkpoint: Checkpoint, out: Path) -> ExportReport:
     model = checkpoint.load()
     config = timm_config(checkpoint.spec, checkpoint.classes)
     metadata = {"format": "pt", "classes": checkpoint.classes, "edgetune_version": __version__}
-    save_weights(out / _WEIGHTS, model, metadata)
-    write_atomically(out / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    with atomic_folder(out) as folder:
+        save_weights(folder / _WEIGHTS, model, metadata)
+        (folder / _CONFIG).write_bytes(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
     return ExportReport(
         format="timm",
         path=str(out),

@@ -12,8 +12,9 @@ import onnx
 
 from edgetune import schema
 from edgetune.__about__ import __version__
+from edgetune.data.sizes import IN_WORDS
 from edgetune.errors import InputError
-from edgetune.files import atomic_folder, write_atomically
+from edgetune.files import atomic_folder, sha256, write_atomically
 from edgetune.model.arrayfile import ArrayStore, copy_arrays
 from edgetune.model.onnx_version import INTERFACE, OLDEST_ONNXRUNTIME, OPSET
 from edgetune.model.reading import write_base
@@ -22,12 +23,8 @@ from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.schema import ExportReport, Plan, now
 from edgetune.train.onnx.edges import evaluation
-from edgetune.train.onnx.exported import EVALUATE, GRAPHS, MANIFEST, STATE, GraphFile, Manifest, Tensor, sha256
+from edgetune.train.onnx.exported import EVALUATE, GRAPHS, MANIFEST, STATE, GraphFile, Manifest, Tensor
 from edgetune.train.onnx.write import Order, write_graphs
-
-_PREPROCESSING = (
-    "RGB; shorter side resized to image_size, bicubic; centre square; (value / 255 - mean) / std; NCHW float32"
-)
 
 
 def export_training(source: Path, out: Path) -> ExportReport:
@@ -105,7 +102,7 @@ def _write(source: Path, plan: Plan, out: Path) -> int:
             "image_size": spec.image_size,
             "mean": list(spec.mean),
             "std": list(spec.std),
-            "text": _PREPROCESSING,
+            "text": IN_WORDS,
         },
         opset=OPSET,
         onnxruntime=".".join(map(str, OLDEST_ONNXRUNTIME)),

@@ -15,6 +15,8 @@ from edgetune.model.names import match
 from edgetune.model.registry import find_spec, list_models
 from edgetune.model.spec import ViTSpec
 
+_OF_A_RUN = ("best.safetensors", "last.safetensors")
+
 if TYPE_CHECKING:
     from edgetune.model.vit import VisionTransformer
 
@@ -64,7 +66,8 @@ def find_checkpoint(run: Path) -> Checkpoint:
     if name is None or metadata.classes is None:
         raise InputError(f"{path} does not say which model and classes it is for; give a run folder of edgetune.")
     plan_path = path.parent / "plan.json"
-    plan = schema.load(plan_path, schema.Plan) if plan_path.exists() else None
+    of_a_run = path.name in _OF_A_RUN and plan_path.exists()  # a plan beside any other file is another run's
+    plan = schema.load(plan_path, schema.Plan) if of_a_run else None
     return Checkpoint(path, _as_prepared(find_spec(name), metadata, metadata.classes), metadata.classes, plan)
 
 

@@ -35,21 +35,24 @@ _INDEX_BYTES = 8
 # Calibrated with benchmarks/predict_memory.py (docs/planner.md): library code and kernels paged in by the first step,
 # autograd's own objects, allocator slack, the buffers of matrix kernels.
 STEP_BYTES = 20 << 20
-# The lean trainer's, and what malloc holds beyond the tensors themselves; calibrated on W2 and W3 (docs/lean.md). A run
-# that fills a cache first needs less of that code at once, and little where no block trains.
-LEAN_STEP_BYTES, LEAN_SLACK_SHARE = 10 << 20, 0.025
-_CACHED_STEP_BYTES, _CACHED_HEAD_STEP_BYTES = 8 << 20, 4 << 20
-_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
+# What malloc holds beyond the lean trainer's tensors themselves. Over cached features, where no block trains, half of a
+# step's code never runs; the loop around a step has some of its own. MKL keeps its packing buffers, so much for each of
+# the model's width, unless it is told to give them back (`edgetune.train.allocator.keep_mkl_lean`).
+_LEAN_HELD_SHARE, _FORWARD_SHARE, _PACKING_BYTES, _LOOP_BYTES = 0.01, 0.5, 13 << 10, 1 << 20
+_ONNX_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
 # On top where products are in bf16 (`FirstUse`): of what all products cost, those of trained blocks alone; and those of
 # adapters, which have shapes of their own, besides.
 _TRAINED_BF16_SHARE, _ADAPTER_BF16_SHARE = 0.8, 0.3
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
-# glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much, and to
-# more where sizes are mixed (other numbers of tokens in every step, adapters' small tensors among the large). Where
+# glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
+# sizes are mixed (other blocks or numbers of tokens in every step, adapters' small tensors among the large), the share
+# rises with the model's width (a block's gradient is as large as what it keeps of few tokens) and with adapters. Where
 # blocks are run again under autograd, what comes and goes for one block settles around what the next ones need.
-_HEAP_SHARE, FAST_HEAP_BYTES, _MIXED_HEAP_BYTES = 0.6, 36 << 20, 96 << 20
-_RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 3.5, 8 << 20, 210 << 20
+_HEAP_SHARE, FAST_HEAP_BYTES = 0.6, 36 << 20
+_MIXED_HEAP_SHARE, _MIXED_HEAP_SHARE_OF_WIDTH, _MIXED_HEAP_BYTES = 0.15, 0.5 / 768, 96 << 20
+_ADAPTERS_HEAP_SHARE, _ADAPTERS_HEAP_BYTES = 0.3, 160 << 20  # the share on top of the former
+_RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 0.3, 8 << 20, 20 << 20  # for each block
 # How far the bill may be short, by trainer: so much, and this share of what it says above the bare process; and so much
 # more where products are in bf16. Set by the plans that were short (docs/planner.md).
 _SHORT = {"lean": (12 << 20, 0.05), "autograd": (32 << 20, 0.12)}
@@ -57,7 +60,8 @@ _SHORT = {"lean": (12 << 20, 0.05), "autograd": (32 << 20, 0.12)}
 # growing for a hundred steps and more, which the plans that the bill was set by, of eight steps, did not show (`alast`
 # on W3 and W4, `lora` on W1; docs/results.md).
 _SHORT_MIXED = (64 << 20, 0.25)
-_SHORT_BF16_BYTES = 12 << 20
+# oneDNN keeps something for every shape it met, of which dropped tokens make ever new ones.
+_SHORT_BF16_BYTES, _SHORT_BF16_MIXED_BYTES = 12 << 20, 48 << 20
 # One image file being decoded, cropped and resized, and the loader's own state.
 DECODE_BYTES = 6 << 20
 
@@ -69,13 +73,20 @@ class FirstUse(NamedTuple):
     bf16 counts as where there are instructions for it, which is the dearest that was seen.
     """
 
+    lean_bytes: int = 8 << 20  # of a step of the lean trainer
+    forward_bf16_bytes: int = 10 << 20  # where no block trains, and products are in bf16
     frozen_bf16_bytes: int = 10 << 20  # where frozen blocks alone have products in bf16
     bf16_bytes: int = 32 << 20  # where all have
 
     @classmethod
     def of(cls, compute: Compute) -> FirstUse:
         """As a profile measured it, where it did."""
-        found = {"frozen_bf16_bytes": "lean-bf16-frozen", "bf16_bytes": "lean-bf16"}
+        found = {
+            "lean_bytes": "lean",
+            "forward_bf16_bytes": "lean-bf16-forward",
+            "frozen_bf16_bytes": "lean-bf16-frozen",
+            "bf16_bytes": "lean-bf16",
+        }
         measured = compute.first_use_bytes
         return cls(**{name: measured[lever] for name, lever in found.items() if lever in measured})
 
@@ -102,9 +113,14 @@ class Moment(NamedTuple):
         if job.allocator == "lean":
             return slack
         if job.saved_activations == "recompute":
-            return min(_RECOMPUTE_LEAST_BYTES + int(_RECOMPUTE_SHARE * moving), _RECOMPUTE_MOST_BYTES)
-        most_bytes = _MIXED_HEAP_BYTES if job.lora_rank or _tokens_change(job) else FAST_HEAP_BYTES
-        return max(slack, min(int(_HEAP_SHARE * moving), most_bytes))
+            depth = job.spec.depth
+            return min(_RECOMPUTE_LEAST_BYTES + int(_RECOMPUTE_SHARE * depth * moving), _RECOMPUTE_MOST_BYTES * depth)
+        share, most_bytes = _HEAP_SHARE, FAST_HEAP_BYTES
+        if job.lora_rank or _tokens_change(job):
+            share, most_bytes = _MIXED_HEAP_SHARE + _MIXED_HEAP_SHARE_OF_WIDTH * job.spec.width, _MIXED_HEAP_BYTES
+        if job.lora_rank:
+            share, most_bytes = share + _ADAPTERS_HEAP_SHARE, _ADAPTERS_HEAP_BYTES
+        return max(slack, min(int(share * moving), most_bytes))
 
     def total(self, job: Job) -> int:
         """Sum over the terms, slack included."""
@@ -140,7 +156,7 @@ def most_bytes(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -
     mixed = not job.lean and job.allocator == "fast" and (job.lora_rank > 0 or _tokens_change(job))
     least_bytes, share = _SHORT_MIXED if mixed else _SHORT["lean" if job.lean else "autograd"]
     if job.lean and _bf16_bytes(job, first_use):
-        least_bytes += _SHORT_BF16_BYTES
+        least_bytes += _SHORT_BF16_MIXED_BYTES if job.k and job.drops_tokens else _SHORT_BF16_BYTES
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
 
@@ -167,7 +183,7 @@ def _lean_moments(job: Job, filling: int | None = None) -> list[lean_bill.Moment
 
 def _held_share(job: Job) -> float:
     """Of what stays, what malloc holds besides."""
-    return onnx_bill.SLACK_SHARE if job.engine == "onnx" else LEAN_SLACK_SHARE
+    return onnx_bill.SLACK_SHARE if job.engine == "onnx" else _LEAN_HELD_SHARE
 
 
 def _with_slack(job: Job, moment: lean_bill.Moment) -> float:
@@ -178,32 +194,41 @@ def _with_slack(job: Job, moment: lean_bill.Moment) -> float:
 
 def _lean_bill(job: Job, runtime_bytes: int, first_use: FirstUse) -> MemoryBill:
     """See `edgetune.plan.lean_bill`, and `edgetune.plan.onnx_bill` for the engine without torch."""
-    step_bytes, share = LEAN_STEP_BYTES, _held_share(job)
-    if job.engine == "onnx":
-        step_bytes = onnx_bill.STEP_BYTES
-    elif job.over_features:
-        step_bytes = _CACHED_STEP_BYTES if job.k else _CACHED_HEAD_STEP_BYTES
     slack = 1 + SLACK_SHARE[job.allocator]
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
     peak = max(_lean_moments(job), key=lambda moment: _with_slack(job, moment))
     weights, gradients = lean_bill.weight_bytes(job) + peak.weights, lean_bill.gradient_bytes(job)
     state = optimizer_bytes(job)
-    held = int(share * (weights + gradients + state + peak.saved) + _UNPACKED_SHARE * lean_bill.unpacked_bytes(job))
+    held = int(_held_share(job) * (weights + gradients + state + peak.saved))
     return MemoryBill(
         runtime=runtime_bytes,
         weights=weights,
         gradients=gradients,
         optimizer=state,
         activations=int(peak.saved),
-        workspace=int(peak.workspace * slack) + _classify_bytes(job) + step_bytes + _bf16_bytes(job, first_use) + held,
+        workspace=int(peak.workspace * slack) + _classify_bytes(job) + _code_bytes(job, first_use) + held,
         data=lean_bill.data_bytes(job, DECODE_BYTES) + job.workers * WORKER_BYTES,
     )
+
+
+def _code_bytes(job: Job, first_use: FirstUse) -> int:
+    """What the first step brings in besides tensors, and what libraries keep of them."""
+    if job.engine == "onnx":
+        return onnx_bill.STEP_BYTES + int(_ONNX_UNPACKED_SHARE * lean_bill.unpacked_bytes(job))
+    step = first_use.lean_bytes
+    if job.over_features and not job.k:
+        step = int(_FORWARD_SHARE * step)
+    step += _LOOP_BYTES
+    packing = 0 if job.allocator == "lean" or job.cached else _PACKING_BYTES * job.spec.width
+    return step + packing + _bf16_bytes(job, first_use)
 
 
 def _bf16_bytes(job: Job, first_use: FirstUse) -> int:
     """Code and kernels of products in bf16."""
     frozen = bool(job.lowest) and lean_bill.compute_bytes(job) == 2
-    if not (job.k and job.levers.precision == "bf16"):
+    if not job.k:
+        return first_use.forward_bf16_bytes if frozen else 0
+    if job.levers.precision != "bf16":
         return first_use.frozen_bf16_bytes if frozen else 0
     share = (1.0 if frozen else _TRAINED_BF16_SHARE) + (_ADAPTER_BF16_SHARE if job.lora_rank else 0.0)
     return int(share * first_use.bf16_bytes)

@@ -33,6 +33,7 @@ SCALE_GROUP = 64  # saved values that share a scale; its four bytes add a sixtee
 # weights where that is more: a group reads all of them.
 _GROUP_BYTES = 3 << 20
 
+_CACHED_INSIDE = 1.1  # of the insides of the frozen blocks, while a cache is filled
 _BF16_INSIDE = 0.6  # of the inside of a half, where products are in bf16
 _RESIDENT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + FLOAT_BYTES / SCALE_GROUP, "disk": 0.0}
 _STATE_BYTES = {"fp32": 8.0, "int8": 2 + 8 / 256, "factored": 1 + 4 / 256 + 0.01}
@@ -179,7 +180,10 @@ def moments(job: Job, filling: int | None = None) -> list[Moment]:
     found: list[Moment] = []
     if first > 0:
         group = group_size(spec, filling) if job.cached else job.batch_size
-        found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + filling * ranked))
+        # glibc, left to itself there (`edgetune.train.allocator`), keeps what every size of a block's insides took
+        inside_bytes = filling * ranked * (_CACHED_INSIDE if job.cached else 1.0)
+        inside_bytes *= _BF16_INSIDE if compute_bytes(job) == 2 else 1.0
+        found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + inside_bytes))
     kept = 0.0
     for index in range(first, spec.depth):
         stream = job.batch_size * row * tokens[index]

@@ -14,7 +14,9 @@ from edgetune.data.folder import mean_file_bytes, scan
 from edgetune.device.power.battery import spendable_j
 from edgetune.device.system import System
 from edgetune.errors import InputError
+from edgetune.model.header import WeightsMetadata, read_header
 from edgetune.model.registry import find_spec
+from edgetune.model.spec import ViTSpec
 from edgetune.plan.cache import disk_room, fit_to_disk, planned_cache
 from edgetune.plan.cost import predict, step_parts
 from edgetune.plan.engines import candidates, method_under
@@ -250,10 +252,28 @@ def make_plan(
             parts=step_parts(choice.job, machine.rates, machine.watts, problem.file_bytes) if machine.rates else (),
         ),
         why=why(decisions),
-        warnings=[*folder.warnings, *machine.warnings, *disk_note],
+        warnings=[*folder.warnings, *machine.warnings, *disk_note, *_other_normalisation(spec, weights)],
         edgetune_version=__version__,
         created=schema.now(),
     )
+
+
+def _other_normalisation(spec: ViTSpec, weights: Path | str | None) -> list[str]:
+    """A warning where a weights file says that it was trained on images prepared otherwise than this model's are."""
+    if weights is None:
+        return []
+    try:
+        found = WeightsMetadata.parse(read_header(Path(weights)).metadata)
+    except (InputError, OSError):
+        return []  # whoever reads the weights says what is wrong with them
+    if found.mean in (None, spec.mean) and found.std in (None, spec.std):
+        return []
+    trained_as = f", which is {found.model}" if found.model else ""
+    return [
+        f"{Path(weights).name} was trained on images normalised with mean {found.mean} and deviation {found.std}, but"
+        f" {spec.name} takes {spec.mean} and {spec.std}: give --model the name that the weights were trained"
+        f" under{trained_as}."
+    ]
 
 
 def _alast(method: Method, choice: Choice, lr: float | None) -> schema.AlastPlan | None:

@@ -13,7 +13,7 @@ from edgetune import schema
 from edgetune.__about__ import __version__
 from edgetune.device.advice import advice
 from edgetune.device.board import identify_entry
-from edgetune.device.energy import EnergyMeter
+from edgetune.device.energy import EnergyMeter, idle_seconds
 from edgetune.device.memory import read_memory
 from edgetune.device.modes import read_modes
 from edgetune.device.power import PowerSource, close_power, describe_power, find_power
@@ -24,7 +24,6 @@ from edgetune.schema import Compute, Power, Profile
 
 _IDLE_S, _QUICK_IDLE_S = 4.0, 2.0  # at least; a sensor that averages over more needs more
 _LONGEST_IDLE_S, _LONGEST_QUICK_IDLE_S = 16.0, 2.0
-_SENSOR_WINDOWS = 3  # that a measurement must span to be more than the sensor's memory of what went before
 _BUSY_SHARE = 0.25  # of the cores; above it somebody else's work slows the probes
 
 
@@ -100,8 +99,8 @@ def _with_idle(
         return power
     window_s = power.interval_s or 0.0
     least_s, longest_s = (_QUICK_IDLE_S, _LONGEST_QUICK_IDLE_S) if quick else (_IDLE_S, _LONGEST_IDLE_S)
-    seconds = max(least_s, _SENSOR_WINDOWS * window_s)
-    if seconds > longest_s:
+    seconds = idle_seconds(window_s, least_s, longest_s)
+    if seconds is None:
         return power
     with EnergyMeter(source, sleep=sleep) as meter:
         sleep(window_s)

@@ -41,6 +41,8 @@ def footprint_lines() -> Iterator[Line]:
         try:
             for _ in range(_TIMES):
                 short.forward()
+            yield _line("lean-bf16-forward", grown(used))
+            for _ in range(_TIMES):
                 exact.both(trained=True)  # with oneDNN now, like all products of a run that has some in bfloat16
             yield _line("lean-bf16-frozen", grown(used))
             for _ in range(_TIMES):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
+from edgetune.processes import module_command
 from edgetune.schema import BlockCost, Compute, TensorCost
 
 QUICK_S, FULL_S = 9.0, 75.0  # for the probes themselves
@@ -43,7 +43,7 @@ def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool =
     """What the probes measured, and what they had to say; a failure is `Compute.probe_error`."""
     budget_s = QUICK_S if quick else FULL_S
     order = ProbeOrder(budget_s=budget_s, quick=quick, power_w=power_w, with_energy=with_energy)
-    command = [sys.executable, "-m", "edgetune.profile.child", msgspec.json.encode(order).decode()]
+    command = [*module_command("edgetune.profile.child"), msgspec.json.encode(order).decode()]
     return collect(command, budget_s + _GRACE_S)
 
 

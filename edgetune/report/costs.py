@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from edgetune.report.markup import Html, count, element, join, note, percent, section, table
 from edgetune.report.metrics import finite
 from edgetune.report.run import Run
-from edgetune.report.summary import energy_origin
+from edgetune.report.summary import energy_origin, no_total
 from edgetune.units import format_duration, format_energy, format_size
 
 _BILL = {
@@ -50,7 +50,7 @@ def predicted_against_measured(run: Run) -> Html:
     peak, baseline = (memory.measured_peak_bytes, memory.baseline_bytes) if memory else (None, None)
     above = peak - baseline if peak is not None and baseline is not None else None
     flops = result.work.train_flops / result.work.images if result and result.work.images else None
-    energy = f" ({energy_origin(result)})" if result and energy_origin(result) == "modelled" else ""
+    energy = " (modelled)" if energy_origin(run) == "modelled" else ""
     total_s, total_j = (result.time.total_s, result.energy.total_j) if result else (None, None)
     # a run that ended before its epochs did is no whole one: it says nothing of the prediction
     early = f", ended early by {result.stopped_by}" if result and result.stopped_by != "epochs" else ""
@@ -248,7 +248,7 @@ def _joules(run: Run) -> list[Html]:
     assert run.result is not None
     energy = run.result.energy
     if energy.total_j is None:
-        return [note("Energy is unknown: this machine has no power sensor that can be read, and no power was given.")]
+        return [note(f"Energy is unknown: {no_total(run)}.")]
     training = sum(joules for joules in energy.epochs_j if joules is not None)
     found = _spent(
         "Energy", [("Training", training), ("Everything else", max(energy.total_j - training, 0.0))], format_energy
@@ -272,7 +272,7 @@ def _epoch_table(run: Run) -> Html:
         if len(rows) <= _MOST_ROWS
         else [rows[round(i * (len(rows) - 1) / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
     )
-    joules = "energy (modelled)" if run.result and energy_origin(run.result) == "modelled" else "energy"
+    joules = "energy (modelled)" if energy_origin(run) == "modelled" else "energy"
     written = table(
         ["epoch", "training loss", "validation loss", "accuracy", "time", joules, "images/s", "memory"],
         [

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from edgetune.report.markup import Html, badge, element, join, percent
 from edgetune.report.run import Run
-from edgetune.schema import Plan, Result
+from edgetune.schema import Plan
 from edgetune.units import format_duration, format_energy, format_size
 
 _ENDINGS = {
@@ -193,11 +193,21 @@ def _time(run: Run) -> Html:
     )
 
 
-def energy_origin(result: Result | None) -> str:
-    """`measured`, `modelled` or `unknown`."""
-    if result is None or result.energy.total_j is None:
+def energy_origin(run: Run) -> str:
+    """`measured`, `modelled` or `unknown`: of whatever joules there are, the run's total or an epoch's."""
+    if run.result is None:
+        return "unknown" if run.plan.power_w is None else "modelled"
+    if run.result.energy.source is None:
         return "unknown"
-    return "measured" if result.energy.measured else "modelled"
+    return "measured" if run.result.energy.measured else "modelled"
+
+
+def no_total(run: Run) -> str:
+    """Why the joules of a run are unknown."""
+    source = run.result.energy.source if run.result else None
+    if source is None:
+        return "no power sensor, and no --power given"
+    return f"{source} left holes, or did not answer in every sitting"
 
 
 def _energy(run: Run) -> Html:
@@ -207,7 +217,7 @@ def _energy(run: Run) -> Html:
     if result is None:
         total = sum(known) if known else None
         used = _share(total, cap)
-        mark = badge("so far") if known else badge("unknown")
+        mark = badge("unknown" if not known else "modelled" if energy_origin(run) == "modelled" else "so far")
         return _tile(
             "Energy",
             format_energy(total),
@@ -219,13 +229,13 @@ def _energy(run: Run) -> Html:
     energy = result.energy
     used = _share(energy.total_j, cap)
     if energy.total_j is None:
-        return _tile("Energy", "—", badge("unknown"), _of_cap(None, cap_text), "no power sensor, and no --power given")
+        return _tile("Energy", "—", badge("unknown"), _of_cap(None, cap_text), no_total(run))
     net = f"{format_energy(energy.net_j)} above idle" if energy.net_j is not None else "net of idle unknown"
     source = f"{energy.source or 'source unknown'}, {energy.scope or 'scope unknown'}"
     return _tile(
         "Energy",
         format_energy(energy.total_j),
-        badge(energy_origin(result)),
+        badge(energy_origin(run)),
         _of_cap(used, cap_text),
         net,
         source,

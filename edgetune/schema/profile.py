@@ -111,7 +111,8 @@ class Compute(Record, frozen=True):
     import_s: float | None = None  # of the engine
     runtime_bytes: int | None = None  # resident memory of the bare process (the contract's baseline)
     # that a first step brings in besides its tensors, by the way blocks are run: "lean", and on top of that
-    # "lean-bf16-frozen" where frozen ones alone have products in bf16, "lean-bf16" where all have
+    # "lean-bf16-forward" where none trains and products are in bf16, "lean-bf16-frozen" where those of frozen blocks
+    # are, "lean-bf16" where all are
     first_use_bytes: dict[str, int] = {}
     block_costs: list[BlockCost] = []
     tensor_costs: list[TensorCost] = []

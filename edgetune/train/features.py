@@ -179,7 +179,9 @@ class FeatureLoader:
         for number, indices in self._loader.plan(epoch, start_batch, stop_batch):
             features = file.read(records[indices])
             there = features.any(axis=(1, 2))
-            if not there.all():
+            if not there.all():  # found when they were made, perhaps by an earlier sitting
+                unread = "it could not be read when its features were made"
+                self._loader.note(dict.fromkeys(indices[~there].tolist(), unread))
                 features, indices = features[there], indices[there]
             if len(indices):
                 labels = np.array([self.samples[index].label for index in indices], np.int64)
@@ -244,6 +246,7 @@ class FeatureLoader:
                     places = self._records[view][batch.indices] - start
                     x[places] = engine.embed_images(batch.images)
                     found[places] = True
+                    del batch  # or the last one's images would be there while the blocks run
                 x[~found] = 0
                 features = engine.run_frozen(x, part, all_tokens=self._all_tokens)
             features[~found] = 0

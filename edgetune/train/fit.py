@@ -18,7 +18,7 @@ from edgetune.__about__ import __version__
 from edgetune.data.folder import scan
 from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
-from edgetune.device.energy import EnergyMeter, Window
+from edgetune.device.energy import EnergyMeter, Window, idle_seconds
 from edgetune.device.power import PowerSource, facts_of, find_power
 from edgetune.device.power.battery import CHARGE_SHARE, spendable_j
 from edgetune.device.pressure import read_pressure
@@ -32,7 +32,7 @@ from edgetune.plan.job import levers_of
 from edgetune.schema import Plan, Profile, Result
 from edgetune.train.allocator import release_free_memory, settle_allocators
 from edgetune.train.display import Display
-from edgetune.train.folder import RunFolder
+from edgetune.train.folder import CONFIG_SCHEMA, RunFolder
 from edgetune.train.loop import Loop
 from edgetune.train.meters import Meters
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
@@ -41,7 +41,7 @@ from edgetune.units import format_energy, format_size
 _STARTERS = {"torch": "edgetune.train.torch_start", "onnx": "edgetune.train.onnx.start"}
 _PARTS_OF_A_MACHINE = ("cpu-package", "cpu-package+gpu", "gpu", "pmic-sum")  # what a sensor may count
 _ANSWERS_WITHIN_S, _LOOK_EVERY_S = 3.0, 0.05  # a sensor that is to hold a cap
-_IDLE_S = 2.0  # long enough for a few readings of the slowest sensor; a profile's longer measurement is preferred
+_IDLE_S, _LONGEST_IDLE_S = 2.0, 4.0  # a profile's longer measurement is preferred
 
 
 class _Sitting(NamedTuple):
@@ -90,10 +90,12 @@ def fit(
         folder.create()
         sitting = _sitting(plan, power_w, save_every_s, quiet, started, system)
         try:
+            schema.save(
+                {"schema": CONFIG_SCHEMA, **(config or {})}, folder.config
+            )  # first: marks the folder as a run's
             schema.save(plan, folder.plan)
             here = None if sitting.system.live else sitting.system.root
             schema.save(profile or _read_board(here, sitting.power_w), folder.profile)
-            schema.save({"schema": "edgetune/config/1", **(config or {})}, folder.config)
             if graphs is not None:
                 from edgetune.train.onnx.exported import copy_graphs
 
@@ -242,14 +244,8 @@ def _train(
     )
     warnings = [*_check_room(plan, memory), *_files_in_memory(plan, memory)]
     train_images, val_images = _loaders(plan)
-    try:
-        with memory_errors():
-            engine, train, val = starter.start_engine(plan, folder, train_images, val_images, resume=resume)
-    except OutOfMemoryError as error:
-        raise InputError(
-            f"--model {plan.model} could not be read into memory ({error}): end other programs, or plan anew with a"
-            " smaller --memory."
-        ) from error
+    with _reading(plan):
+        engine, train, val = starter.start_engine(plan, folder, train_images, val_images, resume=resume)
     release_free_memory()  # reading weights left holes that no step fits into
     # where the accelerator's memory is the machine's own, what is free of it is known already, and without page cache
     room_bytes = engine.device_room_bytes if device is None or not device.unified else lambda: None
@@ -257,7 +253,7 @@ def _train(
     try:
         with _interruptible() as interrupted, display:
             if energy.source is not None and sitting.power_w is None:  # a user's constant knows no idle
-                energy.idle_w = _profiled_idle_w(folder, energy.source) or energy.idle(_IDLE_S)
+                energy.idle_w = _profiled_idle_w(folder, energy.source) or _idle_w(energy, energy.source)
             meters = Meters(
                 memory,
                 energy,
@@ -268,7 +264,8 @@ def _train(
             )
             loop = Loop(plan, engine, train, val, folder, meters, display, interrupted, sitting.save_every_s)
             if resume:
-                loop.resume()
+                with _reading(plan):
+                    loop.resume()
                 _note_engine(folder, plan)
             warnings += _hold_to_charge(loop, sitting.system, energy.source)
             stopped_by = loop.run()
@@ -373,10 +370,33 @@ def _loaders(plan: Plan) -> tuple[Loader, Loader]:
     return train, val
 
 
+@contextmanager
+def _reading(plan: Plan) -> Iterator[None]:
+    """What a run needs before its first step, in the user's words where there is no room for it."""
+    try:
+        with memory_errors():
+            yield
+    except OutOfMemoryError as error:
+        raise InputError(
+            f"--model {plan.model} could not be read into memory ({error}): end other programs, or plan anew with a"
+            " smaller --memory."
+        ) from error
+
+
 def _profiled_idle_w(folder: RunFolder, source: PowerSource) -> float | None:
     """Idle watts of the profile, if they are of the same sensor."""
     power = schema.load(folder.profile, Profile).power
     return power.idle_w if power.source == source.name else None
+
+
+def _idle_w(energy: EnergyMeter, source: PowerSource) -> float | None:
+    """Measured now, unless the sensor is so slow that a run would have to wait for it: a profile has the time."""
+    window_s = facts_of(source).interval_s or 0.0
+    seconds = idle_seconds(window_s, _IDLE_S, _LONGEST_IDLE_S)
+    if seconds is None:
+        return None
+    time.sleep(window_s)  # or it would still show the start of the process
+    return energy.idle(seconds)
 
 
 def _report(folder: RunFolder) -> None:
@@ -394,6 +414,7 @@ def _result(
 ) -> Result:
     progress, plan = loop.progress, loop.plan
     joules, net = loop.spending.joules()
+    sources = loop.spending.sources()
     best, last = progress.best, progress.last
     predicted = plan.predicted
     steps = max(1, progress.step)
@@ -420,9 +441,9 @@ def _result(
             total_j=joules,
             net_j=net,
             epochs_j=progress.epochs_j,
-            source=source.name if source else None,
-            scope=source.scope if source else None,
-            measured=bool(source and source.measured),
+            source=" and ".join(dict.fromkeys(name for name, _, _ in sources)) or None,
+            scope=" and ".join(dict.fromkeys(scope for _, scope, _ in sources)) or None,
+            measured=bool(sources) and all(measured for _, _, measured in sources),
             model=facts_of(source).model if source and not source.measured else None,
         ),
         work=schema.Work(

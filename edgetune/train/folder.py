@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetune.errors import InputError
+import msgspec
 
+from edgetune.errors import InputError
+from edgetune.files import held_folder
+
+CONFIG_SCHEMA = "edgetune/config/1"
 _UNFINISHED = re.compile(r"\.(.+)\.\d+\.new")  # see `edgetune.files.atomic_path`
 
 
@@ -42,26 +44,8 @@ class RunFolder:
         Raises:
             InputError: another process has it, or it can't be made.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {self.path} exists already; choose another folder.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise InputError(f"--out {self.path} can't be made ({error.strerror}); choose another folder.") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise InputError(
-                f"--out {self.path} is being trained in by another process; wait for it, or choose another folder."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
+        with held_folder(self.path, "being trained in"):
             yield
-        finally:
-            os.close(handle)
 
     def create(self) -> None:
         """Make the folder for a new run, also of what a run left that ended before its first state.
@@ -86,13 +70,16 @@ class RunFolder:
     def _left_before_first_state(self) -> list[Path] | None:
         """What is in the way of a new run, all of it of one that was killed so early; None where anything else is here.
 
-        Plan, profile and config are written first and over: without all three, nothing else here is a run's.
+        The configuration is written first: without one, a plan or a profile is somebody's. Then come these two, and
+        without all three nothing else here is a run's.
         """
-        if not self.path.is_dir():
+        ours = self._has_config()
+        if not self.path.is_dir() or (self.config.exists() and not ours):
             return None
         settings = {self.plan, self.profile, self.config}
-        begun = all(file.exists() for file in settings)
-        early = {*settings, *((self.metrics, self.base, self.state) if begun else ())}
+        begun = ours and all(file.exists() for file in settings)
+        early = settings if ours else {self.config}
+        early |= {self.metrics, self.base, self.state} if begun else set()
         found: list[Path] = []
         for path in self.path.rglob("*"):
             unfinished = _UNFINISHED.fullmatch(path.name)
@@ -107,6 +94,13 @@ class RunFolder:
             if not path.is_dir() and path not in settings:
                 found.append(path)
         return found
+
+    def _has_config(self) -> bool:
+        """Whether `config.json` is a run's."""
+        try:
+            return bool(msgspec.json.decode(self.config.read_bytes())["schema"] == CONFIG_SCHEMA)
+        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+            return False
 
     def discard(self) -> None:
         """Take back what a run wrote before it could train, so that the corrected command can use the same folder."""

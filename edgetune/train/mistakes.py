@@ -6,8 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 
-from PIL import Image
-
+from edgetune.data.decode import UnreadableImageError, decode
 from edgetune.data.folder import Sample
 from edgetune.schema import Confusion, Mistakes, WrongImage, now
 from edgetune.train.engine import Evaluation
@@ -66,12 +65,9 @@ def class_accuracies(evaluation: Evaluation, classes: Sequence[str]) -> dict[str
 def thumbnail(path: str) -> bytes | None:
     """A small JPEG of an image, or None where it can't be read any more."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (_THUMBNAIL_PX, _THUMBNAIL_PX))
-            smooth = image.convert("RGB") if image.mode in ("1", "P") else image  # these have no colours between
-            smooth.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            small = smooth.convert("RGB")  # now that there is little to copy
-    except (OSError, ValueError, MemoryError, Image.DecompressionBombError):
+        small = decode(path, _THUMBNAIL_PX)  # as the model was shown it: upright, transparency over white
+        small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    except (UnreadableImageError, MemoryError):
         return None
     written = io.BytesIO()
     small.save(written, "JPEG", quality=80)

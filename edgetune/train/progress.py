@@ -48,6 +48,7 @@ class Progress(msgspec.Struct, kw_only=True):
     spent_j: float | None = 0.0  # None: some of it can't be known
     spent_net_j: float | None = 0.0
     spent_estimated_j: float = 0.0  # holes filled: what a cap counts
+    energy_sources: list[tuple[str, str, bool]] = []  # of earlier sittings: name, scope, whether it measures
     peak_bytes: int = 0
     device_peak_bytes: int | None = None  # None: there is no accelerator
     images: int = 0

@@ -31,6 +31,12 @@ class Spending:
             total(self._progress.spent_net_j, self._meters.sitting.net_joules),
         )
 
+    def sources(self) -> list[tuple[str, str, bool]]:
+        """What said how much it was: name, scope, and whether it measures; of all sittings."""
+        source, earlier = self._meters.energy.source, self._progress.energy_sources
+        now = [] if source is None else [(source.name, source.scope, source.measured)]
+        return list(dict.fromkeys([*earlier, *now]))
+
     def estimated_joules(self) -> float | None:
         """What a cap counts: holes in the readings filled, the process's start before the first one included."""
         sitting, watts = self._meters.sitting, self._mean_w()
@@ -51,6 +57,7 @@ class Spending:
             spent_j=joules,
             spent_net_j=net,
             spent_estimated_j=self.estimated_joules() or 0.0,
+            energy_sources=self.sources(),
         )
 
     def _mean_w(self) -> float | None:

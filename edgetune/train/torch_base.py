@@ -97,7 +97,8 @@ class TorchBase(ControlledEngine, ABC):
     def load_state(self, base: Path, path: Path) -> dict[str, Any]:
         """See `Engine.load_state`."""
         try:
-            kept = self._take_up(base, path)
+            with memory_errors():
+                kept = self._take_up(base, path)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
             raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
         if self.controller:

@@ -40,9 +40,7 @@ def test_the_given_factors_follow_from_its_figures() -> None:
     assert "280 → 320 !" in field5_markdown(crowded)
     assert "50%" in field5_markdown(crowded)
     rates = [a_row("all, AdamW", 229, 280, 0.2, gemm_flops=rate * 1e9) for rate in (54.0, 70.0, 144.0)]
-    assert "just before the rows: 54 to 144 GFLOP/s, 70 in the middle" in field5_markdown(
-        Field5(rows=rates, created="")
-    )
+    assert "around the rows: 54 to 144 GFLOP/s, 70 in the middle" in field5_markdown(Field5(rows=rates, created=""))
     assert "GFLOP/s" not in text
     slowed = [a_row("all, AdamW", 229, 280, 0.2, gemm_flops=100e9), a_row("MeZO", 0, 28, 0.2, gemm_flops=50e9)]
     assert "→ 1 ! | 2 |" in field5_markdown(Field5(rows=slowed, created=""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,9 @@ import pytest
 from edgetune.bench import bench, series
 from edgetune.bench.process import Measured, execute
 from edgetune.bench.records import Bench, Entry, Figures
+from edgetune.bench.workloads import choose, prepare
 from edgetune.errors import EdgetuneError, InputError
+from edgetune.files import held_folder
 from tests.bench.facts import Told, command, make_run
 
 NANO: dict[str, Any] = {"model": "vit_nano_patch8_64", "image_size": 32, "batch_size": 6, "epochs": 2, "threads": 1}
@@ -232,3 +235,61 @@ def test_what_malloc_inherits_is_the_methods_own(monkeypatch: pytest.MonkeyPatch
     assert "MALLOC_TRIM_THRESHOLD_" not in seen[0]
     assert seen[1]["MALLOC_MMAP_THRESHOLD_"] == "131072"
     assert "PATH" in seen[0]
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workload", ["w2", "w4"])
+def test_a_folder_that_holds_somebodys_data_or_runs_is_left_alone(workload: str, tmp_path: Path) -> None:
+    for name in ("data", "runs"):
+        out = tmp_path / f"{workload}-{name}"
+        (out / name / "cat").mkdir(parents=True)
+        (out / name / "cat" / "1.jpg").write_text("all my work")
+        with pytest.raises(InputError, match=rf"holds {name}, which is no benchmark's"):
+            bench(out, workload=workload)
+        assert (out / name / "cat" / "1.jpg").read_text() == "all my work"
+        assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_another_workload_makes_nothing_in_a_benchmarks_folder(pretend: list[tuple[str, int]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bench(out, methods=["full"], repetitions=1, workload="w4")
+    before = sorted(path.relative_to(out) for path in out.rglob("*"))
+    with pytest.raises(InputError, match="with workload w4, not w2"):
+        bench(out, methods=["full"], repetitions=1, workload="w2")
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+
+
+def test_files_of_the_same_name_are_told_apart(pretend: list[tuple[str, int]], photos: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {**NANO, "methods": ["full"], "repetitions": 1}
+    weights, out = tmp_path / "model.safetensors", tmp_path / "out"
+    weights.write_bytes(b"one")
+    bench(out, data=photos, weights=weights, **given)
+    bench(out, data=photos, weights=weights, **given)  # the same again
+    weights.write_bytes(b"two")
+    with pytest.raises(InputError, match="other weights of the same name"):
+        bench(out, data=photos, weights=weights, **given)
+    weights.write_bytes(b"one")
+    others = tmp_path / "elsewhere" / photos.name
+    shutil.copytree(photos, others)
+    image = next(path for path in sorted(others.rglob("*")) if path.is_file())
+    image.write_bytes(image.read_bytes() + b" ")
+    with pytest.raises(InputError, match="other images of the same name"):
+        bench(out, data=others, weights=weights, **given)
+
+
+def test_one_benchmark_at_a_time_and_sensors_where_there_is_a_folder(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with held_folder(out, "held"), pytest.raises(InputError, match="is being written to by another process"):
+        bench(out, methods=["full"], repetitions=1, data=photos, **NANO)
+    with pytest.raises(InputError, match=r"--root .*typo is no folder"):
+        bench(out, methods=["full"], repetitions=1, data=photos, root=tmp_path / "typo", **NANO)
+
+
+def test_names_of_folders_leave_the_rest_of_a_sentence_alone(photos: Path, tmp_path: Path) -> None:
+    job = prepare(tmp_path, None, choose(None, data=photos, model=NANO["model"]), data=photos)
+    made = series.Series(job, [], tmp_path, print, Path("/"))
+    assert made._without_paths(f"{photos}/train/a.jpg and {photos}-bench/b and /sys/class") == (
+        f"DATA/train/a.jpg and {photos}-bench/b and /sys/class"
+    )

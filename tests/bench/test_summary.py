@@ -147,6 +147,23 @@ def test_joules_are_gross_net_and_marked_where_a_model_gave_them() -> None:
     assert "No joules" in markdown(unknown)
 
 
+def test_joules_of_different_things_are_neither_pooled_nor_divided() -> None:
+    def told(name: str, repetition: int, scope: str) -> Run:
+        energy: dict[str, Any] = {"epochs_j": [30.0, 10.0, 20.0], "energy_source": f"of {scope}", "energy_scope": scope}
+        return make_run(name, repetition, energy_measured=True, **energy)
+
+    mixed = summary([told("full", 0, "module"), told("full", 1, "gpu")], repetitions=2)
+    assert row(mixed, "full").epoch_j is None
+    assert row(mixed, "full").energy_source == "of module and of gpu"
+    assert any("different sources" in warning for warning in mixed.warnings)
+    assert "differ in their source" in markdown(mixed)
+    apart = summary([told("eager-full", 0, "module"), told("full", 0, "gpu")])
+    assert row(apart, "full").epoch_j.median == 20.0
+    assert row(apart, "full").to_eager.epoch_j is None
+    alike = summary([told("eager-full", 0, "gpu"), told("full", 0, "gpu")])
+    assert row(alike, "full").to_eager.epoch_j == 1.0
+
+
 def test_the_share_of_the_machine_is_of_its_rate_just_then() -> None:
     run = msgspec.structs.replace(make_run("full"), gemm_flops=100e9)  # 300 images of 1 GFLOP in 6 s
     assert row(summary([run]), "full").gemm_share.median == pytest.approx(0.5)

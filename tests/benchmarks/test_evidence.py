@@ -61,13 +61,13 @@ def planned(case: Any, data: Path, **caps: Any) -> Any:
 
 def drawn_levers(count: int) -> list[predict_memory.Case]:
     """Cases whose levers any depth can take, for the smallest model."""
-    cases = [predict_memory.draw("held-out-5", number) for number in range(60)]
+    cases = [predict_memory.draw("held-out-6", number) for number in range(60)]
     return [case for case in cases if case.model == NANO][:count]
 
 
 def test_memory_draws_are_repeatable_cover_every_lever_and_are_no_earlier_series() -> None:
-    cases = [predict_memory.draw("held-out-5", number) for number in range(200)]
-    assert cases == [predict_memory.draw("held-out-5", number) for number in range(200)]
+    cases = [predict_memory.draw("held-out-6", number) for number in range(200)]
+    assert cases == [predict_memory.draw("held-out-6", number) for number in range(200)]
     assert not set(cases) & {predict_memory.draw("design", number) for number in range(200)}
     assert {case.model for case in cases} == set(predict_memory.SIZES)
     batches = {case.batch_size for case in cases}
@@ -93,7 +93,7 @@ def test_a_drawn_plan_at_its_smallest_cap_is_tight(case: predict_memory.Case, ph
 
 
 def test_caps_are_drawn_between_once_and_twice_the_smallest() -> None:
-    drawn = [caps_held.draw_case(number) for number in range(100)]
+    drawn = [caps_held.draw_case("caps-2", number) for number in range(100)]
     assert all(1 <= multiple <= 2 for _, multiple in drawn)
     assert [multiple for _, multiple in drawn[::8]] == [1.0] * 13
     large = {name for name, _, _ in caps_held._LARGE}
@@ -123,7 +123,7 @@ def test_the_table_of_caps_counts_every_run_that_is_not_as_it_should_be(results,
         {"measured_peak_bytes": 101, "events": ["tightened"]},
     ]
     write(results, "caps_held", [line | {"number": 0}, *(line | {"number": at} | it for at, it in enumerate(bad, 1))])
-    caps_held.table()
+    caps_held.table("caps")
     said = capsys.readouterr().out
     assert "| killed | 1 |" in said
     assert "| ended with a checkpoint and exit code 0 or 4 | 2 |" in said

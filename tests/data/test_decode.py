@@ -76,6 +76,37 @@ def test_orientation(tmp_path, orientation):
     assert np.array_equal(levels(decode(path, 1000)), levels(expected))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = levels(decode(saved(tmp_path, picture(1, 64, 40), "plain.png"), 1000))
+    stored = Image.fromarray(upright)
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that the tag undoes
+    if orientation in back:
+        stored = stored.transpose(Image.Transpose(back[orientation]))
+    for name in ("turned.tiff", "turned.png"):
+        path = saved(tmp_path, stored, name, exif=exif)
+        assert np.array_equal(levels(decode(path, 1000)), upright), name
+
+
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_a_png_with_a_broken_stream_is_unreadable(tmp_path, orientation):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    path = saved(tmp_path, noise, "broken.png", exif=exif)
+    content = bytearray((tmp_path / "broken.png").read_bytes())
+    middle = content.index(b"IDAT") + 2000
+    content[middle : middle + 40] = bytes(40)
+    content[content.index(b"IDAT") + 4 : content.index(b"IDAT") + 6] = b"\xff\xff"  # the stream's own header
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(UnreadableImageError):
+        decode(path, 64)
+
+
 def test_damaged_metadata_loses_no_image(tmp_path):
     path = saved(tmp_path, picture(1), "odd.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     with warnings.catch_warnings():

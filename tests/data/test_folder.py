@@ -218,3 +218,16 @@ def test_evaluation_refuses_a_class_the_model_does_not_know(tmp_path):
     images(tmp_path, a=1, zebra=1)
     with pytest.raises(InputError, match="zebra is a class that the model does not know"):
         scan_for_evaluation(tmp_path, ["a", "b"])
+
+
+def test_a_file_that_no_record_could_name_is_left_out_and_a_circle_of_links_is_named(tmp_path):
+    images(tmp_path, a=3, b=3)
+    with open(os.fsencode(tmp_path / "a") + b"/caf\xe9.jpg", "wb") as file:
+        file.write(b"x")
+    (tmp_path / "b" / "circle.jpg").symlink_to(tmp_path / "b" / "circle.jpg")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    folder = scan(tmp_path)
+    names = {Path(sample.path).name for sample in folder.train + folder.val}
+    assert "circle.jpg" in names  # reported as unreadable, by name
+    assert all(name.isascii() for name in names)
+    assert any("1 with names that are not UTF-8" in warning for warning in folder.warnings)

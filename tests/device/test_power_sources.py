@@ -14,6 +14,7 @@ from edgetune.device.board import identify_entry
 from edgetune.device.catalogue import find_entry
 from edgetune.device.power import describe_power, find_power
 from edgetune.device.power.battery import find_batteries
+from edgetune.device.power.find import Host
 from edgetune.device.power.nvml import find_gpus
 from edgetune.device.power.rapl import Zone, find_rapl
 from edgetune.device.power.tegrastats import Tegrastats, parse_tegrastats
@@ -170,6 +171,21 @@ def test_a_card_that_draws_nothing_is_no_sensor_and_no_zero(tmp_path):
     gpus = find_gpus(system, library)
     library.milliwatts[0] = 0
     assert gpus.read() == (None, {"gpu0": None}, None)
+
+
+def test_counters_and_a_card_together_have_a_figure_in_the_profile(counted, tmp_path, monkeypatch):
+    system, rapl = counted
+    host = Host(rapl, find_gpus(System(tmp_path), FakeNvml([71_500])))
+    set_counts(system, 262143328850, 9001000000)
+
+    def sleep(seconds):  # between the two looks the counters move
+        system.clock.now += seconds
+        set_counts(system, 262143328850 + 1_000_000, 9001000000 + 500_000)
+
+    monkeypatch.setattr("edgetune.device.power.find.time.sleep", sleep)
+    power = describe_power(system, host, None)
+    assert power.total_w == pytest.approx(71.5 + 1.5 / 0.05)
+    assert (power.source, power.scope) == ("rapl+nvml", "cpu-package+gpu")
 
 
 def test_a_stub_library_is_no_sensor(tmp_path):

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 import torch
 
-from edgetune.errors import InputError
+from edgetune.errors import InputError, MissingDependencyError
 from edgetune.export import export
 from edgetune.model.header import WeightsMetadata
 
@@ -82,6 +82,24 @@ def test_a_folder_with_something_else_in_it_is_left_alone(trained, tmp_path):
         export(weights, "timm", tmp_path)
     export(weights, "timm", tmp_path / "out")
     export(weights, "timm", tmp_path / "out")  # again is fine
+
+
+def test_an_export_that_fails_leaves_the_one_before(trained, tmp_path, monkeypatch):
+    weights, _ = trained("vit_nano_patch8_64", 64, depth=6)
+    export(weights, "timm", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("edgetune.export.timm.json.dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(weights, "timm", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_without_torch_the_extra_is_named(trained, tmp_path, monkeypatch):
+    weights, _ = trained("vit_nano_patch8_64", 64, depth=6)
+    monkeypatch.setitem(sys.modules, "edgetune.export.timm", None)
+    with pytest.raises(MissingDependencyError, match=r"edgetune\[torch\]"):
+        export(weights, "timm", tmp_path / "out")
 
 
 def test_the_classes_of_a_checkpoint_must_be_those_of_its_weights(trained, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import io
 import shutil
 
 import msgspec
@@ -8,6 +9,7 @@ from edgetune import schema
 from edgetune.errors import InputError
 from edgetune.infer import evaluate, print_evaluation
 from edgetune.model.weights import read_metadata
+from edgetune.train.mistakes import thumbnail
 
 
 def test_a_model_that_knows_its_colours(run, photos):
@@ -33,6 +35,18 @@ def test_mistakes_are_counted_and_shown_surest_first(run, photos, paint):
     assert wrong[0].confidence > wrong[1].confidence > 1 / 3
     assert (wrong[0].true, wrong[0].predicted) == (0, 2)
     assert wrong[0].thumbnail_jpeg is not None
+
+
+def test_a_picture_in_the_report_is_as_the_model_saw_it(tmp_path):
+    clear = Image.new("RGBA", (200, 100), (10, 20, 30, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    clear.save(tmp_path / "clear.png", exif=exif)
+    with Image.open(io.BytesIO(thumbnail(str(tmp_path / "clear.png")))) as shown:
+        assert shown.size == (64, 128)
+        assert min(shown.getpixel((10, 10))) > 250
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    assert thumbnail(str(tmp_path / "none.png")) is None
 
 
 def test_a_wrong_image_that_memory_does_not_suffice_for_is_shown_without_a_picture(run, photos, paint, monkeypatch):
@@ -80,6 +94,7 @@ def test_an_unreadable_image_is_named_skipped_and_counted(run, photos):
 
 def test_a_weights_file_alone_is_enough(run, photos, tmp_path):
     shutil.copy(run / "best.safetensors", tmp_path / "handed_on.safetensors")
+    (tmp_path / "plan.json").write_text("of something else")  # which is nothing to this file
     assert evaluate(tmp_path / "handed_on.safetensors", photos).accuracy == 1
 
 

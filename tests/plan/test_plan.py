@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from edgetune import schema
 from edgetune.errors import InfeasibleError, InputError
+from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
 from edgetune.plan import make_plan
 from edgetune.plan.bill import memory_bill
@@ -52,6 +55,26 @@ def test_without_pressure_the_default_recipe_stands(photos: Path) -> None:
     assert (plan.steps_per_epoch, plan.total_steps) == (2, 20)
     assert plan.predicted.measured is False
     assert plan.data.classes == ["cat", "dog"]
+
+
+def test_weights_of_images_normalised_otherwise_are_warned_of(photos: Path, tmp_path: Path) -> None:
+    spec, weights = find_spec(MODEL), tmp_path / "mine.safetensors"
+
+    def warnings(mean: tuple[float, float, float]) -> list[str]:
+        told = WeightsMetadata(model="another", mean=mean, std=spec.std).strings()
+        save_file({"x": np.zeros(1, np.float32)}, weights, told)
+        made = make_plan(photos, model=MODEL, profile=make_profile(), weights=weights)
+        return [warning for warning in made.warnings if "normalised" in warning]
+
+    assert warnings(spec.mean) == []
+    (said,) = warnings((0.1, 0.2, 0.3))
+    assert "mine.safetensors" in said
+    assert said.endswith("which is another.")
+    weights.write_bytes(b"torn")
+    assert (
+        make_plan(photos, model=MODEL, profile=make_profile(), weights=weights).warnings
+        == make_plan(photos, model=MODEL, profile=make_profile()).warnings
+    )
 
 
 def test_the_bill_of_a_plan_is_that_of_its_job(photos: Path) -> None:

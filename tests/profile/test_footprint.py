@@ -35,13 +35,13 @@ def test_a_fresh_process_grows_by_the_code_of_its_first_step() -> None:
     assert set(found) >= {"lean"}
     assert 1 << 20 < found["lean"] < 64 << 20  # of a block whose own tensors are 5 MiB, made before
     if "lean-bf16" in found:
-        assert 0 < found["lean-bf16-frozen"] <= found["lean-bf16"] < 128 << 20
+        assert 0 < found["lean-bf16-forward"] <= found["lean-bf16-frozen"] <= found["lean-bf16"] < 128 << 20
 
 
 def test_a_profile_without_it_counts_the_dearest_that_was_seen() -> None:
     assert FirstUse.of(Compute()) == UNMEASURED
     some = FirstUse.of(Compute(first_use_bytes={"lean": 7 << 20, "lean-bf16": 5 << 20}))
-    assert some == FirstUse(frozen_bf16_bytes=UNMEASURED.frozen_bf16_bytes, bf16_bytes=5 << 20)
+    assert some == UNMEASURED._replace(lean_bytes=7 << 20, bf16_bytes=5 << 20)
 
 
 def lean_job(trained: int, **levers: object) -> Job:
@@ -58,6 +58,7 @@ def lean_job(trained: int, **levers: object) -> Job:
         (6, {"precision": "bf16"}, (0.8, "bf16_bytes")),
         (2, {"frozen_precision": "bf16"}, (1.0, "frozen_bf16_bytes")),
         (2, {}, (0.0, "bf16_bytes")),
+        (0, {"precision": "bf16"}, (1.0, "forward_bf16_bytes")),
     ],
 )
 def test_the_bill_counts_what_the_profile_measured(
@@ -65,6 +66,6 @@ def test_the_bill_counts_what_the_profile_measured(
 ) -> None:
     job = lean_job(trained, **levers)
     share, name = share_of
-    none, some = FirstUse(0, 0), FirstUse(3 << 20, 5 << 20)
+    none, some = FirstUse(0, 0, 0, 0), FirstUse(0, 2 << 20, 3 << 20, 5 << 20)
     more = memory_bill(job, 0, some).total - memory_bill(job, 0, none).total
     assert more == int(share * getattr(some, name))

@@ -56,7 +56,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 def filled(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
+        (root / name).write_text('{"schema": "edgetune/config/1"}' if name == "config.json" else name)
     return root
 
 
@@ -71,7 +71,7 @@ def test_what_a_run_leaves_before_its_first_state_makes_room_for_another(tmp_pat
     assert not (run / "state").exists()
 
 
-@pytest.mark.parametrize("names", [(), SETTINGS, SETTINGS[:1], (".plan.json.71.new",)], ids=str)
+@pytest.mark.parametrize("names", [(), SETTINGS, SETTINGS[2:], (".config.json.71.new",)], ids=str)
 def test_a_run_may_have_an_empty_folder_and_one_whose_run_never_began(names: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     RunFolder(filled(tmp_path / "run", *names)).create()
@@ -113,6 +113,18 @@ def test_without_what_every_run_writes_first_nothing_is_a_run_s(missing: str, na
     with pytest.raises(InputError, match="exists already"):
         RunFolder(run).create()
     assert files(run) == kept
+
+
+@pytest.mark.parametrize("names", [SETTINGS[:1], SETTINGS[:2], SETTINGS, (".plan.json.71.new",)], ids=str)
+def test_a_plan_or_a_profile_of_somebody_is_neither_written_over_nor_deleted(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = filled(tmp_path / "run", *names)
+    if "config.json" in names:
+        (run / "config.json").write_text('{"model": "mine"}')
+    with pytest.raises(InputError, match="exists already"):
+        RunFolder(run).create()
+    assert files(run) == set(names)
 
 
 @pytest.mark.parametrize("name", ["notes", "state/notes"])

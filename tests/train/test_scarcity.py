@@ -163,6 +163,21 @@ def test_memory_that_never_suffices_for_a_batch_ends_with_a_checkpoint(
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
+def test_a_state_that_does_not_fit_is_not_called_damaged(
+    plan_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetune.train import torch_engine
+    from edgetune.train.fit import fit, resume
+
+    fit(plan_for(method="full", epochs=1), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "result.json").unlink()
+    take_up = failing(torch_engine.TorchEngine._take_up, "torch on the CPU", 1)
+    monkeypatch.setattr(torch_engine.TorchEngine, "_take_up", lambda *arguments: take_up(*arguments))
+    with pytest.raises(InputError, match="could not be read into memory"):
+        resume(tmp_path / "run", quiet=True)
+    assert resume(tmp_path / "run", quiet=True).stopped_by == "epochs"
+
+
 def test_a_model_that_does_not_fit_is_said_so(plan_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgetune.train import torch_engine
     from edgetune.train.fit import fit

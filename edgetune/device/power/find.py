@@ -39,7 +39,7 @@ class Host:
     measured = True
 
     def __init__(self, rapl: Rapl, gpus: Gpus) -> None:
-        self.parts = (rapl, gpus)
+        self.parts, self.system = (rapl, gpus), rapl.system
 
     def read(self) -> Reading:
         """Both now."""

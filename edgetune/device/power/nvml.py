@@ -16,7 +16,7 @@ _SUCCESS = 0
 
 
 class Gpus:
-    """All GPUs that report watts. Older ones and some virtual ones have no energy counter: then watts are summed."""
+    """All GPUs that report watts, summed; their energy counters, which not all have, are not asked."""
 
     scope = "gpu"
     name = "nvml"

@@ -149,7 +149,8 @@ class OnnxBase(HalvesEngine[Floats], ABC):
     def load_state(self, base: Path, path: Path) -> dict[str, Any]:
         """See `Engine.load_state`."""
         try:
-            kept = self._take_up(path)
+            with memory_errors():
+                kept = self._take_up(path)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{path.parent} does not hold this run's state ({error}); start anew.") from error
         if self.controller:

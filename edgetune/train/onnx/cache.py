@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from edgetune.__about__ import __version__
 from edgetune.errors import InputError, MissingDependencyError
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
+from edgetune.processes import module_command
 from edgetune.schema import LoraPlan, Plan
 from edgetune.train.onnx.runtime import Load
 
@@ -65,7 +65,7 @@ def graphs_for(spec: ViTSpec, optimizer: str, lora: LoraPlan | None) -> Load:
     folder = _folder_of(spec, optimizer, lora)
     if not (folder / _WRITTEN).exists():
         order = msgspec.json.encode({"spec": spec, "optimizer": optimizer, "lora": lora}).decode()
-        command = [sys.executable, "-m", "edgetune.train.onnx.write", str(folder), order]
+        command = [*module_command("edgetune.train.onnx.write"), str(folder), order]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not (folder / _WRITTEN).exists():
             return build(spec, optimizer, lora)

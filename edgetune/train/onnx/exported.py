@@ -11,7 +11,6 @@ the one to the other whenever it goes on.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from edgetune.data.folder import ImageFolder, scan
 from edgetune.device.memory import read_memory
 from edgetune.device.system import System
 from edgetune.errors import InputError
-from edgetune.files import storage_errors, write_atomically
+from edgetune.files import sha256, storage_errors, write_atomically
 from edgetune.model.onnx_version import INTERFACE, OLDEST_ONNXRUNTIME, OPSET, version_of
 from edgetune.plan.cache import disk_room, planned_cache
 from edgetune.plan.engines import refuse_levers
@@ -242,15 +241,6 @@ def check_copy(folder: Path) -> None:
     if manifest.interface != INTERFACE:
         raise InputError(f"{where} holds graphs of edgetune {manifest.edgetune_version}, which differ; {remedy}.")
     _compare(folder, manifest, where, remedy, within=f"{GRAPHS}/")
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _refuse_runtime(folder: Path, manifest: Manifest) -> None:

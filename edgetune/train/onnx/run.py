@@ -1,8 +1,8 @@
-"""A run in a process that holds nothing but training: `python -m edgetune.train.onnx.run FILE`.
+"""A run in a process that holds nothing but training, which is started with the number of a descriptor.
 
-FILE is a descriptor that was left open: an argument may be 128 KiB at most, and thousands of class names are more. The
-command line's libraries take more memory than a small model's training. Once the plan is made the command hands
-over to this module by exec: the same process, its signals and its exit status, without what it had imported.
+The order is in a nameless file that was left open: an argument may be 128 KiB at most, and thousands of class names are
+more. The command line's libraries take more memory than a small model's training. Once the plan is made the command
+hands over to this module by exec: the same process, its signals and its exit status, without what it had imported.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from edgetune.errors import EdgetuneError
+from edgetune.processes import module_command
 from edgetune.schema import Engine, Plan, Profile
 
 
@@ -52,7 +53,7 @@ def hand_over(order: Order) -> None:
     file = _kept_open(msgspec.json.encode(order))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *_flags(), "-m", "edgetune.train.onnx.run", str(file)])
+    os.execv(sys.executable, [*module_command("edgetune.train.onnx.run"), str(file)])
 
 
 def _kept_open(content: bytes) -> int:
@@ -67,11 +68,6 @@ def _kept_open(content: bytes) -> int:
     os.write(file, content)
     os.set_inheritable(file, True)
     return file
-
-
-def _flags() -> list[str]:
-    """The interpreter's own options, which an exec would lose."""
-    return ["-I"] if sys.flags.isolated else []
 
 
 def run(order: Order) -> int:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -155,8 +154,3 @@ def _bind(bind: Callable[..., None], key: str, array: NDArray[Any]) -> Bound:
 
 def _nothing() -> None:
     """What a name is bound to before the first run."""
-
-
-def empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An array of any content."""
-    return np.empty(shape, np.float32)

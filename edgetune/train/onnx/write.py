@@ -1,4 +1,4 @@
-"""Write graphs to a folder, in a process of its own: `python -m edgetune.train.onnx.write FOLDER ORDER`."""
+"""Write graphs to a folder, in a process of its own; its arguments are the folder and the order."""
 
 from __future__ import annotations
 

@@ -242,6 +242,11 @@ def test_images_that_cannot_be_read_are_left_out(loaders, tmp_path: Path) -> Non
     assert sorted(features.warnings) == sorted(images.warnings)
     assert len(features.warnings) == 2
     features.close()
+    _, _, again, _ = loaders(*CACHED, spoil=spoil)  # a later sitting, which reads no image but says what is missing
+    assert sum(len(batch.labels) for batch in again.epoch(0)) == 22
+    assert len(again.warnings) == 2
+    assert all("could not be read when its features were made" in warning for warning in again.warnings)
+    again.close()
 
 
 def test_a_damaged_cache_is_said_and_a_torn_one_made_anew(loaders, tmp_path: Path) -> None:
