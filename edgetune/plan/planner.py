@@ -22,7 +22,7 @@ from edgetune.plan.cost import predict, step_parts
 from edgetune.plan.engines import candidates, method_under
 from edgetune.plan.machine import default_workers, memory_cap, read_machine
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH, Method
-from edgetune.plan.reasons import Decisions, infeasible, why
+from edgetune.plan.reasons import Decisions, infeasible, spare, why
 from edgetune.plan.search import Choice, Limits, Problem, search
 from edgetune.plan.tradeoff import tradeoff
 from edgetune.schema import Caps, DataFacts, Device, Plan, Profile, Recipe
@@ -182,6 +182,7 @@ def make_plan(
         if choice.epochs == problem.epochs
         else math.floor(choice.epochs * steps_per_epoch + 1e-6)
     )
+    alternatives = tradeoff(problem, limits, choice)
     return Plan(
         model=model,
         weights=None if weights is None else str(Path(weights).absolute()),
@@ -239,7 +240,7 @@ def make_plan(
         ),
         alast=_alast(chosen_method, choice, lr),
         lora=chosen_method.lora,
-        alternatives=tradeoff(problem, limits, choice),
+        alternatives=alternatives,
         predicted=predict(
             choice.job,
             machine.runtime_bytes,
@@ -251,7 +252,7 @@ def make_plan(
             margin_bytes=machine.margin_bytes,
             parts=step_parts(choice.job, machine.rates, machine.watts, problem.file_bytes) if machine.rates else (),
         ),
-        why=why(decisions),
+        why=[*why(decisions), *spare(alternatives, limits)],
         warnings=[*folder.warnings, *machine.warnings, *disk_note, *_other_normalisation(spec, weights)],
         edgetune_version=__version__,
         created=schema.now(),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from edgetune.device.power.battery import CHARGE_SHARE
 from edgetune.errors import InfeasibleError
 from edgetune.plan.search import Choice, Limits, Problem, nearest_feasible, search
-from edgetune.schema import NearestFeasible
+from edgetune.schema import Alternative, NearestFeasible
 from edgetune.units import format_duration, format_energy, format_power, format_size
 
 
@@ -50,6 +50,22 @@ def why(decisions: Decisions) -> list[str]:
         _runtime_sentence(decisions),
         *_power_sentence(decisions),
         *_certainty_sentences(decisions),
+    ]
+
+
+def spare(alternatives: Sequence[Alternative], limits: Limits) -> list[str]:
+    """A hint where a cap on time or energy has room for more blocks than the method trains of its own accord."""
+    if limits.time_s is None and limits.energy_j is None:
+        return []
+    own = next(found for found in alternatives if found.chosen)
+    roomy = [found for found in alternatives if found.within_caps and found.trained_blocks > own.trained_blocks]
+    better = max(roomy, key=lambda found: found.learning, default=None)
+    if better is None or better.learning <= own.learning or better.total_s is None:
+        return []
+    costs = f"{format_size(better.peak_memory_bytes)}, {format_duration(better.total_s)}"
+    return [
+        f"The caps also have room for {better.trained_blocks} trained blocks ({costs}), which can be expected to learn"
+        f" more: --lever trained_blocks={better.trained_blocks}."
     ]
 
 

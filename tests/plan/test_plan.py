@@ -215,6 +215,25 @@ def test_the_trade_off_holds_the_plan_and_nothing_that_another_beats(photos: Pat
     assert len(plan.alternatives) <= 8
 
 
+def test_a_roomy_cap_on_time_is_said_to_have_room_for_more_blocks(photos: Path) -> None:
+    def hint(**caps: Any) -> list[str]:
+        made = make_plan(photos, model=MODEL, profile=make_profile(), **caps)
+        return [sentence for sentence in made.why if "also have room" in sentence]
+
+    assert hint() == []  # nobody said what may be spent
+    (said,) = hint(time_s=24 * 3600.0)
+    blocks = int(re.search(r"--lever trained_blocks=(\d+)", said)[1])
+    assert 1 < blocks <= 6
+    wider = make_plan(
+        photos, model=MODEL, profile=make_profile(), time_s=24 * 3600.0, levers=[f"trained_blocks={blocks}"]
+    )
+    assert sum(block.trainable for block in wider.blocks) == blocks
+    assert not any("also have room" in sentence for sentence in wider.why)
+    own = make_plan(photos, model=MODEL, profile=make_profile())
+    assert hint(time_s=24 * 3600.0, memory_bytes=own.predicted.peak_memory_most_bytes) == []
+    assert hint(time_s=1.2 * own.predicted.total_s) == []
+
+
 def test_alternatives_beyond_a_cap_say_so(photos: Path) -> None:
     easy = make_plan(photos, model=MODEL, profile=make_profile(), engine="torch")
     cap = easy.predicted.peak_memory_most_bytes or 0
