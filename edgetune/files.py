@@ -35,12 +35,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; it takes `path`'s place, synced, when the block ends without error.
 
-    What stood at `path` before goes away as a whole; whether it may is the caller's to check.
+    What stood at `path` before goes away as a whole; whether it may is the caller's to check. A mount can't be moved:
+    there the files take their places one by one.
 
     Raises:
         StorageError: as `atomic_path`.
     """
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    path = path.absolute()
+    mount = os.path.ismount(path)
+    beside = path if mount else path.parent
+    temporary, old = (beside / f".{path.name}.{os.getpid()}.{word}" for word in ("new", "old"))
     with storage_errors(path):
         try:
             temporary.mkdir(parents=True)
@@ -48,6 +52,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
+            if mount:
+                for file in temporary.iterdir():
+                    os.replace(file, path / file.name)
+                return
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)

@@ -108,7 +108,8 @@ def predict(
     """
     checkpoint = find_checkpoint(Path(run))
     spec, classes = checkpoint.spec, checkpoint.classes
-    paths = _expand([Path(image) for image in images])
+    warnings: list[str] = []
+    paths = _expand([Path(image) for image in images], warnings)
     ask = _asking(checkpoint, threads)
 
     import numpy as np
@@ -117,7 +118,6 @@ def predict(
     from edgetune.data.preprocess import normalise, read
 
     predictions: list[Prediction] = []
-    warnings: list[str] = []
     for start in range(0, len(paths), batch_size):
         pixels, read_paths = [], []
         for path, named in paths[start : start + batch_size]:
@@ -231,14 +231,18 @@ def _asking(checkpoint: Checkpoint, threads: int | None) -> Callable[[NDArray[np
     return ask
 
 
-def _expand(images: Sequence[Path]) -> list[tuple[Path, bool]]:
-    """The files to look at, and whether each was named by itself (or found in a folder that was)."""
+def _expand(images: Sequence[Path], warnings: list[str]) -> list[tuple[Path, bool]]:
+    """The files to look at, and whether each was named by itself, not found in a folder; adds to `warnings`."""
     paths: list[tuple[Path, bool]] = []
     for image in images:
         if image.is_dir():
             found = (path for path in image.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
-            files = (path for path in found if is_utf8(path.name))
-            paths += [(path, False) for path in sorted(files, key=lambda path: natural_key(path.name))]
+            files = list(found)
+            named = [path for path in files if is_utf8(str(path))]
+            if len(named) < len(files):
+                unnamed = len(files) - len(named)
+                warnings.append(f"{unnamed} images in folders were skipped: no answer could name what is not UTF-8.")
+            paths += [(path, False) for path in sorted(named, key=lambda path: natural_key(path.name))]
         elif not is_utf8(str(image)):
             raise InputError(f"{str(image)!a} is no UTF-8, so no answer could name it; rename it.")
         elif image.exists():

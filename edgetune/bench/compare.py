@@ -150,7 +150,8 @@ def _row(
         for row, spread in zip((one, other), found, strict=True)
     ]
     a, b = found
-    if a is None or b is None or a.median <= 0:
+    other_joules = energy and one.energy_scope != other.energy_scope
+    if a is None or b is None or a.median <= 0 or other_joules:
         return [one.entry.name, *cells, "—"]
     modelled = energy and False in (one.energy_measured, other.energy_measured)
     return [one.entry.name, *cells, f"{b.median / a.median:.2f}" + (MODELLED if modelled else "")]

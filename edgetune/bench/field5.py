@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgetune.bench.records import Machine
 from edgetune.device.system import System
 from edgetune.errors import EdgetuneError, MissingDependencyError
 from edgetune.files import append_line, storage_errors, write_atomically
+from edgetune.processes import module_command
 from edgetune.schema import Record
 
 MB = 1 << 20  # so the given MB must be: what autograd saves is a sum that needs no measuring
@@ -198,7 +198,7 @@ def _measure(table: Table, given: Given, machine: Machine) -> FieldRow:
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES} | TRIMMED
     before = measure_gemm(threads=1)
     bystanders = Bystanders()
-    command = [sys.executable, "-m", "edgetune.bench.field5_row", table.model, str(table.batch_size), given.name]
+    command = [*module_command("edgetune.bench.field5_row"), table.model, str(table.batch_size), given.name]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )

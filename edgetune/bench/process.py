@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgetune import schema
 from edgetune.bench.entries import MALLOC_VARIABLES, PEERS
 from edgetune.bench.records import CurvePoint, Entry, Figures
 from edgetune.errors import EdgetuneError
+from edgetune.processes import module_command
 
 _KEPT = frozenset(
     ("plan.json", "profile.json", "config.json", "metrics.jsonl", "result.json", "report.html", "figures.json")
@@ -131,7 +131,7 @@ def execute(words: Sequence[str], environment: dict[str, str]) -> Ended:
     started = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", *words],
+            [*module_command(words[0]), *words[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -168,7 +168,7 @@ def measure_gemm(threads: int) -> float | None:
     """The machine's rate of matrix products just now, in FLOP/s; None where it can't be had."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "edgetune.bench.gemm", str(threads)],
+            [*module_command("edgetune.bench.gemm"), str(threads)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,13 +223,28 @@ def bench(
     entries = find_entries(methods, recipes, find_spec(chosen.model))
     _refuse_foreign(out)
     with held_folder(out, "being written to"):
-        (out / _MARK).touch()
         _refuse_other(out / "settings.json", {"workload": workload, "model": chosen.model})  # before anything is made
-        job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
+        with _marked(out):
+            job = prepare(out, workload, chosen, data=data, weights=weights, **settings)
         if root is not None:
             job = job._replace(settings=msgspec.structs.replace(job.settings, sensors=root.resolve().name or "/"))
         _keep_settings(out / "settings.json", job.settings)
         return _bench(job, entries, out, repetitions, say, root)
+
+
+@contextmanager
+def _marked(out: Path) -> Iterator[None]:
+    """Say that a folder is a benchmark's while its images are made; where they can't be, it is nobody's again."""
+    with storage_errors(out):
+        (out / _MARK).touch()
+    try:
+        yield
+    except BaseException:
+        if not (out / "settings.json").exists() and not (out / "data").exists():
+            (out / _MARK).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something
+                out.rmdir()
+        raise
 
 
 def _bench(

@@ -163,13 +163,14 @@ def _reach(figures: Sequence[Figures], full: float) -> list[Reach]:
         points = [_first(each, share * full) for each in figures]
         reached = [point for point in points if point is not None]
         all_did = bool(points) and len(reached) == len(points)
+        alike = len({(each.energy_source, each.energy_scope) for each in figures}) < 2
         found.append(
             Reach(
                 share=share,
                 accuracy=share * full,
                 reached=len(reached),
                 seconds=Spread.of([point.train_s for point in reached]) if all_did else None,
-                joules=Spread.of([point.train_j for point in reached]) if all_did else None,
+                joules=Spread.of([point.train_j for point in reached]) if all_did and alike else None,
             )
         )
     return found

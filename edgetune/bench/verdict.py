@@ -75,7 +75,7 @@ def _against(ours: MethodRow, row: MethodRow, settings: Settings) -> list[str]:
     if ours.accuracy and row.accuracy and not settings.made_up:
         points = f"{100 * (ours.accuracy.median - row.accuracy.median):+.1f}"
     joules = "—"
-    if ours.epoch_j and row.epoch_j:
+    if ours.by(row, "epoch_j") is not None:
         joules = _times(ours, row, "epoch_j") + ("*" if False in (ours.energy_measured, row.energy_measured) else "")
     return [
         row.entry.name,

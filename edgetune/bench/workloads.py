@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec as find_package
 from pathlib import Path
@@ -23,6 +22,7 @@ from edgetune.errors import InputError, MissingDependencyError, StorageError
 from edgetune.files import sha256
 from edgetune.model.registry import BUNDLED_MODEL, find_spec
 from edgetune.plan.methods import DEFAULT_EPOCHS, REFERENCE_BATCH
+from edgetune.processes import module_command
 
 MADE_CLASSES, MADE_VAL_IMAGES = 4, 16
 
@@ -159,7 +159,7 @@ def prepare(
         val_images=len(folder.val),
         evaluate_steps=workload.evaluate_steps if evaluate_steps is None else evaluate_steps,
         power_w=power_w,
-        weights_digest=sha256(weights) if weights and not workload.made_images else None,
+        weights_digest=_digest_of_weights(weights) if weights and not workload.made_images else None,
         data_digest=_digest_of_images(given, [*folder.train, *folder.val]) if given else None,
     )
     return Job(settings, data.absolute(), weights.absolute() if weights else None)
@@ -170,7 +170,7 @@ def _make(workload: Workload, image_size: int, data: Path, weights: Path, seed: 
     if find_package("torch") is None:
         raise MissingDependencyError("torch", "torch", f"--workload with {workload.model}")
     order = [workload.model, image_size, MADE_CLASSES, workload.made_images, MADE_VAL_IMAGES, seed, data, weights]
-    command = [sys.executable, "-m", "edgetune.bench.synthetic", *map(str, order)]
+    command = [*module_command("edgetune.bench.synthetic"), *map(str, order)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
@@ -179,8 +179,22 @@ def _make(workload: Workload, image_size: int, data: Path, weights: Path, seed: 
 
 def _digest_of_images(data: Path, images: Sequence[Sample]) -> str:
     """Of their names and sizes: reading every image would take as long as training on it."""
-    lines = sorted(f"{os.path.relpath(image.path, data)} {os.stat(image.path).st_size}" for image in images)
+    lines = sorted(f"{os.path.relpath(image.path, data)} {_size(image.path)}" for image in images)
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link that leads nowhere, which `fit` names and leaves out
+        return None
+
+
+def _digest_of_weights(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise InputError(f"--weights {path} can't be read ({error.strerror}); check its permissions.") from None
 
 
 def _usable_cores() -> int:

@@ -155,7 +155,7 @@ def most_bytes(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -
     bill = memory_bill(job, runtime_bytes, first_use)
     mixed = not job.lean and job.allocator == "fast" and (job.lora_rank > 0 or _tokens_change(job))
     least_bytes, share = _SHORT_MIXED if mixed else _SHORT["lean" if job.lean else "autograd"]
-    if job.lean and _bf16_bytes(job, first_use):
+    if job.lean and _bf16_bytes(job, UNMEASURED):  # whatever was measured of it: it may have been nothing
         least_bytes += _SHORT_BF16_MIXED_BYTES if job.k and job.drops_tokens else _SHORT_BF16_BYTES
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
@@ -163,11 +163,13 @@ def most_bytes(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -
 def filling_part(job: Job) -> int:
     """Images that pass the frozen blocks at a time while a cache is filled: as many as need no more than training does.
 
-    Where one at a time trains, several may be prepared at a time: nothing waits for a backward pass meanwhile.
+    Where one at a time trains, several may be prepared at a time: nothing waits for a backward pass meanwhile. How many
+    does not depend on the allocator, or the slower one could be the quicker.
     """
     part = job.micro_batch_size
     if not (job.lean and job.over_features):
         return part
+    job = msgspec.structs.replace(job, allocator="fast")
     most = max(_with_slack(job, moment) for moment in _lean_moments(job) if moment.name != lean_bill.FROZEN)
     most += lean_bill.image_bytes(job, part) + lean_bill.gradient_bytes(job)  # which rests meanwhile
     for filling in lean_bill.filling_parts(job):
@@ -219,7 +221,7 @@ def _code_bytes(job: Job, first_use: FirstUse) -> int:
     if job.over_features and not job.k:
         step = int(_FORWARD_SHARE * step)
     step += _LOOP_BYTES
-    packing = 0 if job.allocator == "lean" or job.cached else _PACKING_BYTES * job.spec.width
+    packing = 0 if job.allocator == "lean" or job.over_features else _PACKING_BYTES * job.spec.width
     return step + packing + _bf16_bytes(job, first_use)
 
 

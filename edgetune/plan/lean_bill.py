@@ -180,8 +180,10 @@ def moments(job: Job, filling: int | None = None) -> list[Moment]:
     found: list[Moment] = []
     if first > 0:
         group = group_size(spec, filling) if job.cached else job.batch_size
-        # glibc, left to itself there (`edgetune.train.allocator`), keeps what every size of a block's insides took
-        inside_bytes = filling * ranked * (_CACHED_INSIDE if job.cached else 1.0)
+        inside_bytes = float(filling * ranked)
+        if job.cached and job.allocator == "fast":
+            # glibc, left to itself there (`edgetune.train.allocator`), keeps what every size of a block's insides took
+            inside_bytes *= _CACHED_INSIDE
         inside_bytes *= _BF16_INSIDE if compute_bytes(job) == 2 else 1.0
         found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + inside_bytes))
     kept = 0.0

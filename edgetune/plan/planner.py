@@ -252,7 +252,7 @@ def make_plan(
             margin_bytes=machine.margin_bytes,
             parts=step_parts(choice.job, machine.rates, machine.watts, problem.file_bytes) if machine.rates else (),
         ),
-        why=[*why(decisions), *spare(alternatives, limits)],
+        why=[*why(decisions), *(spare(alternatives) if (time_s, energy_j) != (None, None) else ())],
         warnings=[*folder.warnings, *machine.warnings, *disk_note, *_other_normalisation(spec, weights)],
         edgetune_version=__version__,
         created=schema.now(),

@@ -53,10 +53,8 @@ def why(decisions: Decisions) -> list[str]:
     ]
 
 
-def spare(alternatives: Sequence[Alternative], limits: Limits) -> list[str]:
-    """A hint where a cap on time or energy has room for more blocks than the method trains of its own accord."""
-    if limits.time_s is None and limits.energy_j is None:
-        return []
+def spare(alternatives: Sequence[Alternative]) -> list[str]:
+    """A hint where the caps have room for more blocks than the method trains of its own accord."""
     own = next(found for found in alternatives if found.chosen)
     roomy = [found for found in alternatives if found.within_caps and found.trained_blocks > own.trained_blocks]
     better = max(roomy, key=lambda found: found.learning, default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from edgetune import schema
 from edgetune.data.samples import unpack
 from edgetune.errors import EdgetuneError
+from edgetune.processes import module_command
 from edgetune.schema import Engine, FitTry
 
 # What an engine is made of; the last is our own part of it.
@@ -54,7 +54,7 @@ def try_fit(engine: Engine, data: Path, profile: Path, folder: Path) -> FitTry:
     run = folder / engine
     words = ["fit", str(data), "--model", "vit_nano_patch8_64", "--image-size", "32", "--batch-size", "6"]
     words += ["--epochs", "1", "--workers", "0", "--engine", engine, "--profile", str(profile)]
-    command = [sys.executable, "-m", "edgetune", *words, "--out", str(run), "--quiet"]
+    command = [*module_command("edgetune"), *words, "--out", str(run), "--quiet"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     began = time.monotonic()
     try:

@@ -78,8 +78,7 @@ class RunFolder:
             return None
         settings = {self.plan, self.profile, self.config}
         begun = ours and all(file.exists() for file in settings)
-        early = settings if ours else {self.config}
-        early |= {self.metrics, self.base, self.state} if begun else set()
+        early = (settings if ours else {self.config}) | ({self.metrics, self.base, self.state} if begun else set())
         found: list[Path] = []
         for path in self.path.rglob("*"):
             unfinished = _UNFINISHED.fullmatch(path.name)

@@ -8,6 +8,8 @@ from edgetune.train.governor import Spent
 from edgetune.train.meters import Meters, total
 from edgetune.train.progress import Progress
 
+_UNKNOWN = ("unknown", "unknown", False)
+
 
 class Spending:
     """Of one run.
@@ -34,6 +36,8 @@ class Spending:
     def sources(self) -> list[tuple[str, str, bool]]:
         """What said how much it was: name, scope, and whether it measures; of all sittings."""
         source, earlier = self._meters.energy.source, self._progress.energy_sources
+        if not earlier and self._progress.spent_j:  # by a version that noted none
+            earlier = [_UNKNOWN]
         now = [] if source is None else [(source.name, source.scope, source.measured)]
         return list(dict.fromkeys([*earlier, *now]))
 

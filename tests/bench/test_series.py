@@ -279,6 +279,18 @@ def test_files_of_the_same_name_are_told_apart(pretend: list[tuple[str, int]], p
         bench(out, data=others, weights=weights, **given)
 
 
+def test_a_link_that_leads_nowhere_is_no_reason_to_fail_and_a_folder_without_images_stays_nobodys(
+    pretend: list[tuple[str, int]], photos: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "photos"
+    shutil.copytree(photos, images)
+    (next(images.glob("train/*")) / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    bench(tmp_path / "out", methods=["full"], repetitions=1, data=images, **NANO)
+    with pytest.raises(InputError):
+        bench(tmp_path / "new", methods=["full"], repetitions=1, data=tmp_path / "typo", **NANO)
+    assert not (tmp_path / "new").exists()
+
+
 def test_one_benchmark_at_a_time_and_sensors_where_there_is_a_folder(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with held_folder(out, "held"), pytest.raises(InputError, match="is being written to by another process"):

@@ -157,6 +157,7 @@ def test_joules_of_different_things_are_neither_pooled_nor_divided() -> None:
     assert row(mixed, "full").energy_source == "of module and of gpu"
     assert any("different sources" in warning for warning in mixed.warnings)
     assert "differ in their source" in markdown(mixed)
+    assert all(reach.joules is None for reach in row(mixed, "full").reach)
     apart = summary([told("eager-full", 0, "module"), told("full", 0, "gpu")])
     assert row(apart, "full").epoch_j.median == 20.0
     assert row(apart, "full").to_eager.epoch_j is None

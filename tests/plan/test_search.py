@@ -51,14 +51,11 @@ class Tried:
             float("inf") if limits.energy_j is None or not problem.watts else limits.energy_j / problem.watts,
         )
         if cost is not None and cost.needed_s(problem.epochs) > seconds:
-            seconds -= cost.reserve_s
-            each_s = cost.epoch_s + cost.eval_s + cost.save_s
-            self.epochs = max(  # a view more in the cache each epoch, until there are as many as are wanted
-                min(float(filled), (seconds - cost.start_s - cost.once_s(filled)) / each_s)
-                for filled in range(1, problem.epochs + 1)
-            )
-            if self.epochs < 1:  # evaluated and saved once, however short
-                self.epochs = (seconds - cost.total_s(0)) / cost.epoch_s
+            low, high = 0.0, float(problem.epochs)
+            for _ in range(60):  # what a run takes never falls as it grows longer
+                middle = (low + high) / 2
+                low, high = (middle, high) if cost.needed_s(middle) <= seconds else (low, middle)
+            self.epochs = low
         if self.epochs < problem.least_epochs:
             return
         self.micro = max(fitting)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from edgetune.model.registry import find_spec
-from edgetune.plan.bill import UNMEASURED, FirstUse, memory_bill
+from edgetune.plan.bill import UNMEASURED, FirstUse, memory_bill, most_bytes
 from edgetune.plan.job import Job, job_for
 from edgetune.plan.methods import find_method
 from edgetune.profile.run import _take
@@ -69,3 +69,11 @@ def test_the_bill_counts_what_the_profile_measured(
     none, some = FirstUse(0, 0, 0, 0), FirstUse(0, 2 << 20, 3 << 20, 5 << 20)
     more = memory_bill(job, 0, some).total - memory_bill(job, 0, none).total
     assert more == int(share * getattr(some, name))
+
+
+def test_a_bound_does_not_lose_its_margin_where_nothing_was_measured() -> None:
+    nothing = FirstUse(8 << 20, 0, 0, 0)
+    short = lean_job(2, precision="bf16", frozen_precision="bf16")
+    exact = lean_job(2)
+    margins = [most_bytes(job, 0, nothing) - memory_bill(job, 0, nothing).total for job in (short, exact)]
+    assert margins[0] - margins[1] > 10 << 20

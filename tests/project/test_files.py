@@ -104,3 +104,20 @@ def test_a_folder_that_cannot_be_put_in_place_gives_the_old_one_back(
         write()
     assert [file.name for file in path.iterdir()] == ["old"]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_current_folder_and_a_mount_can_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_folder(Path(".")) as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "here" / "a").read_text() == "new"
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (mount / "a").write_text("old")
+    monkeypatch.setattr("edgetune.files.os.path.ismount", lambda path: path == mount)
+    before = mount.stat().st_ino
+    with atomic_folder(mount) as folder:
+        (folder / "a").write_text("new")
+    assert {path.name: path.read_text() for path in mount.iterdir()} == {"a": "new"}
+    assert mount.stat().st_ino == before  # which could not have been moved
