@@ -40,9 +40,7 @@ STEP_BYTES = 20 << 20
 # the model's width, unless it is told to give them back (`edgetune.train.allocator.keep_mkl_lean`).
 _LEAN_HELD_SHARE, _FORWARD_SHARE, _PACKING_BYTES, _LOOP_BYTES = 0.01, 0.5, 13 << 10, 1 << 20
 _ONNX_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
-# On top where products are in bf16 (`FirstUse`): of what all products cost, those of trained blocks alone; and those of
-# adapters, which have shapes of their own, besides.
-_TRAINED_BF16_SHARE, _ADAPTER_BF16_SHARE = 0.8, 0.3
+_ADAPTER_BF16_SHARE = 0.25  # of what products in bf16 cost (`FirstUse`): those of adapters, which have their own shapes
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
@@ -74,9 +72,9 @@ class FirstUse(NamedTuple):
     """
 
     lean_bytes: int = 8 << 20  # of a step of the lean trainer
-    forward_bf16_bytes: int = 10 << 20  # where no block trains, and products are in bf16
-    frozen_bf16_bytes: int = 10 << 20  # where frozen blocks alone have products in bf16
-    bf16_bytes: int = 32 << 20  # where all have
+    forward_bf16_bytes: int = 18 << 20  # where no block trains, and products are in bf16
+    frozen_bf16_bytes: int = 18 << 20  # where frozen blocks alone have products in bf16
+    bf16_bytes: int = 40 << 20  # where all have
 
     @classmethod
     def of(cls, compute: Compute) -> FirstUse:
@@ -155,7 +153,7 @@ def most_bytes(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -
     bill = memory_bill(job, runtime_bytes, first_use)
     mixed = not job.lean and job.allocator == "fast" and (job.lora_rank > 0 or _tokens_change(job))
     least_bytes, share = _SHORT_MIXED if mixed else _SHORT["lean" if job.lean else "autograd"]
-    if job.lean and _bf16_bytes(job, UNMEASURED):  # whatever was measured of it: it may have been nothing
+    if job.lean and _bf16(job):
         least_bytes += _SHORT_BF16_MIXED_BYTES if job.k and job.drops_tokens else _SHORT_BF16_BYTES
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
@@ -194,12 +192,18 @@ def _with_slack(job: Job, moment: lean_bill.Moment) -> float:
     return kept * (moment.weights + moment.saved) + slack * moment.workspace
 
 
+def _gradient_at(job: Job, moment: lean_bill.Moment) -> int:
+    """The one gradient that there is; none while a cache is filled, between steps."""
+    rests = job.over_features and moment.name == lean_bill.FROZEN and job.engine == "torch"
+    return 0 if rests else lean_bill.gradient_bytes(job)
+
+
 def _lean_bill(job: Job, runtime_bytes: int, first_use: FirstUse) -> MemoryBill:
     """See `edgetune.plan.lean_bill`, and `edgetune.plan.onnx_bill` for the engine without torch."""
     slack = 1 + SLACK_SHARE[job.allocator]
     # by what it costs with its slack: the dearest moment of all, so that dearer levers can't choose a cheaper one
-    peak = max(_lean_moments(job), key=lambda moment: _with_slack(job, moment))
-    weights, gradients = lean_bill.weight_bytes(job) + peak.weights, lean_bill.gradient_bytes(job)
+    peak = max(_lean_moments(job), key=lambda moment: _with_slack(job, moment) + _gradient_at(job, moment))
+    weights, gradients = lean_bill.weight_bytes(job) + peak.weights, _gradient_at(job, peak)
     state = optimizer_bytes(job)
     held = int(_held_share(job) * (weights + gradients + state + peak.saved))
     return MemoryBill(
@@ -217,23 +221,28 @@ def _code_bytes(job: Job, first_use: FirstUse) -> int:
     """What the first step brings in besides tensors, and what libraries keep of them."""
     if job.engine == "onnx":
         return onnx_bill.STEP_BYTES + int(_ONNX_UNPACKED_SHARE * lean_bill.unpacked_bytes(job))
-    step = first_use.lean_bytes
+    step = _first_use_bytes(job, first_use)
     if job.over_features and not job.k:
         step = int(_FORWARD_SHARE * step)
-    step += _LOOP_BYTES
-    packing = 0 if job.allocator == "lean" or job.over_features else _PACKING_BYTES * job.spec.width
-    return step + packing + _bf16_bytes(job, first_use)
+    exact = not _bf16(job) or bool(job.k and job.levers.precision != "bf16")  # some products are in fp32
+    kept = exact and job.allocator == "fast" and not job.over_features
+    return step + _LOOP_BYTES + (_PACKING_BYTES * job.spec.width if kept else 0)
 
 
-def _bf16_bytes(job: Job, first_use: FirstUse) -> int:
-    """Code and kernels of products in bf16."""
-    frozen = bool(job.lowest) and lean_bill.compute_bytes(job) == 2
+def _first_use_bytes(job: Job, first_use: FirstUse) -> int:
+    if not _bf16(job):
+        return first_use.lean_bytes
     if not job.k:
-        return first_use.forward_bf16_bytes if frozen else 0
+        return first_use.forward_bf16_bytes
     if job.levers.precision != "bf16":
-        return first_use.frozen_bf16_bytes if frozen else 0
-    share = (1.0 if frozen else _TRAINED_BF16_SHARE) + (_ADAPTER_BF16_SHARE if job.lora_rank else 0.0)
-    return int(share * first_use.bf16_bytes)
+        return first_use.frozen_bf16_bytes
+    return int((1 + (_ADAPTER_BF16_SHARE if job.lora_rank else 0)) * first_use.bf16_bytes)
+
+
+def _bf16(job: Job) -> bool:
+    """Whether anything is multiplied in bf16."""
+    frozen = bool(job.lowest) and lean_bill.compute_bytes(job) == 2
+    return frozen or bool(job.k and job.levers.precision == "bf16")
 
 
 def moments(job: Job) -> list[Moment]:

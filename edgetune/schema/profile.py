@@ -110,9 +110,9 @@ class Compute(Record, frozen=True):
     fresh_bytes_per_s: float | None = None  # of memory written to for the first time
     import_s: float | None = None  # of the engine
     runtime_bytes: int | None = None  # resident memory of the bare process (the contract's baseline)
-    # that a first step brings in besides its tensors, by the way blocks are run: "lean", and on top of that
-    # "lean-bf16-forward" where none trains and products are in bf16, "lean-bf16-frozen" where those of frozen blocks
-    # are, "lean-bf16" where all are
+    # that a first step brings in besides its tensors, by the way blocks are run: "lean-bf16" with all products in bf16,
+    # "lean-bf16-forward" where besides none trains, "lean-bf16-frozen" where those of frozen blocks alone are; "lean"
+    # with none, measured only where there is no bf16
     first_use_bytes: dict[str, int] = {}
     block_costs: list[BlockCost] = []
     tensor_costs: list[TensorCost] = []

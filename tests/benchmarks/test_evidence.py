@@ -61,13 +61,13 @@ def planned(case: Any, data: Path, **caps: Any) -> Any:
 
 def drawn_levers(count: int) -> list[predict_memory.Case]:
     """Cases whose levers any depth can take, for the smallest model."""
-    cases = [predict_memory.draw("held-out-6", number) for number in range(60)]
+    cases = [predict_memory.draw("held-out-7", number) for number in range(60)]
     return [case for case in cases if case.model == NANO][:count]
 
 
 def test_memory_draws_are_repeatable_cover_every_lever_and_are_no_earlier_series() -> None:
-    cases = [predict_memory.draw("held-out-6", number) for number in range(200)]
-    assert cases == [predict_memory.draw("held-out-6", number) for number in range(200)]
+    cases = [predict_memory.draw("held-out-7", number) for number in range(200)]
+    assert cases == [predict_memory.draw("held-out-7", number) for number in range(200)]
     assert not set(cases) & {predict_memory.draw("design", number) for number in range(200)}
     assert {case.model for case in cases} == set(predict_memory.SIZES)
     batches = {case.batch_size for case in cases}

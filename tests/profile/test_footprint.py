@@ -32,10 +32,12 @@ def test_a_fresh_process_grows_by_the_code_of_its_first_step() -> None:
     for line in done.stdout.splitlines():
         _take(line, fields, [], {})
     found = fields["first_use_bytes"]
-    assert set(found) >= {"lean"}
-    assert 1 << 20 < found["lean"] < 64 << 20  # of a block whose own tensors are 5 MiB, made before
-    if "lean-bf16" in found:
-        assert 0 < found["lean-bf16-forward"] <= found["lean-bf16-frozen"] <= found["lean-bf16"] < 128 << 20
+    if "lean" in found:  # torch has no product in bf16 here
+        assert set(found) == {"lean"}
+        return
+    assert set(found) == {"lean-bf16-forward", "lean-bf16", "lean-bf16-frozen"}
+    # of a block whose own tensors are 5 MiB, made before
+    assert 1 << 20 < found["lean-bf16-forward"] <= found["lean-bf16"] <= found["lean-bf16-frozen"] < 128 << 20
 
 
 def test_a_profile_without_it_counts_the_dearest_that_was_seen() -> None:
@@ -52,23 +54,19 @@ def lean_job(trained: int, **levers: object) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("trained", "levers", "share_of"),
+    ("trained", "levers", "name"),
     [
-        (2, {"precision": "bf16", "frozen_precision": "bf16"}, (1.0, "bf16_bytes")),
-        (6, {"precision": "bf16"}, (0.8, "bf16_bytes")),
-        (2, {"frozen_precision": "bf16"}, (1.0, "frozen_bf16_bytes")),
-        (2, {}, (0.0, "bf16_bytes")),
-        (0, {"precision": "bf16"}, (1.0, "forward_bf16_bytes")),
+        (2, {"precision": "bf16", "frozen_precision": "bf16"}, "bf16_bytes"),
+        (6, {"precision": "bf16"}, "bf16_bytes"),
+        (2, {"frozen_precision": "bf16"}, "frozen_bf16_bytes"),
+        (2, {}, "lean_bytes"),
+        (0, {"precision": "bf16"}, "forward_bf16_bytes"),
     ],
 )
-def test_the_bill_counts_what_the_profile_measured(
-    trained: int, levers: dict[str, object], share_of: tuple[float, str]
-) -> None:
-    job = lean_job(trained, **levers)
-    share, name = share_of
-    none, some = FirstUse(0, 0, 0, 0), FirstUse(0, 2 << 20, 3 << 20, 5 << 20)
-    more = memory_bill(job, 0, some).total - memory_bill(job, 0, none).total
-    assert more == int(share * getattr(some, name))
+def test_the_bill_counts_what_the_profile_measured(trained: int, levers: dict[str, object], name: str) -> None:
+    job, some = lean_job(trained, **levers), FirstUse(1 << 20, 2 << 20, 3 << 20, 5 << 20)
+    more = memory_bill(job, 0, some).total - memory_bill(job, 0, FirstUse(0, 0, 0, 0)).total
+    assert more == getattr(some, name)
 
 
 def test_a_bound_does_not_lose_its_margin_where_nothing_was_measured() -> None:
