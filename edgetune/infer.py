@@ -236,8 +236,7 @@ def _expand(images: Sequence[Path], warnings: list[str]) -> list[tuple[Path, boo
     paths: list[tuple[Path, bool]] = []
     for image in images:
         if image.is_dir():
-            found = (path for path in image.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
-            files = list(found)
+            files = [path for path in image.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()]
             named = [path for path in files if is_utf8(str(path))]
             if len(named) < len(files):
                 unnamed = len(files) - len(named)

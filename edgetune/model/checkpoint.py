@@ -15,10 +15,10 @@ from edgetune.model.names import match
 from edgetune.model.registry import find_spec, list_models
 from edgetune.model.spec import ViTSpec
 
-_OF_A_RUN = ("best.safetensors", "last.safetensors")
-
 if TYPE_CHECKING:
     from edgetune.model.vit import VisionTransformer
+
+_OF_A_RUN = ("best.safetensors", "last.safetensors")
 
 
 class Checkpoint(NamedTuple):

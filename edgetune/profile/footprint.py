@@ -26,29 +26,27 @@ def footprint_lines() -> Iterator[Line]:
     meter = PeakMeter()
     exact, short = (LeanBlock(_SPEC, _TOKENS, 1, "cpu", compute) for compute in (None, torch.bfloat16))
 
-    def grown(since: int | None) -> int | None:
+    bare = meter.current_bytes()
+
+    def line(lever: str) -> Line:
+        """What there is more of than in the bare process."""
         gc.collect()
         now = meter.current_bytes()
-        return None if now is None or since is None else max(0, now - since)
+        return {"first_use": {} if now is None or bare is None else {lever: max(0, now - bare)}}
 
-    bare = meter.current_bytes()
     with torch.no_grad():
         try:  # first: what runs in bfloat16 alone needs nothing of the code for fp32
             for _ in range(_TIMES):
                 short.forward()
-            yield _line("lean-bf16-forward", grown(bare))
+            yield line("lean-bf16-forward")
             for _ in range(_TIMES):
                 short.both(trained=True)
-            yield _line("lean-bf16", grown(bare))
+            yield line("lean-bf16")
             for _ in range(_TIMES):
                 exact.both(trained=True)  # by oneDNN, like all products of a run that has some in bfloat16
-            yield _line("lean-bf16-frozen", grown(bare))
+            yield line("lean-bf16-frozen")
         except RuntimeError:  # this precision has no kernel here
             with library_of_lean_trainer("cpu", short_floats=False):
                 for _ in range(_TIMES):
                     exact.both(trained=True)
-            yield _line("lean", grown(bare))
-
-
-def _line(lever: str, size: int | None) -> Line:
-    return {"first_use": {} if size is None else {lever: size}}
+            yield line("lean")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -35,17 +34,9 @@ class RunFolder:
         self.mistakes = path / "mistakes.json"
         self.report = path / "report.html"
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from training here meanwhile; the folder is made if it isn't there.
-
-        The system lets go of it with the process, however that ends.
-
-        Raises:
-            InputError: another process has it, or it can't be made.
-        """
-        with held_folder(self.path, "being trained in"):
-            yield
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other processes from training here meanwhile; see `held_folder`."""
+        return held_folder(self.path, "being trained in")
 
     def create(self) -> None:
         """Make the folder for a new run, also of what a run left that ended before its first state.
