@@ -189,10 +189,8 @@ def _spread(spread: Spread | None, text: Callable[[float], str], *, modelled: bo
     return element("span", text(spread.median) + (MODELLED if modelled else ""), range_)
 
 
-def _ratio(ratio: float | None, *, modelled: bool = False) -> Child:
-    if ratio is None:
-        return "—"
-    return join([f"{ratio:.2f} ", badge("modelled")]) if modelled else f"{ratio:.2f}"
+def _ratio(ratio: float | None, *, modelled: bool = False) -> str:
+    return "—" if ratio is None else f"{ratio:.2f}" + (MODELLED if modelled else "")
 
 
 def _mib(size_bytes: float) -> str:
