@@ -66,7 +66,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "memory_bytes": None if self.memory is None else parse_size(str(self.memory)),
             "energy_j": None if self.energy is None else parse_energy(str(self.energy)),
             "time_s": None if self.time is None else parse_duration(str(self.time)),
-            "disk_bytes": None if self.disk is None else parse_size(str(self.disk), "--disk"),
+            "disk_bytes": None if self.disk is None else parse_size(str(self.disk), "--disk", zero=True),
             "power_w": self.power_w,
         }
         for name in ("method", "engine", "device", "epochs", "batch_size", "image_size", "lr", "patience", "threads"):

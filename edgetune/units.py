@@ -17,24 +17,30 @@ _POWERS = {"": 1.0, "mw": 1e-3, "w": 1.0, "kw": 1e3}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:e([+-]?\d{1,2}))?\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def _parse(text: str, units: dict[str, float], flag: str, examples: str) -> float:
+def _parse(text: str, units: dict[str, float], flag: str, examples: str, *, zero: bool = False) -> float:
     match = _QUANTITY.fullmatch(text)
     # upper and lower case are alike, but for the one letter that would make a million out of a thousandth
     mega = match and match[3].startswith("M") and match[3].lower() in ("mj", "mwh", "mw")
     if match and not mega and match[3].lower() in units:
         value = float(f"{match[1]}e{match[2] or 0}") * units[match[3].lower()]
-        if value > 0:
+        if value > 0 or (zero and value == 0):
             return value
     raise InputError(f"{flag} {text!r} is not understood; write it like {examples}.")
 
 
-def parse_size(text: str, flag: str = "--memory") -> int:
+def parse_size(text: str, flag: str = "--memory", *, zero: bool = False) -> int:
     """Bytes of `1.5GB` (decimal), `512MiB` (binary) or a plain number.
 
+    Args:
+        text: what the user wrote.
+        flag: where, for the message.
+        zero: whether nothing at all is a size.
+
     Raises:
-        InputError: the text is not a positive size.
+        InputError: the text is not such a size.
     """
-    return int(_parse(text, {unit: float(factor) for unit, factor in _SIZES.items()}, flag, "1.5GB, 512MiB or 800M"))
+    sizes = {unit: float(factor) for unit, factor in _SIZES.items()}
+    return int(_parse(text, sizes, flag, "1.5GB, 512MiB or 800M", zero=zero))
 
 
 def parse_energy(text: str, flag: str = "--energy") -> float:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 MOST_PIXELS = 1 << 25  # 33.5 megapixels: 96 MiB of RGB, and as much again while a palette or an alpha channel goes
 
 _JPEG = b"\xff\xd8\xff"
+# Of a pixel: in memory by mode, where it isn't four; what a progressive JPEG's decoder holds; what others hold in all.
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+_COEFFICIENTS_BYTES, _DECODER_BYTES = 6, {"WEBP": 16, "AVIF": 10}
+_DEEP_GREY_BYTES, _COMPRESSED_TIFF_BYTES = 14, 8  # floats meanwhile; libtiff's own copy
+_WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa"))
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,10 +62,7 @@ def decode(path: str, enough_px: int, most_pixels: int = MOST_PIXELS) -> Image.I
     """
     try:
         with open(path, "rb") as handle:
-            image = _open(handle)
-            if isinstance(image, JpegImageFile) and not image.info.get("progressive"):
-                image.draft("RGB", (enough_px, enough_px))
-            # a progressive JPEG is held whole, as coefficients, whatever the scale it is decoded at
+            image = _open(handle, enough_px)
             width, height = image.size
             if width * height > most_pixels:
                 raise UnreadableImageError(f"{width} × {height} pixels, too large to decode; make it smaller")
@@ -76,14 +78,49 @@ def decode(path: str, enough_px: int, most_pixels: int = MOST_PIXELS) -> Image.I
     return image.transpose(orientation) if orientation is not None else image
 
 
-def _open(handle: BinaryIO) -> Image.Image:
-    """Read the header. Pillow's own limit would refuse large JPEGs before they could be scaled."""
+def decoding_bytes(path: str, enough_px: int, most_pixels: int = MOST_PIXELS) -> int:
+    """Memory that `decode` takes for a file at once, its pixels and their copies, by the header alone.
+
+    Pillow's pixels of more than one channel have four bytes. An orientation that a PNG has behind its pixels is not
+    seen. 0 for what can't be decoded, which is left out of batches.
+    """
+    try:
+        with open(path, "rb") as handle:
+            image = _open(handle, enough_px)
+            pixels = image.width * image.height
+            if pixels > most_pixels:
+                return 0
+            each = whole = _PIXEL_BYTES.get(image.mode, 4)
+            if image.mode in _WITH_ALPHA or "transparency" in image.info:
+                each = whole + 9  # as RGBA, its mask, and white below it
+            elif _is_deep_grey(image):
+                each = _DEEP_GREY_BYTES
+            elif image.mode != "RGB":
+                each = whole + 4
+            elif (image.format != "PNG" or "exif" in image.info) and _orientation(image) is not None:
+                each = 8
+            if image.info.get("progressive"):
+                each = max(each, whole + _COEFFICIENTS_BYTES)
+            if image.format == "TIFF" and image.info.get("compression", "raw") != "raw":
+                each = max(each, _COMPRESSED_TIFF_BYTES)
+            return pixels * max(each, _DECODER_BYTES.get(image.format or "", 0))
+    except Exception:  # as in `decode`
+        return 0
+
+
+def _open(handle: BinaryIO, enough_px: int) -> Image.Image:
+    """Read the header, and have a JPEG decoded small. Pillow's own limit would refuse what is large before that."""
     is_jpeg = handle.read(len(_JPEG)) == _JPEG
     handle.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sizes and odd metadata; the bound here is lower
         try:
-            return JpegImageFile(handle) if is_jpeg else Image.open(handle)
+            if not is_jpeg:
+                return Image.open(handle)
+            image = JpegImageFile(handle)
+            if not image.info.get("progressive"):  # that is held whole, as coefficients, whatever the scale
+                image.draft("RGB", (enough_px, enough_px))
+            return image
         except UnidentifiedImageError:
             raise UnreadableImageError("not an image") from None
         except Image.DecompressionBombError:
@@ -106,14 +143,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB from any mode: transparency over white, and deep grey scales brought to 8 bits and not clipped."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if _is_deep_grey(image):
         return _from_deep_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", rgba.size, "white")
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
     return image.convert("RGB")
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgetune.data.decode import MOST_PIXELS
 from edgetune.data.folder import Sample
-from edgetune.data.preprocess import normalise
+from edgetune.data.preprocess import most_to_decode, normalise
 from edgetune.data.workers import Job, Workers, read_job
 from edgetune.errors import InputError
 
@@ -127,6 +127,10 @@ class Loader:
     def paths(self, epoch: int = 0) -> list[str]:
         """Files of the images that `epoch` handed out, in that order."""
         return [self.samples[index].path for index in self.order(epoch) if index not in self._bad]
+
+    def most_to_decode(self) -> tuple[int, str]:
+        """The most memory that reading an image takes, and which one: see `edgetune.data.preprocess`."""
+        return most_to_decode([sample.path for sample in self.samples], self._image_size)
 
     def epoch(self, epoch: int, start_batch: int = 0, stop_batch: int | None = None) -> Iterator[Batch]:
         """The batches of an epoch.

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetune.data.decode import MOST_PIXELS, decode
+from edgetune.data.decode import MOST_PIXELS, decode, decoding_bytes
 
 Pixels = NDArray[np.uint8]
 CROP_SCALE = (0.35, 1.0)  # share of the area; 0.08, usual from scratch, loses small subjects in short fine-tuning
 CROP_RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
+_ENOUGH = 2  # times the side leaves real pixels to a view of a third of the area, and to the filter of an evaluation
 
 
 class View(NamedTuple):
@@ -73,13 +75,18 @@ def read(
     Raises:
         UnreadableImageError: see `decode`.
     """
-    # twice the side leaves real pixels to a view of a third of the area, and to the filter of an evaluation
-    image = decode(path, 2 * image_size, most_pixels)
+    image = decode(path, _ENOUGH * image_size, most_pixels)
     if rng is None:
         view = centre_view(*image.size, image_size)
     else:
         view = random_view(*image.size, rng, flip=flip)
     return render(image, view, image_size)
+
+
+def most_to_decode(paths: Sequence[str], image_size: int, looked_at: int = 64) -> tuple[int, str]:
+    """The most memory that reading one of the files takes, and which; by the headers of some, spread evenly."""
+    some = paths[:: max(1, len(paths) // looked_at)]
+    return max(((decoding_bytes(path, _ENOUGH * image_size), path) for path in some), default=(0, ""))
 
 
 def normalise(pixels: Pixels, mean: Any, std: Any) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ def serve(fd: int) -> None:
                 pixels, bad = read_job(Job(*parent.recv()))
                 parent.send((len(pixels), bad))
                 parent.send_bytes(pixels.data.cast("B") if pixels.size else b"")
-        except (EOFError, OSError):
+        except (EOFError, OSError, MemoryError):  # of the last the parent hears by the end of this process
             return
 
 
@@ -155,6 +155,9 @@ class Workers:
         except (EOFError, OSError):
             worker = None  # its place stays empty
             self._say("A decoding process ended, perhaps for want of memory; its images are read in this process.")
+        except BaseException:
+            worker = None  # half an answer may still lie in its socket
+            raise
         finally:
             self._idle.put(worker)
         return read_job(job)

@@ -154,7 +154,7 @@ def most_bytes(job: Job, runtime_bytes: int, first_use: FirstUse = UNMEASURED) -
     mixed = not job.lean and job.allocator == "fast" and (job.lora_rank > 0 or _tokens_change(job))
     least_bytes, share = _SHORT_MIXED if mixed else _SHORT["lean" if job.lean else "autograd"]
     if job.lean and _bf16(job):
-        least_bytes += _SHORT_BF16_MIXED_BYTES if job.k and job.drops_tokens else _SHORT_BF16_BYTES
+        least_bytes += _SHORT_BF16_MIXED_BYTES if job.k and _tokens_change(job) else _SHORT_BF16_BYTES
     return bill.total + least_bytes + int(share * (bill.total - bill.runtime))
 
 
@@ -296,8 +296,10 @@ def moments(job: Job) -> list[Moment]:
         grown = gradients.head + job.k * gradients.block
         inside = int(max(unit) * (3 + 2 * hidden)) + _classify_bytes(job)
         found.append(Moment("update, heap", grown, state, left, inside, settled=True))
-    # adapters are merged into new weights for the model's own file
-    merged = FLOAT_BYTES * 4 * spec.width**2 * sum(job.trainable) if job.lora_rank else 0
+    # adapters are merged into new weights for the model's own file, beside what training left the allocator with
+    merged = 0
+    if job.lora_rank:
+        merged = FLOAT_BYTES * 4 * spec.width**2 * sum(job.trainable) + max(moment.slack(job) for moment in found)
     found.append(Moment("saving", 0, state, 0, merged, settled=True))
     return found
 

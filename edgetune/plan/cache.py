@@ -42,7 +42,7 @@ def fit_to_disk(
     job = job_for(method, spec, batch_size=1, micro_batch_size=1)
     cache = planned_cache(job, train_images, val_images, evaluations)
     weights = method.levers.frozen_weights
-    if weights == "disk":
+    if weights == "disk" and "frozen_weights" not in method.given:
         weights = "fp32" if engine == "onnx" else "bf16"
     without = method._replace(
         levers=msgspec.structs.replace(method.levers, feature_cache="off", frozen_weights=weights)

@@ -211,9 +211,9 @@ def _part(
 
 
 def watts_of(power: Power | None, compute: Compute | None, power_w: float | None) -> float | None:
-    """Power while training: what the user says, else what the probes drew, else what the sensor or model says.
+    """Power while training: what the user says, else what the probes drew, else what is drawn at rest.
 
-    A sensor that shows nothing, or less, is as good as none.
+    A sensor that shows nothing, or less, is as good as none. As the source says it, since a cap counts that.
     """
     if power_w is not None:
         return power_w
@@ -222,10 +222,11 @@ def watts_of(power: Power | None, compute: Compute | None, power_w: float | None
         seconds, joules = sum(spent for _, spent in drawn), sum(used for used, _ in drawn if used)
         if seconds > 0 and joules > 0:
             return joules / seconds
+        if compute.busy_w is not None and compute.busy_w > 0:
+            return compute.busy_w
     if power is None:
         return None
-    watts = power.total_corrected_w if power.total_corrected_w is not None else power.total_w
-    return watts if watts is not None and watts > 0 else None
+    return power.total_w if power.total_w is not None and power.total_w > 0 else None
 
 
 def predict(

@@ -96,19 +96,24 @@ def read_machine(
     else:
         if not elsewhere:
             refuse_other_board(profile, system)
-        memory = profile.memory if elsewhere else _memory_now(profile, system)
+        memory = profile.memory if elsewhere else _memory_now(profile, system)  # of this board, as was made sure of
         power = profile.power
         if profile.compute.probe_error:
-            warnings.append(f"the profile has no probes ({profile.compute.probe_error})")
+            timed = profile.compute.block_costs or profile.compute.gemm_flops
+            how = "the profile's probes are not complete" if timed else "the profile has no probes"
+            warnings.append(f"{how} ({profile.compute.probe_error})")
     compute = profile.compute if profile is not None else None
     measured = compute.runtime_bytes if compute is not None else None
     runtime_bytes = measured + COMMAND_BYTES if measured is not None else _guessed_runtime_bytes()
+    cores = usable_cores() or os.cpu_count() or 1
+    wanted = (compute.threads if compute is not None else None) or cores
+    if threads is None and not elsewhere and wanted > cores:
+        threads = cores  # a container may have fewer than the profile's
     sure = certainty(profile, system, device, threads, elsewhere=elsewhere)
     warnings += sure.warnings()
     rates = Rates(compute) if compute is not None else None
     watts = watts_of(power, compute, power_w)
     source = "--power" if power_w is not None else _named_source(power) if power is not None else None
-    cores = os.cpu_count() or 1
     return Machine(
         memory=memory,
         runtime_bytes=runtime_bytes,
@@ -117,7 +122,7 @@ def read_machine(
         rates=rates,
         watts=watts,
         watts_source=source if watts is not None else None,
-        threads=(compute.threads if compute is not None else None) or usable_cores() or cores,
+        threads=threads or wanted,
         warnings=warnings,
         time_factor=sure.time_factor,
         margin_bytes=int(sure.process_share * runtime_bytes),
@@ -150,9 +155,9 @@ def _named(board: Board, total_bytes: int | None) -> str:
 
 
 def _memory_now(profile: Profile, system: System) -> Memory:
-    """Memory as it is now when the profile is of this machine, else as the profile found it."""
+    """Memory as it is now, where both know what there is in all; else as the profile found it."""
     live = read_memory(system)
-    return live if live.total_bytes is not None and live.total_bytes == profile.memory.total_bytes else profile.memory
+    return profile.memory if None in (live.total_bytes, profile.memory.total_bytes) else live
 
 
 def _live_power(system: System) -> Power | None:

@@ -152,7 +152,8 @@ def make_plan(
             continue
         if found is None or choice.learning > found[0].learning:
             found = (choice, problem, its_machine, note)
-        if choice.setting == next(problem.settings()):
+        exact = msgspec.structs.replace(choice.setting.levers, frozen_precision=its_method.levers.frozen_precision)
+        if choice.setting._replace(levers=exact) == next(problem.settings()):
             break  # the caps take away epochs at most, and no engine is known to be quicker
     if found is None:
         raise infeasible(refused, limits, battery=energy_j != limits.energy_j)

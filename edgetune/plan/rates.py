@@ -32,6 +32,7 @@ PARTS: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
 _BLOCK_SHARE_OF_GEMM = 0.6
 _RIDGE = 1e-6  # so that fewer probes than prices still give some
 _MOST_FACTOR = 1.5  # that a probe may lie from what its prices say; beyond it is noise
+_NOTICEABLY = 0.85  # of the time: less is not worth the code that bf16 brings into memory
 _UNPROBED = 0.25  # weight of the factor 1 among those of the probes: that of a probe two octaves away
 _PRODUCT_FLOPS = 24  # of all products with weights, by B N C²
 _ATTENTION_FLOPS = {"forward": 4, "pass_gradient": 8, "weight_gradient": 0}  # by B N² C
@@ -108,6 +109,14 @@ class Rates:
     def known(self) -> bool:
         """Whether anything was timed."""
         return bool(self._prices) or self.gemm is not None
+
+    def quicker_in_bf16(self, width: int, tokens: float, images: float) -> bool:
+        """Whether the lean trainer's forward pass is noticeably faster with products in bf16; both must be timed."""
+        if any(("forward", way) not in self._prices for way in ("lean", "lean-bf16")):
+            return False
+        exact = self.seconds("forward", "lean", width, tokens, images)
+        short = self.seconds("forward", "lean-bf16", width, tokens, images)
+        return exact is not None and short is not None and short < _NOTICEABLY * exact
 
     def seconds(
         self, part: Part, way: Way, width: int, tokens: float, images: float, share: float = 1.0

@@ -254,24 +254,33 @@ def _memory_sentence(decisions: Decisions) -> str:
 def _blocks_sentence(problem: Problem, choice: Choice) -> str:
     depth, trained, method = problem.spec.depth, choice.setting.trained, problem.method
     if not trained:
-        reason = " (the caps leave no room for a whole block)" if method.searched else ""
+        reason = f" ({_instead(problem, choice, 'a whole block')})" if method.searched and method.trained else ""
         return f"Only the final norm and the classifier train{reason}; no block keeps anything for a backward pass."
     if method.lora:
         what = f"Rank-{method.lora.rank} adapters of {'all' if trained == depth else 'the last'} {trained} blocks train"
     elif trained == depth:
         what = f"All {depth} blocks train" + (", and the embeddings" if method.embeddings_trainable else "")
     else:
-        what = f"Blocks {depth - trained} to {depth - 1} of {depth} train; nothing below them is kept in memory"
-    if method.searched:
-        what += (
-            " — method edgetune's usual share"
-            if trained == method.trained
-            else f" — {method.trained} did not fit the caps"
+        what = (
+            f"Blocks {depth - trained} to {depth - 1} of {depth} train; nothing below them is kept for a backward pass"
         )
+    if method.searched:
+        usual = (
+            "as --lever trained_blocks asks" if "trained_blocks" in method.given else "method edgetune's usual share"
+        )
+        what += f" — {usual}" if trained == method.trained else f" — {_instead(problem, choice, str(method.trained))}"
     if choice.job.k < trained:
-        reason = ", more did not fit the caps" if method.searched and choice.setting.k < min(method.k, trained) else ""
+        fewer = method.searched and choice.setting.k < min(method.k, trained)
+        reason = f" ({_instead(problem, choice, 'more')})" if fewer else ""
         what += f"; {choice.job.k} of them are drawn at each step{reason}"
     return what + "."
+
+
+def _instead(problem: Problem, choice: Choice, what: str) -> str:
+    """Why not `what`: it has no room, or what has room for it learns less in the time there is."""
+    if problem.hurried and choice.epochs > problem.least_epochs:
+        return f"under the caps {what} would not fit, or learn less"
+    return f"{what} did not fit the caps"
 
 
 def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
@@ -292,7 +301,8 @@ def _tokens_sentence(problem: Problem, choice: Choice) -> list[str]:
         return [
             f"Budgets between {alast.budget_min} and {alast.budget_max} decide how many patches leave a block{note}."
         ]
-    reason = "" if choice.setting.band_max == problem.method.band[1] else f", lowered from {patches} to fit the caps"
+    lowered = choice.setting.band_max != problem.method.band[1]
+    reason = f", lowered from {patches}: {_instead(problem, choice, 'more')}" if lowered else ""
     number = str(high) if low == high else f"Between {low} and {high}"
     return [f"{number} of {patches} patches leave each block of the trained part{reason}."]
 
@@ -304,7 +314,11 @@ def _trainer_sentences(problem: Problem, choice: Choice) -> list[str]:
         sentences.append("The lean trainer runs the blocks, with a backward pass of its own.")
     if "bf16" in (levers.precision, levers.frozen_precision):
         where = "" if levers.precision == "bf16" else " below the lowest trained block"
-        sentences.append(f"Matrices{where} are multiplied in bf16; weights that train and their updates stay in fp32.")
+        chosen = levers.frozen_precision != problem.method.levers.frozen_precision
+        reason = ", which is faster here and leaves more of the caps for training" if chosen else ""
+        sentences.append(
+            f"Matrices{where} are multiplied in bf16{reason}; weights that train and their updates stay in fp32."
+        )
     rules = {
         "adam": "Adam updates the weights; its decay, if any, is added to the gradient.",
         "sgd": "SGD with momentum updates the weights, at four bytes of state each.",

@@ -28,6 +28,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from edgetune.model.spec import ViTSpec
 from edgetune.plan.bill import UNMEASURED, FirstUse, most_bytes
 from edgetune.plan.cost import Cost, time_of
@@ -108,6 +110,8 @@ class Problem(NamedTuple):
         bands = [high, *(step for step in BAND_STEPS if step < high)]
         if "token_max" in self.method.given:
             bands = [high]
+        if "token_min" in self.method.given:
+            bands = [band for band in bands if band >= self.method.band[0]]
         for trained in range(most, -1, -1):
             for k in range(min(trained, self.method.k), 0, -1):
                 for band_max in bands:
@@ -130,6 +134,19 @@ class Problem(NamedTuple):
             or levers.recompute_share == 1  # a part of few blocks may be all of them, which is a form of its own
             or recomputed_blocks(levers, first, self.spec.depth).stop < self.spec.depth
         ]
+
+    def hasty(self, setting: Setting) -> list[Setting]:
+        """The setting with what never trains in bf16, where caps may end a run and the probes say it is faster so.
+
+        It needs more memory (`FirstUse`), so where all epochs fit anyway, or nothing caps them, nobody asked for it.
+        """
+        ours = self.engine == "torch" and self.method.searched and setting.levers.trainer == "lean"
+        frozen = setting.trained < self.spec.depth and not self.method.embeddings_trainable
+        if not (ours and frozen and self.hurried and self.rates) or "frozen_precision" in self.method.given:
+            return []
+        if not self.rates.quicker_in_bf16(self.spec.width, self.spec.tokens, self.whole):
+            return []
+        return [setting._replace(levers=msgspec.structs.replace(setting.levers, frozen_precision="bf16"))]
 
     @property
     def least_epochs(self) -> float:
@@ -308,6 +325,7 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
         if cap_bytes is not None and sized[-1].least()[1] > cap_bytes:
             turned_down = True
             continue
+        sized[1:1] = [_Sizes(problem, form) for form in problem.hasty(setting)]
         for sizes in sized:
             job = sizes.largest(cap_bytes)
             turned_down = turned_down or job is None or job.micro_batch_size < problem.whole
@@ -357,7 +375,7 @@ def nearest_feasible(problem: Problem, several: Sequence[Limits]) -> list[Neares
     found = [_Nearest(limits) for limits in several]
     # the lean one needs least memory, the fast one least time: without a cap on time the first alone decides
     timed = any(limits.time_s is not None or limits.energy_j is not None for limits in several)
-    forms = [form for setting in problem.settings() for form in problem.thrifty(setting)]
+    forms = [form for setting in problem.settings() for form in (*problem.thrifty(setting), *problem.hasty(setting))]
     for allocator, form in product(ALLOCATORS if timed else ALLOCATORS[:1], forms):
         sizes = _Sizes(problem._replace(allocator=allocator), form)
         for nearest in found:

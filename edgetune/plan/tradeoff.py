@@ -35,7 +35,9 @@ def _candidates(problem: Problem) -> Iterator[Choice]:
         return
     given = problem.method.given
     most = problem.method.trained if "trained_blocks" in given else problem.spec.depth
-    bands = (problem.method.band[1],) if "token_max" in given else _BANDS
+    bands = [problem.method.band[1]] if "token_max" in given else list(_BANDS)
+    if "token_min" in given:
+        bands = [band for band in bands if band >= problem.method.band[0]]
     numbers = {0, 1, 2, 3, 4, *(round(share * most) for share in _SHARES)}
     for trained in sorted(number for number in numbers if number <= most):
         for band_max in bands[: None if trained else 1]:

@@ -52,9 +52,7 @@ def profile_device(
     if system.live and probes:
         power = _with_idle(power, source, quick)
         warnings += _busy_warning()
-        compute, said, gpu_memory = run_probes(
-            quick=quick, power_w=power_w, with_energy=source is not None and source.measured
-        )
+        compute, said, gpu_memory = run_probes(quick=quick, power_w=power_w, with_energy=source is not None)
         warnings += said
         after = read_throttle(system)
         if throttled(delta(throttle, after)):

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgetune.measure.baseline import warm_up_torch
 from edgetune.measure.memory import PeakMeter
-from edgetune.profile.probes import PROBES, Bench
+from edgetune.profile.probes import ONCE, PROBES, ROUNDS, Bench
 from edgetune.profile.run import ProbeOrder
+
+if TYPE_CHECKING:
+    from edgetune.device.energy import Window
 
 
 def main(argument: str) -> None:
@@ -54,16 +57,21 @@ def main(argument: str) -> None:
 
     system = System()
     source = _power_source(system, order) if order.with_energy else None
-    with EnergyMeter(source, warn=lambda sentence: say({"warning": sentence})) as energy:
+    with EnergyMeter(source, warn=lambda sentence: say({"warning": sentence})) as energy, energy.window() as window:
         deadline_s = time.monotonic() + order.budget_s
-        bench = Bench(device, order.quick, deadline_s, energy if source is not None else None)
-        for (operation, lever), probe in PROBES.items():
-            if bench.late():
-                say({"warning": f"no time was left to probe {operation} ({lever})."})
-                continue
-            for line in probe(bench):
-                say(line)
-            say_warnings(system)
+        bench = Bench(device, order.quick, deadline_s, energy if source is not None and source.measured else None)
+        for number in range(1 if order.quick else ROUNDS):
+            bench.again = number > 0
+            for (operation, lever), probe in PROBES.items():
+                if bench.again and (bench.late() or (operation, lever) in ONCE):
+                    continue
+                if bench.late():
+                    say({"warning": f"no time was left to probe {operation} ({lever})."})
+                    continue
+                for line in probe(bench):
+                    say(line)
+                say_warnings(system)
+        say({"compute": {"busy_w": mean_watts(window)}})
     say_warnings(system)
 
 
@@ -71,6 +79,12 @@ def say(line: dict[str, Any]) -> None:
     """Tell the parent, at once: a later probe may crash."""
     sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def mean_watts(window: Window) -> float | None:
+    """What was drawn while the probes ran; None where the source said nothing, or nothing yet."""
+    joules, seconds = window.joules, window.seconds
+    return joules / seconds if joules and seconds > 0 else None
 
 
 def say_warnings(system: Any) -> None:

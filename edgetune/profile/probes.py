@@ -24,6 +24,10 @@ Line = dict[str, Any]
 Probe = Callable[["Bench"], Iterator[Line]]
 
 PROBES: dict[tuple[str, str], Probe] = {}
+ONCE: set[tuple[str, str]] = set()  # those that find the same again, or the best there is
+# Probes of a full profile are run so many times, one round after the other, and what each found is the median: a
+# machine that others share is slower for some seconds, and one round alone would be the picture of those.
+ROUNDS = 3
 
 # (width, heads), tokens and images at a time, of nano, Ti, S and B at 32 px to 224 px: what lies between is reckoned
 # from these (`edgetune.plan.rates`), so those that tell most come first. No number of images: `_batch_for`.
@@ -72,6 +76,7 @@ class Bench:
 
     def __init__(self, device: str, quick: bool, deadline_s: float, meter: EnergyMeter | None) -> None:
         self.device, self.quick, self.deadline_s, self.meter = device, quick, deadline_s, meter
+        self.again = False  # whether this is a later round
         self.fp32_flops: float | None = None  # set by the first product, sizes everything after it
         self.bf16_flops: float | None = None
         source = meter.source if meter is not None else None
@@ -80,8 +85,8 @@ class Bench:
 
     @property
     def brief_s(self) -> float:
-        """How long to time what needs no joules, however slow the sensor is."""
-        return 0.1 if self.quick else 0.3
+        """How long to time what needs no joules, however slow the sensor is; a full profile does it every round."""
+        return 0.1
 
     @property
     def tensor_s(self) -> float:
@@ -94,8 +99,8 @@ class Bench:
 
     def time(self, call: Callable[[], object], least_s: float | None = None) -> Timing:
         """Time a call: once to warm up, then until `least_s` has passed and at least three times (once when slow)."""
-        if least_s is None:
-            least_s = self.brief_s if self.quick else self._energy_s() or self.brief_s
+        if least_s is None:  # joules take longer, and are for when everything was timed once
+            least_s = (self._energy_s() if self.again else None) or self.brief_s
         call()
         self._wait()
         seconds: list[float] = []
@@ -137,19 +142,21 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def probe(operation: str, lever: str) -> Callable[[Probe], Probe]:
-    """Register a probe; a second one of the same key is a mistake."""
+def probe(operation: str, lever: str, *, once: bool = False) -> Callable[[Probe], Probe]:
+    """Register a probe; a second one of the same key is a mistake. `once`: later rounds leave it out."""
 
     def register(function: Probe) -> Probe:
         if (operation, lever) in PROBES:
             raise ValueError(f"there is a probe of {operation} with {lever} already")
         PROBES[operation, lever] = function
+        if once:
+            ONCE.add((operation, lever))
         return function
 
     return register
 
 
-@probe("memory", "first use")
+@probe("memory", "first use", once=True)
 def _first_use(bench: Bench) -> Iterator[Line]:
     """Before any other: code that is in memory already would not count."""
     if bench.device != "cpu":
@@ -159,19 +166,19 @@ def _first_use(bench: Bench) -> Iterator[Line]:
     yield from footprint_lines()
 
 
-@probe("matmul", "fp32")
+@probe("matmul", "fp32", once=True)
 def _matmul_fp32(bench: Bench) -> Iterator[Line]:
     bench.fp32_flops = _gemm_flops(bench, "float32")
     yield {"gemm": {"fp32": bench.fp32_flops}}
 
 
-@probe("matmul", "bf16")
+@probe("matmul", "bf16", once=True)
 def _matmul_bf16(bench: Bench) -> Iterator[Line]:
     bench.bf16_flops = _gemm_flops(bench, "bfloat16")
     yield {"gemm": {"bf16": bench.bf16_flops}}
 
 
-@probe("matmul", "fp16")
+@probe("matmul", "fp16", once=True)
 def _matmul_fp16(bench: Bench) -> Iterator[Line]:
     yield {"gemm": {"fp16": _gemm_flops(bench, "float16")}}
 
@@ -252,7 +259,7 @@ def _block_eager(bench: Bench) -> Iterator[Line]:
 
     for spec, tokens, batch in _timely(bench, EAGER_SHAPES, 4):
         yield from block_lines(bench, spec, tokens, _batch_for(bench, spec, tokens) if batch is None else batch)
-    if bench.late():
+    if bench.late() and not bench.again:
         yield {"warning": "the time for probes was up before every block shape was timed; estimates are coarser."}
 
 
@@ -274,7 +281,8 @@ def _tensors(bench: Bench) -> Iterator[Line]:
     blocks = tuple(_probed_block(width, heads) for width, heads in (_TI, _S if bench.quick else _B))
     for lines in tensor_lines(bench, blocks):
         if bench.late():
-            yield {"warning": "the time for probes was up before every update was timed; estimates are coarser."}
+            if not bench.again:
+                yield {"warning": "the time for probes was up before every update was timed; estimates are coarser."}
             return
         yield from lines
 

@@ -1,12 +1,17 @@
-"""The parent's side of the probes: start the child, read its lines, say in a sentence what went wrong."""
+"""The parent's side of the probes: start the child, read its lines, say in a sentence what went wrong.
+
+The child runs its probes several times, one round after the other; what is found more than once counts as its median.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,6 +24,8 @@ _DYING_S = 5.0  # for a killed child to go; one that hangs in a driver can't, an
 _MOST_BYTES = 4 << 20  # of what a child prints
 OUT_OF_TIME = "the probes did not end within"  # how the sentence begins that says so
 _GPU_MEMORY = ("cuda_total_bytes", "cuda_free_bytes")
+_RATE = "_per_s"  # how a rate's name ends
+Cost = TypeVar("Cost", BlockCost, TensorCost)
 _LAST_LINES = 400  # characters of the child's complaint that fit a sentence
 
 
@@ -56,8 +63,11 @@ def collect(command: list[str], timeout_s: float) -> Probed:
     fields: dict[str, Any] = {"gemm_flops": {}, "first_use_bytes": {}, "block_costs": [], "tensor_costs": []}
     warnings: list[str] = []
     memory: dict[str, int] = {}
+    rates: dict[str, list[float]] = {}
     for line in out.splitlines():
-        _take(line, fields, warnings, memory)
+        _take(line, fields, rates, warnings, memory)
+    fields.update({name: statistics.median(found) for name, found in rates.items()})
+    fields.update({name: _medians(fields[name]) for name in ("block_costs", "tensor_costs")})
     if fields.get("probe_error") is None:
         fields["probe_error"] = _failure(status, err, timeout_s)
     return Probed(Compute(**fields), list(dict.fromkeys(warnings)), memory)
@@ -97,7 +107,9 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         pass
 
 
-def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict[str, int]) -> None:
+def _take(
+    line: bytes, fields: dict[str, Any], rates: dict[str, list[float]], warnings: list[str], memory: dict[str, int]
+) -> None:
     """Fold one line of the child into the fields of `Compute`; anything else it printed is ignored."""
     try:
         said = msgspec.json.decode(line, type=dict[str, Any])
@@ -116,13 +128,40 @@ def _take(line: bytes, fields: dict[str, Any], warnings: list[str], memory: dict
     elif "memory" in said:
         memory.update({name: size for name, size in said["memory"].items() if name in _GPU_MEMORY and size > 0})
     elif "compute" in said:
-        fields.update({name: value for name, value in said["compute"].items() if name in Compute.__struct_fields__})
+        for name, value in said["compute"].items():
+            if name not in Compute.__struct_fields__:
+                continue
+            if name.endswith(_RATE) and isinstance(value, int | float):
+                rates.setdefault(name, []).append(value)
+            else:
+                fields[name] = value
 
 
 def _add(said: object, kind: type[Any], costs: list[Any]) -> None:
     """Put a cost beside the others, if it is one."""
     with suppress(msgspec.ValidationError):
         costs.append(msgspec.convert(said, kind))
+
+
+def _medians(costs: Iterable[Cost]) -> list[Cost]:
+    """One cost of each kind, in the order they were met; its seconds and joules are medians."""
+    kinds: dict[Cost, list[Cost]] = {}
+    for cost in costs:
+        kinds.setdefault(msgspec.structs.replace(cost, **dict.fromkeys(_measured_of(cost))), []).append(cost)
+    return [
+        msgspec.structs.replace(alike[0], **{name: _median(alike, name) for name in _measured_of(alike[0])})
+        for alike in kinds.values()
+    ]
+
+
+def _measured_of(cost: BlockCost | TensorCost) -> list[str]:
+    return [name for name in ("seconds", "energy_j") if hasattr(cost, name)]
+
+
+def _median(alike: Sequence[object], name: str) -> float | None:
+    """Of what is known."""
+    known = [value for cost in alike if (value := getattr(cost, name)) is not None]
+    return statistics.median(known) if known else None
 
 
 def _failure(status: int | None, err: bytes, timeout_s: float) -> str | None:

@@ -109,6 +109,7 @@ class Compute(Record, frozen=True):
     read_bytes_per_s: float | None = None  # of what the system still has of a file in memory
     fresh_bytes_per_s: float | None = None  # of memory written to for the first time
     import_s: float | None = None  # of the engine
+    busy_w: float | None = None  # mean of what the power source said while the probes ran; a model's where it is one
     runtime_bytes: int | None = None  # resident memory of the bare process (the contract's baseline)
     # that a first step brings in besides its tensors, by the way blocks are run: "lean-bf16" with all products in bf16,
     # "lean-bf16-forward" where besides none trains, "lean-bf16-frozen" where those of frozen blocks alone are; "lean"

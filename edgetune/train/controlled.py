@@ -39,6 +39,10 @@ class ControlledEngine:
             self.controller.restore()
             self.controller.tighten(k=k, keep_max_tokens=most_tokens)
 
+    def ease(self) -> bool:
+        """See `Engine.ease`: a micro-batch at a time is what evaluation takes anyway."""
+        return False
+
     def _report(
         self, batch: Batch, loss: float, trained: tuple[int, ...], kept: list[float], other_flops: int = 0
     ) -> StepReport:

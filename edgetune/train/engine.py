@@ -117,6 +117,9 @@ class Engine(Protocol):
             OutOfMemoryError: see `edgetune.train.scarcity`.
         """
 
+    def ease(self) -> bool:
+        """Need less memory while images are evaluated from now on; False where that is as little as it can be."""
+
     def rest(self) -> None:
         """Give back the memory that only steps need, until the next one."""
 

@@ -252,7 +252,8 @@ class FeatureLoader:
             features[~found] = 0
             written = features[writer.complete - start :]
             writer.put(writer.complete, written)
-            engine.count_features(int(found.sum()))
+            if not self._all_tokens:  # evaluation is no part of training's work
+                engine.count_features(int(found.sum()))
             yield len(written)
 
     def _tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -35,8 +35,9 @@ from edgetune.train.display import Display
 from edgetune.train.folder import CONFIG_SCHEMA, RunFolder
 from edgetune.train.loop import Loop
 from edgetune.train.meters import Meters
+from edgetune.train.room import beyond_plan, check_room, files_in_memory
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
-from edgetune.units import format_energy, format_size
+from edgetune.units import format_energy
 
 _STARTERS = {"torch": "edgetune.train.torch_start", "onnx": "edgetune.train.onnx.start"}
 _PARTS_OF_A_MACHINE = ("cpu-package", "cpu-package+gpu", "gpu", "pmic-sum")  # what a sensor may count
@@ -242,15 +243,20 @@ def _train(
         shared_folders=[folder.path],
         device=device,
     )
-    warnings = [*_check_room(plan, memory), *_files_in_memory(plan, memory)]
-    train_images, val_images = _loaders(plan)
-    with _reading(plan):
-        engine, train, val = starter.start_engine(plan, folder, train_images, val_images, resume=resume)
-    release_free_memory()  # reading weights left holes that no step fits into
-    # where the accelerator's memory is the machine's own, what is free of it is known already, and without page cache
-    room_bytes = engine.device_room_bytes if device is None or not device.unified else lambda: None
-    throttle_before = read_throttle(sitting.system)
-    try:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(memory.stop)
+        warnings = [*check_room(plan, memory), *files_in_memory(plan, memory)]
+        train_images, val_images = _loaders(plan)
+        beyond = beyond_plan(plan, memory, (train_images, val_images))
+        warnings += beyond.warnings
+        with _reading(plan):
+            engine, train, val = starter.start_engine(plan, folder, train_images, val_images, resume=resume)
+        at_the_end.callback(val.close)
+        at_the_end.callback(train.close)
+        release_free_memory()  # reading weights left holes that no step fits into
+        # where the accelerator's memory is the machine's own, what is free of it is known already, without page cache
+        room_bytes = engine.device_room_bytes if device is None or not device.unified else lambda: None
+        throttle_before = read_throttle(sitting.system)
         with _interruptible() as interrupted, display:
             if energy.source is not None and sitting.power_w is None:  # a user's constant knows no idle
                 energy.idle_w = _profiled_idle_w(folder, energy.source) or _idle_w(energy, energy.source)
@@ -267,6 +273,7 @@ def _train(
                 with _reading(plan):
                     loop.resume()
                 _note_engine(folder, plan)
+            loop.knobs.make_room(beyond.process_bytes, beyond.images_bytes, (train, val))
             warnings += _hold_to_charge(loop, sitting.system, energy.source)
             stopped_by = loop.run()
             if stopped_by in ("time", "energy") and loop.progress.step >= plan.total_steps:
@@ -276,10 +283,6 @@ def _train(
         if stopped_by in ("epochs", "patience"):
             folder.delete_features()
         return _Ended(loop, stopped_by, throttled(changes), warnings)
-    finally:
-        train.close()
-        val.close()
-        memory.stop()
 
 
 def _note_engine(folder: RunFolder, plan: Plan) -> None:
@@ -293,40 +296,6 @@ def _read_board(root: Path | None, power_w: float | None) -> Profile:
     from edgetune.profile import profile_device
 
     return profile_device(root=root, power_w=power_w, probes=False)
-
-
-def _check_room(plan: Plan, memory: PeakMeter) -> list[str]:
-    """Hold the memory cap against the bare process as it really is, now that it can be measured.
-
-    Raises:
-        InputError: the bare process alone breaks the cap.
-    """
-    cap, baseline = plan.caps.memory_bytes, memory.baseline_bytes
-    if cap is None or baseline is None:
-        return []
-    if baseline >= cap:
-        raise InputError(
-            f"--memory {format_size(cap)} is less than the {format_size(baseline)} that the bare process takes here;"
-            " raise it, or plan with a --profile of this machine."
-        )
-    needed = baseline + plan.predicted.peak_memory_bytes - plan.predicted.memory.runtime
-    if needed <= cap:
-        return []
-    return [
-        f"the bare process takes {format_size(baseline)}, more than the {format_size(plan.predicted.memory.runtime)}"
-        f" planned for: up to {format_size(needed)} may be needed where {format_size(cap)} are allowed."
-    ]
-
-
-def _files_in_memory(plan: Plan, memory: PeakMeter) -> list[str]:
-    """No plan counts the files of a run as memory, so it has to be said where they are."""
-    cache = plan.feature_cache
-    features = f", and {format_size(cache.train_bytes + cache.val_bytes)} of cached features," if cache else ""
-    return [
-        f"{folder} is on a file system in memory: weights and states{features} that are written there count as memory,"
-        " and no plan foresaw them; choose --out on a disk."
-        for folder in memory.folders_in_memory
-    ]
 
 
 def _hold_to_charge(loop: Loop, system: System, source: PowerSource | None) -> list[str]:

@@ -62,7 +62,7 @@ class Governor:
         self._memory, self._pressure, self._clock = memory, pressure, clock
         self._looked_at = -math.inf
         self._seen = Pressure()
-        self._recent_peak_bytes = 0
+        self._peak_bytes = 0  # since the last change
         self._changed_at, self._tightened_at = clock(), -math.inf
         self._patience_s = _PATIENCE_S
         self._loosened = False
@@ -73,9 +73,10 @@ class Governor:
         """Why the run should need less from now on; None while all is well. Call it after every step."""
         cap = self.caps.memory_bytes
         if cap is not None:
-            self._recent_peak_bytes = self._memory.take_recent_peak_bytes() or 0
-            if self._recent_peak_bytes > cap:
-                return Squeeze(f"{format_size(self._recent_peak_bytes - cap)} above the memory cap", over_cap=True)
+            recent = self._memory.take_recent_peak_bytes() or 0
+            self._peak_bytes = max(self._peak_bytes, recent)
+            if recent > cap:
+                return Squeeze(f"{format_size(recent - cap)} above the memory cap", over_cap=True)
         now = self._clock()
         if self._pressure is None or now - self._looked_at < _EVERY_S:
             return None
@@ -90,7 +91,7 @@ class Governor:
         if self._loosened:
             self._patience_s = min(_MOST_PATIENCE_S, 2 * self._patience_s)
         self._changed_at = self._tightened_at = self._clock()
-        self._loosened = False
+        self._peak_bytes, self._loosened = 0, False
 
     def may_loosen(self, growth_bytes: int) -> bool:
         """Whether there has long enough been room for a run that needs so much more; then the next wait begins."""
@@ -98,14 +99,14 @@ class Governor:
             return False
         needed, cap, seen = _HEADROOM * growth_bytes, self.caps.memory_bytes, self._seen
         rooms = [
-            None if cap is None else cap - self._recent_peak_bytes,
+            None if cap is None else cap - self._peak_bytes,
             None if seen.available_bytes is None else seen.available_bytes - _least(seen),
             seen.group_room_bytes,
             seen.device_room_bytes,
         ]
         if any(room is not None and room < needed for room in rooms):
             return False
-        self._changed_at, self._loosened = self._clock(), True
+        self._changed_at, self._peak_bytes, self._loosened = self._clock(), 0, True
         return True
 
     # -- time and energy ----------------------------------------------------------------------------------------------

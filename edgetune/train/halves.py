@@ -168,6 +168,7 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
         self._recomputed = frozenset(block.index for block in plan.blocks if block.recomputed)
         self._awake = False  # whether the weights that train are in memory
         self._feature_images = 0
+        self._eased = False
         self._stepped: set[str] = set()  # groups that an interrupted step has updated
 
     def train_step(self, batch: Batch, learning_rate: float, micro_batch_size: int) -> StepReport:
@@ -260,6 +261,11 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
     def rest(self) -> None:
         """See `Extractor.rest`."""
 
+    def ease(self) -> bool:
+        """See `Engine.ease`."""
+        could, self._eased = self.plan.feature_cache is not None and not self._eased, True
+        return could
+
     def free_frozen(self) -> None:
         """See `Extractor.free_frozen`."""
         self.frozen.free()
@@ -268,8 +274,8 @@ class HalvesEngine(ControlledEngine, Generic[Array]):
         """Features of many images for batches of a few, since each group reads the weights of all frozen blocks."""
         size = self.plan.batch_size
         if self.plan.feature_cache is not None:
-            part = at_a_time(self.plan, part)
-            size = group_size(self.spec, part)
+            part = part if self._eased else at_a_time(self.plan, part)
+            size = part if self._eased else group_size(self.spec, part)
         stream, filled = np.empty(0, np.float32), 0
         waiting: list[Batch] = []
         for batch in batches:

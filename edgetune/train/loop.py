@@ -18,7 +18,6 @@ from edgetune.model.registry import find_spec
 from edgetune.plan.bill import FLOAT_BYTES, state_bytes
 from edgetune.plan.job import job_of
 from edgetune.schema import Plan, StoppedBy
-from edgetune.train.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.train.budget import Budget
 from edgetune.train.calibration import CALIBRATED_AFTER, calibrated
 from edgetune.train.display import Display
@@ -26,7 +25,6 @@ from edgetune.train.engine import Engine, Evaluation, Source, StepReport
 from edgetune.train.folder import RunFolder
 from edgetune.train.governor import Governor, Squeeze
 from edgetune.train.journal import Journal
-from edgetune.train.knobs import ladder, most_tokens
 from edgetune.train.meters import Meters, Timed, difference, total
 from edgetune.train.mistakes import class_accuracies, find_mistakes
 from edgetune.train.progress import Progress
@@ -35,6 +33,7 @@ from edgetune.train.saving import written
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 from edgetune.train.schedule import learning_rate
 from edgetune.train.spending import Spending
+from edgetune.train.turning import Turning
 
 
 class Loop:
@@ -69,8 +68,7 @@ class Loop:
         self.interrupted, self.save_every_s = interrupted, save_every_s
         self.progress = Progress(micro_batch_size=plan.micro_batch_size, kept_sum=[0.0] * len(plan.blocks))
         self.governor = Governor(plan.caps, meters.memory, meters.pressure, meters.clock)
-        self._ladder = ladder(plan)
-        self._at_the_end = False  # of the ladder, and said so
+        self.knobs = Turning(plan, engine, self.governor, self.progress, self._event)
         self._throttle = meters.throttle()
         spec = find_spec(plan.model).at(plan.image_size, len(plan.data.classes))
         weights, state = FLOAT_BYTES * spec.parameter_count, state_bytes(job_of(plan))
@@ -93,16 +91,7 @@ class Loop:
         self.spending = Spending(self.meters, progress)
         self.journal.rewind(progress.step, progress.epoch + progress.cut_short)
         self.budget.resume(progress.pace)
-        progress.rung = min(progress.rung, len(self._ladder) - 1)  # another engine's ladder may be shorter
-        knobs = self._ladder[progress.rung]
-        progress.micro_batch_size = knobs.micro_batch_size
-        if progress.eased:
-            self.train.ease()
-            self.val.ease()
-        if progress.rung:  # memory was short
-            keep_malloc_lean()
-            release_free_memory()
-        self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
+        self.knobs.resume(progress, (self.train, self.val))
         self._event("resumed", f"resumed after step {self.progress.step}")
 
     def save(self) -> None:
@@ -211,10 +200,10 @@ class Loop:
             if self._aside():
                 mark, mark_j = clock(), window.joules
             squeeze = self.governor.squeeze()
-            if squeeze and not self._tighten(squeeze.reason) and squeeze.over_cap:
+            if squeeze and not self.knobs.tighten(squeeze.reason) and squeeze.over_cap:
                 return "memory"
             if squeeze is None:
-                self._loosen()
+                self.knobs.loosen()
             del batch  # before the next one is made
         return None
 
@@ -241,11 +230,14 @@ class Loop:
         """The epoch's next; one that memory ran out over is read again, None where nothing is left to turn."""
         source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch, stop_batch)
         while True:
+            short: str | None = None
             try:
                 with memory_errors():
                     batch = next(source, None)
             except OutOfMemoryError as error:
-                if not self._tighten(f"out of memory while reading images ({error})"):
+                short, batch = f"out of memory while reading images ({error})", None
+            if short is not None:  # now: until here the error held what was in memory then
+                if not self.knobs.tighten(short):
                     yield None
                     return
                 source = self.train.epoch(self.progress.epoch, self.progress.step_in_epoch, stop_batch)
@@ -306,7 +298,7 @@ class Loop:
             except OutOfMemoryError as error:
                 squeeze = Squeeze(f"out of memory while {doing} ({error})", over_cap=True)
             assert squeeze is not None
-            if not self._ease(source, squeeze.reason) and squeeze.over_cap:
+            if not self.knobs.ease(source, squeeze.reason) and squeeze.over_cap:
                 return "memory"
 
     def _attempt(self, batch: Batch, rate: float) -> StepReport | None:
@@ -319,9 +311,10 @@ class Loop:
                         batch = next(iter(self.train.epoch(self.progress.epoch, batch.number, batch.number + 1)))
                 return self.engine.train_step(batch, rate, self.progress.micro_batch_size)
             except OutOfMemoryError as error:
-                if not self._tighten(f"out of memory ({error})"):
-                    return None
-                spoilt = batch.images.ndim == 3  # cached features, which the lean trainer writes over
+                short = f"out of memory ({error})"
+            if not self.knobs.tighten(short):  # now: until here the error held what the step had in memory
+                return None
+            spoilt = batch.images.ndim == 3  # cached features, which the lean trainer writes over
 
     def _should_stop(self, preparing_s: float = 0.0) -> StoppedBy | None:
         return "user" if self.interrupted() else self.budget.ended_by(self.progress.step, preparing_s)
@@ -339,47 +332,6 @@ class Loop:
         )
         schema.save(msgspec.structs.replace(self.plan, calibrated=found), self.folder.plan)
 
-    def _tighten(self, reason: str) -> bool:
-        """Go to the next rung of the ladder; False where there is none."""
-        self.governor.tightened()
-        if self.progress.rung + 1 == len(self._ladder):
-            if not self._at_the_end:
-                self._event("memory", f"{reason}, and nothing is left to turn")
-            self._at_the_end = True
-            return False
-        keep_malloc_lean()
-        self._turn(self.progress.rung + 1, "tightened", reason)
-        release_free_memory()  # or what the larger ones left would count against the smaller
-        return True
-
-    def _ease(self, source: Source, reason: str) -> bool:
-        """Need less while images are prepared; False where nothing is left to turn."""
-        if not source.ease():
-            return self._tighten(reason)
-        self.progress.eased = True
-        self.governor.tightened()
-        self._event("tightened", f"{reason}: images are prepared in smaller groups")
-        release_free_memory()
-        return True
-
-    def _loosen(self) -> None:
-        """Go back a rung, where there has been room for it."""
-        rung = self.progress.rung
-        if not rung:
-            return
-        growth = self._ladder[rung - 1].peak_bytes - self._ladder[rung].peak_bytes
-        if self.governor.may_loosen(max(0, growth)):
-            self._turn(rung - 1, "loosened", "there is room again")
-            if not self.progress.rung:
-                settle_malloc(self.plan)
-
-    def _turn(self, rung: int, event: str, reason: str) -> None:
-        knobs, before = self._ladder[rung], self._ladder[self.progress.rung]
-        self.progress.rung, self.progress.micro_batch_size = rung, knobs.micro_batch_size
-        self.engine.limit(knobs.k, most_tokens(self.plan, knobs.token_share))
-        self._at_the_end = False
-        self._event(event, f"{reason}: {knobs.difference(before)}")
-
     def _validate(self) -> Evaluation | StoppedBy:
         """Validate the model as it stands; or why that ends the run."""
         with self._timed("eval_s"):
@@ -396,8 +348,9 @@ class Loop:
                         evaluation = self.engine.evaluate(self.val.epoch(0), part, self.interrupted)
                     break
                 except OutOfMemoryError as error:
-                    if not self._tighten(f"out of memory while evaluating ({error})"):
-                        return "memory"
+                    short = f"out of memory while evaluating ({error})"
+                if not self.knobs.ease(self.val, short):
+                    return "memory"
             seconds = self.meters.clock() - began
         if evaluation is None:
             return "user"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
+import subprocess
 import sys
 import warnings
 
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from edgetune.data import decode as decode_module
-from edgetune.data.decode import UnreadableImageError, decode
+from edgetune.data.decode import UnreadableImageError, decode, decoding_bytes
+from edgetune.data.preprocess import most_to_decode
 from edgetune.errors import MissingDependencyError
 
 from .conftest import huge_jpeg, huge_png, picture
@@ -23,6 +26,10 @@ def saved(tmp_path, image, name, **options):
     path = tmp_path / name
     image.save(path, **options)
     return str(path)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
 
 
 def levels(image):
@@ -47,6 +54,67 @@ def test_a_400_megapixel_png_is_named_before_it_is_decoded(tmp_path, monkeypatch
     path.write_bytes(huge_png(9_000))  # below Pillow's own limit
     with pytest.raises(UnreadableImageError, match="9000 × 9000 pixels, too large"):
         decode(str(path), 196)
+
+
+DECODED = """
+import sys
+from edgetune.data.decode import decode
+def status(name):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+decode(sys.argv[1], 64)
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
+before = status("VmRSS")
+decode(sys.argv[2], 64)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no high-water mark to begin anew")
+@pytest.mark.parametrize(
+    ("mode", "name", "options"),
+    [
+        ("RGB", "a.jpg", {}),
+        ("RGB", "a.jpg", {"progressive": True, "subsampling": 0}),
+        ("RGB", "a.png", {"compress_level": 1}),
+        ("RGBA", "a.png", {"compress_level": 1}),
+        ("L", "a.png", {"compress_level": 1}),
+        ("RGB", "turned.png", {"compress_level": 1, "exif": TURNED}),
+        ("RGB", "a.tif", {"compression": "tiff_lzw"}),
+        ("RGB", "a.webp", {"method": 0}),
+    ],
+)
+def test_what_decoding_takes_is_known_from_the_header(tmp_path, mode, name, options):
+    small, large = (
+        saved(tmp_path, picture(0, side, side, mode), f"{side}-{name}", **options)
+        for side in (64, 1200)  # the small one brings in what a first one does
+    )
+    foretold = decoding_bytes(large, 64)
+    took = int(subprocess.run([sys.executable, "-c", DECODED, small, large], check=True, capture_output=True).stdout)
+    assert 0.7 * foretold <= took + (256 << 10)
+    assert took <= 1.12 * foretold + (256 << 10)
+    assert decoding_bytes(large, 64, most_pixels=1000) == 0 or name == "a.jpg"
+
+
+def test_what_cannot_be_decoded_takes_nothing(tmp_path):
+    (tmp_path / "text.jpg").write_text("this is no image")
+    assert decoding_bytes(str(tmp_path / "text.jpg"), 64) == 0
+    assert decoding_bytes(str(tmp_path / "missing.png"), 64) == 0
+    (tmp_path / "huge.png").write_bytes(huge_png(9_000))
+    assert decoding_bytes(str(tmp_path / "huge.png"), 64) == 0
+
+
+def test_headers_are_all_that_is_read(tmp_path, monkeypatch):
+    paths = [saved(tmp_path, picture(0, 300, 200, mode), f"{mode}.png") for mode in ("RGB", "RGBA", "L", "P")]
+    paths.append(saved(tmp_path, picture(0, 300, 200), "a.jpg"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert decoding_bytes(paths[0], 64) == 4 * 300 * 200
+    assert all(decoding_bytes(path, 64) > 0 for path in paths)
+
+
+def test_the_largest_of_some_files_is_found_and_named(tmp_path):
+    paths = [saved(tmp_path, picture(0, side, 10), f"{side}.png") for side in (20, 300, 40)]
+    assert most_to_decode(paths, 32) == (4 * 300 * 10, paths[1])
+    assert most_to_decode([], 32) == (0, "")
 
 
 def test_a_progressive_jpeg_counts_whole(tmp_path):

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgetune.data import workers as workers_module
 from edgetune.data.folder import Sample, scan
 from edgetune.data.loader import Batch, Loader
 from edgetune.data.preprocess import read
@@ -192,6 +194,23 @@ def test_a_killed_worker_loses_nothing(pets):
         assert same([first, *batches], loader(samples, batch_size=2).epoch(0))
         assert any("A decoding process ended" in warning for warning in train.warnings)
         assert same(train.epoch(1), loader(samples, batch_size=2).epoch(1))
+
+
+def test_a_worker_whose_answer_was_not_read_is_not_asked_again(pets, monkeypatch):
+    """Memory ran out for its pixels: they would be taken for the next answer."""
+    samples = scan(pets).train
+    with loader(samples, workers=1, batch_size=2) as train:
+        batches = train.epoch(0)
+        next(batches)
+        with monkeypatch.context() as patched:
+            patched.setattr(workers_module, "np", SimpleNamespace(empty=_no_memory, uint8=np.uint8))
+            with pytest.raises(MemoryError):
+                list(batches)
+        assert same(train.epoch(0), loader(samples, batch_size=2).epoch(0))
+
+
+def _no_memory(*_):
+    raise MemoryError
 
 
 def test_an_abandoned_epoch_leaves_the_workers_usable(pets):

@@ -93,6 +93,14 @@ def test_a_cache_is_kept_if_and_only_if_it_has_room(train: int, val: int, views:
     assert fit_to_disk(method, NANO, train, val, 5, 0)[0].levers.feature_cache == "off"
 
 
+@pytest.mark.parametrize(("given", "expected"), [((), "bf16"), (("frozen_weights",), "disk")])
+def test_without_a_cache_frozen_weights_come_to_memory_unless_set_by_hand(given: tuple[str, ...], expected) -> None:
+    method = method_of("last-2", feature_cache="fp16", frozen_weights="disk")._replace(given=frozenset(given))
+    found, said = fit_to_disk(method, NANO, 10, 4, 5, 0)
+    assert (found.levers.feature_cache, found.levers.frozen_weights) == ("off", expected)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize(("before", "after"), [("disk", "bf16"), ("int8", "int8"), ("fp32", "fp32"), ("bf16", "bf16")])
 def test_without_a_cache_no_weights_are_read_from_disk_at_every_step(before, after) -> None:
     found, _ = fit_to_disk(method_of("last-2", frozen_weights=before), NANO, 10, 4, 5, 0)
@@ -102,7 +110,7 @@ def test_without_a_cache_no_weights_are_read_from_disk_at_every_step(before, aft
 
 
 def test_a_plan_says_that_its_cache_has_no_room(photos: Path) -> None:
-    levers = ["trainer=lean", "feature_cache=fp16", "frozen_weights=disk", "trained_blocks=2", "token_max=1"]
+    levers = ["trainer=lean", "feature_cache=fp16", "trained_blocks=2", "token_max=1"]
     arguments: dict[str, Any] = {"model": "vit_nano_patch8_64", "method": "edgetune", "levers": levers}
     roomy = make_plan(photos, **arguments, disk_bytes=1 << 30)
     assert roomy.feature_cache is not None

@@ -146,4 +146,8 @@ def test_the_users_watts_win_over_what_was_measured() -> None:
     assert watts_of(power, compute, 5.0) == 5.0
     assert watts_of(power, compute, None) == pytest.approx(7.0)
     assert watts_of(power, None, None) == 3.0
+    unmeasured = msgspec.structs.replace(make_profile().compute, busy_w=6.0)
+    assert watts_of(power, unmeasured, None) == 6.0  # not what is drawn at rest
+    assert watts_of(power, msgspec.structs.replace(compute, busy_w=6.0), None) == pytest.approx(7.0)
+    assert watts_of(Power(total_w=3.0, total_corrected_w=4.0), None, None) == 3.0  # a cap counts what the sensor says
     assert watts_of(None, None, None) is None

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from edgetune.device.board import identify
+from edgetune.device.memory import read_memory
 from edgetune.device.system import System
 from edgetune.errors import InputError
+from edgetune.plan import machine as machine_module
 from edgetune.plan import make_plan
 from edgetune.plan.machine import read_machine, refuse_other_board
 from edgetune.schema import Board, Compute, Modes, Profile
@@ -38,6 +40,32 @@ def test_another_size_of_memory_is_another_board() -> None:
         refuse_other_board(changed(profile, memory=memory))
     there = read_machine(changed(profile, memory=memory), None, "cpu", elsewhere=True)
     assert there.memory.available_bytes == 2 * GIB
+
+
+def test_memory_is_what_is_free_now_though_a_kernel_update_moved_its_size() -> None:
+    live = read_memory(System())
+    assert live.total_bytes is not None
+    then = msgspec.structs.replace(live, total_bytes=live.total_bytes + (300 << 10), available_bytes=5 * GIB + 7)
+    assert read_machine(changed(make_profile(), memory=then), None, "cpu").memory.available_bytes != 5 * GIB + 7
+
+
+def test_a_container_with_fewer_cores_trains_with_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "usable_cores", lambda: 2)
+    compute = msgspec.structs.replace(make_profile().compute, threads=8)
+    here = read_machine(changed(make_profile(), compute=compute), None, "cpu")
+    assert here.threads == 2
+    assert any("number of threads was 8, now it is 2" in warning for warning in here.warnings)
+    there = read_machine(changed(make_profile(), compute=compute), None, "cpu", elsewhere=True)
+    assert there.threads == 8
+
+
+def test_probes_that_ended_early_are_not_called_none() -> None:
+    compute = msgspec.structs.replace(make_profile().compute, probe_error="the probes were killed")
+    (warning,) = read_machine(changed(make_profile(), compute=compute), None, "cpu").warnings
+    assert "the profile's probes are not complete (the probes were killed)" in warning
+    nothing = Compute(probe_error="no probe was asked for")
+    warnings = read_machine(changed(make_profile(), compute=nothing), None, "cpu").warnings
+    assert any("the profile has no probes (no probe" in warning for warning in warnings)
 
 
 def test_what_nobody_knows_does_not_differ() -> None:

@@ -82,7 +82,7 @@ def expected(method: Method, setting: Setting, depth: int) -> list[str]:
     if setting.k < setting.trained:
         found.append(rf"{setting.k} of them are drawn at each step")
     if setting.trained and setting.band_max < method.band[1]:
-        found.append(r"lowered from \d+ to fit the caps")
+        found.append(r"lowered from \d+: more did not fit the caps")
     for name in Levers.__struct_fields__:
         value = getattr(setting.levers, name)
         trains_nothing = not setting.trained and name.startswith(("saved_", "recompute_"))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from edgetune.plan.job import Job
 from edgetune.plan.methods import find_method, with_levers
 from edgetune.plan.rates import Rates
 from edgetune.plan.search import ALLOCATORS, Limits, Problem, Setting, micro_batches, nearest_feasible, search
+from edgetune.schema import Compute
 from tests.pace import slowness
 from tests.plan.conftest import make_profile
 
@@ -90,6 +92,16 @@ def best_of_all(problem: Problem, limits: Limits) -> Tried | None:
     return best
 
 
+def with_bf16(compute: Compute, share: float) -> Compute:
+    """The lean trainer timed as well: like autograd, and in bf16 in that share of the time."""
+    lean = [
+        msgspec.structs.replace(cost, lever=lever, seconds=factor * cost.seconds)
+        for cost in compute.block_costs
+        for lever, factor in (("lean", 1.0), ("lean-bf16", share))
+    ]
+    return msgspec.structs.replace(compute, block_costs=[*compute.block_costs, *lean])
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Problem, Limits]:
     spec = find_spec(draw(st.sampled_from(MODELS)))
@@ -110,8 +122,9 @@ def problems(draw: st.DrawFn) -> tuple[Problem, Limits]:
         train_images=draw(st.integers(40, 3000)),
         val_images=20,
         runtime_bytes=100 * MIB,
-        rates=draw(st.sampled_from([None, Rates(compute)])),
+        rates=draw(st.sampled_from([None, Rates(compute), Rates(with_bf16(compute, draw(st.floats(0.3, 1.5))))])),
         watts=draw(st.sampled_from([None, 5.0])),
+        hurried=draw(st.booleans()),
     )
     top = problem.peak_bytes(problem.job(next(problem.settings()), problem.whole))
     memory = draw(st.one_of(st.none(), st.floats(0.3, 1.1)))
@@ -194,3 +207,57 @@ def test_planning_takes_under_a_second_of_a_pi_class_core(model: str, room: floa
             assert room == 0.5
         spent.append(time.process_time() - began)
     assert min(spent) * PI_4 < 1.0 * slowness()
+
+
+@pytest.mark.parametrize(
+    ("share", "hurried", "given", "expected"),
+    [
+        (0.5, True, [], "bf16"),
+        (0.5, False, [], "fp32"),  # no cap on time: bf16 needs more memory
+        (0.95, True, [], "fp32"),  # hardly faster
+        (0.5, True, ["frozen_precision=fp32"], "fp32"),
+        (None, True, [], "fp32"),  # never timed
+    ],
+)
+def test_what_never_trains_runs_in_bf16_where_time_is_short_and_that_is_faster(
+    share: float | None, hurried: bool, given: list[str], expected: str
+) -> None:
+    spec = find_spec("vit_tiny_patch16_224")
+    compute = make_profile().compute
+    compute = compute if share is None else with_bf16(compute, share)
+    method = with_levers(find_method("edgetune", spec.depth), given, spec.depth)
+    problem = Problem(method, spec, 8, 0, 10, 800, 80, 100 * MIB, Rates(compute), 5.0, hurried=hurried)
+    exact = problem.job(next(problem.settings()), problem.whole)
+    cost = problem.cost(exact)
+    assert cost is not None
+    found = search(problem, Limits(None, None, 0.5 * cost.total_s(10)))
+    assert found is not None
+    assert found.job.levers.frozen_precision == expected
+    assert found.job.levers.precision == "fp32"
+    if expected == "bf16":  # which is what lets it learn longer
+        kept = msgspec.structs.replace(found.job.levers, frozen_precision="fp32")
+        slower = problem.cost(problem.job(found.setting._replace(levers=kept), found.job.micro_batch_size))
+        assert slower is not None
+        assert found.cost is not None
+        assert slower.needed_s(found.epochs) > found.cost.needed_s(found.epochs)
+
+
+def test_bf16_is_given_up_where_memory_is_short() -> None:
+    spec = find_spec("vit_tiny_patch16_224")
+    method = find_method("edgetune", spec.depth)
+    rates = Rates(with_bf16(make_profile().compute, 0.5))
+    problem = Problem(method, spec, 8, 0, 10, 800, 80, 100 * MIB, rates, 5.0, hurried=True)
+    cost = problem.cost(problem.job(next(problem.settings()), problem.whole))
+    assert cost is not None
+    least = problem.peak_bytes(problem.job(next(problem.settings()), 1))
+    found = search(problem, Limits(least + MIB, None, 0.5 * cost.total_s(10)))
+    assert found is not None
+    assert found.job.levers.frozen_precision == "fp32"
+
+
+def test_fewer_tokens_than_asked_for_by_hand_are_never_planned() -> None:
+    spec = find_spec("vit_tiny_patch16_224")
+    method = with_levers(find_method("edgetune", spec.depth), ["token_min=0.8"], spec.depth)
+    problem = Problem(method, spec, 8, 0, 10, 800, 80, 100 * MIB, None, None)
+    assert {setting.band_max for setting in problem.settings()} <= {1.0, 0.9, 0.85, 0.8}
+    assert all(setting.band_max >= 0.8 for setting in problem.settings())

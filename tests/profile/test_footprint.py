@@ -30,7 +30,7 @@ def test_a_fresh_process_grows_by_the_code_of_its_first_step() -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, check=True)
     fields: dict[str, dict[str, int]] = {"first_use_bytes": {}}
     for line in done.stdout.splitlines():
-        _take(line, fields, [], {})
+        _take(line, fields, {}, [], {})
     found = fields["first_use_bytes"]
     if "lean" in found:  # torch has no product in bf16 here
         assert set(found) == {"lean"}

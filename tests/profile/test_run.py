@@ -35,6 +35,24 @@ def test_findings_are_gathered() -> None:
     assert compute.probe_error is None
 
 
+def test_what_was_found_in_several_rounds_is_its_median() -> None:
+    lines = [
+        '{"block":{"width":192,"heads":3,"tokens":50,"batch_size":2,"lever":"eager","part":"forward",'
+        f'"seconds":{seconds},"saved_bytes":7,"energy_j":{joules}}}}}'
+        for seconds, joules in ((0.5, 4.0), (0.9, "null"), (0.4, 2.0))
+    ]
+    lines += [
+        f'{{"tensor":{{"operation":"keep","lever":"int8","numbers":{numbers},"seconds":{seconds}}}}}'
+        for numbers, seconds in ((10, 1.0), (20, 5.0), (10, 3.0))
+    ]
+    lines += [f'{{"compute":{{"copy_bytes_per_s":{rate},"threads":3}}}}' for rate in (4e9, 1e9, 3e9)]
+    compute, *_ = collect(child(f"print({chr(10).join(lines)!r})"), 30)
+    (block,) = compute.block_costs
+    assert (block.seconds, block.energy_j, block.saved_bytes) == (0.5, 3.0, 7)
+    assert [(cost.numbers, cost.seconds) for cost in compute.tensor_costs] == [(10, 2.0), (20, 5.0)]
+    assert (compute.copy_bytes_per_s, compute.threads) == (3e9, 3)
+
+
 def test_gpu_memory_is_gathered_and_nothing_else_of_that_kind() -> None:
     line = '{"memory":{"cuda_total_bytes":8000,"cuda_free_bytes":5000,"total_bytes":1}}'
     assert collect(child(f"print({line!r})"), 30).memory == {"cuda_total_bytes": 8000, "cuda_free_bytes": 5000}

@@ -47,7 +47,7 @@ class ScriptedEngine:
         self.base_s: float | None = None
         self.device_bytes: int | None = None
         self.most_images: int | None = None
-        self.saving_needs_rest = self.saving_fails = False
+        self.saving_needs_rest = self.saving_fails = self.can_ease = False
         self.rests = 0
         self.steps: list[tuple[int, int]] = []  # images, micro-batch
         self.rates: list[float] = []
@@ -107,6 +107,10 @@ class ScriptedEngine:
 
     def limit(self, k: int, most_tokens: Sequence[int]) -> None:
         self.limits.append((k, list(most_tokens)))
+
+    def ease(self) -> bool:
+        could, self.can_ease = self.can_ease, False
+        return could
 
     def device_room_bytes(self) -> int | None:
         return None
@@ -178,4 +182,7 @@ class Stage:
         return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
     def events(self) -> list[str]:
+        """What happened so far, by name; nothing where nothing was logged."""
+        if not (self.out / "metrics.jsonl").exists():
+            return []
         return [record["event"] for record in self.records("event")]

@@ -115,6 +115,22 @@ def test_loosening_waits_for_room_and_longer_each_time_it_was_too_soon() -> None
     assert waits == [30.0, 60.0, 120.0, 240.0]
 
 
+def test_one_high_step_since_the_last_change_counts_as_much_as_the_last() -> None:
+    machine = Machine()
+    memory = Memory(900)
+    watching = Governor(Caps(memory_bytes=1000), memory, machine.look, lambda: machine.now)  # type: ignore[arg-type]
+    watching.tightened()
+    watching.squeeze()  # one large image, or an evaluation
+    memory.current = 500
+    machine.now = 40.0
+    watching.squeeze()
+    assert not watching.may_loosen(200)
+    watching.tightened()
+    machine.now = 200.0
+    watching.squeeze()
+    assert watching.may_loosen(200)
+
+
 def test_nothing_is_loosened_into_a_cap_or_a_full_machine() -> None:
     machine = Machine()
     watching = governor(900, machine=machine, memory_bytes=1000)

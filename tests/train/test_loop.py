@@ -141,7 +141,7 @@ def test_a_machine_that_stays_full_does_not_end_the_run(stage: Any) -> None:
     made.pressure = Pressure(available_bytes=1 << 20, total_bytes=4 << 30)
     loop = made.loop()
     assert loop.run() == "epochs"
-    assert loop.progress.rung == len(loop._ladder) - 1
+    assert loop.progress.rung == len(loop.knobs.ladder) - 1
     assert made.events().count("memory") == 1  # said once
 
 

@@ -456,12 +456,12 @@ def test_a_ladder_that_became_shorter_is_no_defect(stage: Any) -> None:
     first = made.loop()
     first.progress.rung, first.progress.micro_batch_size = 99, 1
     first.engine.on_step = lambda step: setattr(made, "interrupted", True)
-    first._tighten = lambda reason: True
-    first._loosen = lambda: None
+    first.knobs.tighten = lambda reason: True
+    first.knobs.loosen = lambda: None
     assert first.run() == "user"
     made.interrupted, made.engine.on_step = False, lambda step: None
     again = made.loop()
     again.resume()
-    assert again.progress.rung == len(again._ladder) - 1
-    assert again.progress.micro_batch_size == again._ladder[-1].micro_batch_size
+    assert again.progress.rung == len(again.knobs.ladder) - 1
+    assert again.progress.micro_batch_size == again.knobs.ladder[-1].micro_batch_size
     assert again.run() == "epochs"
