@@ -44,7 +44,17 @@ from edgetune.plan.work import forward_flops
 NAME = "predict_memory"
 FLOOR_BYTES = 32 << 20
 STEPS_PER_EPOCH, EPOCHS, CLASSES = 2, 2, 4
-SERIES = ("design", "held-out", "held-out-2", "held-out-3", "held-out-4", "held-out-5", "held-out-6", "held-out-7")
+SERIES = (
+    "design",
+    "held-out",
+    "held-out-2",
+    "held-out-3",
+    "held-out-4",
+    "held-out-5",
+    "held-out-6",
+    "held-out-7",
+    "held-out-8",
+)
 MOST_FLOPS, MOST_FLOPS_OF = (
     3e12,
     {
@@ -119,7 +129,7 @@ def draw(series: str, number: int) -> Case:
     size = rng.choice(SIZES[model])
     spec = find_spec(model).at(size)
     batch, most_flops = round(2 ** rng.uniform(0, 6)), MOST_FLOPS_OF.get(series, MOST_FLOPS)
-    if series == "held-out-7" and spec.width > 192:
+    if series in ("held-out-7", "held-out-8") and spec.width > 192:
         most_flops /= 2  # the larger models' runs took most of the time
     while batch > 1 and 3 * forward_flops(spec) * batch * STEPS_PER_EPOCH * EPOCHS > most_flops:
         batch //= 2
