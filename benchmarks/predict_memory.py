@@ -63,6 +63,7 @@ MOST_FLOPS, MOST_FLOPS_OF = (
         "held-out-5": 1e12,
         "held-out-6": 1e12,
         "held-out-7": 1e12,
+        "held-out-8": 1e12,
         "caps-2": 5e11,  # of `caps_held.py`
     },
 )
