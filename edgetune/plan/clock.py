@@ -21,7 +21,9 @@ _LARGE_PUTS, _SMALL_PUTS, _PUTS_OF_INPUTS = 5, 5, 2
 _READ_COPIES = 2.0  # of the file cache, where no probe says
 _MERGE_COPIES = {"fp32": 2.0, "bf16": 6.0}  # attention's matrices with their adapters added
 _LOWEST_SHARE = 0.75  # of passing the gradient on, in a block with adapters whose input needs none
-_ADAPTER_SHARE = 0.15  # of a block's forward pass, for the small products of its adapters
+# Of a block's forward pass, for the small products and sums of its adapters: they grow with the width, and a block with
+# its square. By 14 runs with adapters, too dear by 17 to 35 % on a ViT-S and a ViT-B before that was told apart.
+_ADAPTER_SHARE, _ADAPTER_WIDTH = 0.2, 192
 # Trained blocks in a run, against their probes, which find everything in caches: medians of 23 runs. Over
 # cached features the math library is told to give its memory back after each product (`edgetune.train.allocator`).
 _IN_A_RUN = {"autograd": 1.07, "lean": 1.05}
@@ -97,8 +99,12 @@ class Clock:
 
     def above(self, blocks: range) -> float:
         """Of it, some of the blocks from the lowest trained one on."""
-        adapters = 1.0 + (_ADAPTER_SHARE if self.job.lora_rank else 0.0)
+        adapters = 1.0 + (self._adapter_share if self.job.lora_rank else 0.0)
         return self._in_a_run * adapters * self._run(blocks, self._tokens, self._images, self._way)
+
+    @property
+    def _adapter_share(self) -> float:
+        return _ADAPTER_SHARE * _ADAPTER_WIDTH / self.job.spec.width
 
     def backward(self) -> float:
         """Backward through one part of a batch, on average over the draws of K blocks."""
@@ -123,7 +129,7 @@ class Clock:
             if index in recomputed:
                 passing += min(1.0, passes + lowest[place]) * self._block("forward", index, images, self._way)
             if job.lora_rank:
-                weights = 2 * _ADAPTER_SHARE * self._block("forward", index, images, self._way)
+                weights = 2 * self._adapter_share * self._block("forward", index, images, self._way)
             else:
                 weights = k / number * self._block("weight_gradient", index, images, self._way)
             yield index, self._in_a_run * passing, self._in_a_run * weights
