@@ -40,7 +40,10 @@ STEP_BYTES = 20 << 20
 # the model's width, unless it is told to give them back (`edgetune.train.allocator.keep_mkl_lean`).
 _LEAN_HELD_SHARE, _FORWARD_SHARE, _PACKING_BYTES, _LOOP_BYTES = 0.01, 0.5, 13 << 10, 1 << 20
 _ONNX_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
-_ADAPTER_BF16_SHARE = 0.25  # of what products in bf16 cost (`FirstUse`): those of adapters, which have their own shapes
+# Of what products in bf16 cost (`FirstUse`), besides: those of adapters, which have their own shapes; those of the last
+# images of a batch or an evaluation, where several pass at a time, since a library keeps something for every shape; and
+# where weights train, by the square of the width in units of the probe's, what it keeps to put weights into its order.
+_ADAPTER_BF16_SHARE, _SECOND_SHAPE_SHARE, _WIDTH_BF16_SHARE, _PROBED_WIDTH = 0.25, 0.6, 0.08, 192
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
@@ -71,7 +74,7 @@ class FirstUse(NamedTuple):
     bf16 counts as where there are instructions for it, which is the dearest that was seen.
     """
 
-    lean_bytes: int = 8 << 20  # of a step of the lean trainer
+    lean_bytes: int = 11 << 19  # of a step of the lean trainer
     forward_bf16_bytes: int = 18 << 20  # where no block trains, and products are in bf16
     frozen_bf16_bytes: int = 18 << 20  # where frozen blocks alone have products in bf16
     bf16_bytes: int = 40 << 20  # where all have
@@ -232,11 +235,13 @@ def _code_bytes(job: Job, first_use: FirstUse) -> int:
 def _first_use_bytes(job: Job, first_use: FirstUse) -> int:
     if not _bf16(job):
         return first_use.lean_bytes
+    several = _SECOND_SHAPE_SHARE if job.micro_batch_size > 1 else 0.0
     if not job.k:
-        return first_use.forward_bf16_bytes
+        return int((1 + several) * first_use.forward_bf16_bytes)
     if job.levers.precision != "bf16":
         return first_use.frozen_bf16_bytes
-    return int((1 + (_ADAPTER_BF16_SHARE if job.lora_rank else 0)) * first_use.bf16_bytes)
+    trained = _ADAPTER_BF16_SHARE if job.lora_rank else _WIDTH_BF16_SHARE * (job.spec.width / _PROBED_WIDTH) ** 2
+    return int((1 + several + trained) * first_use.bf16_bytes)
 
 
 def _bf16(job: Job) -> bool:
