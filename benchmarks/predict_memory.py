@@ -55,6 +55,7 @@ SERIES = (
     "held-out-7",
     "held-out-8",
     "held-out-9",
+    "held-out-10",
 )
 MOST_FLOPS, MOST_FLOPS_OF = (
     3e12,
@@ -66,6 +67,7 @@ MOST_FLOPS, MOST_FLOPS_OF = (
         "held-out-7": 1e12,
         "held-out-8": 1e12,
         "held-out-9": 1e12,
+        "held-out-10": 1e12,
         "caps-2": 5e11,  # of `caps_held.py`
     },
 )
@@ -132,7 +134,7 @@ def draw(series: str, number: int) -> Case:
     size = rng.choice(SIZES[model])
     spec = find_spec(model).at(size)
     batch, most_flops = round(2 ** rng.uniform(0, 6)), MOST_FLOPS_OF.get(series, MOST_FLOPS)
-    if series in ("held-out-7", "held-out-8", "held-out-9") and spec.width > 192:
+    if series in ("held-out-7", "held-out-8", "held-out-9", "held-out-10") and spec.width > 192:
         most_flops /= 2  # the larger models' runs took most of the time
     while batch > 1 and 3 * forward_flops(spec) * batch * STEPS_PER_EPOCH * EPOCHS > most_flops:
         batch //= 2

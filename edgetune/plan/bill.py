@@ -225,7 +225,7 @@ def _code_bytes(job: Job, first_use: FirstUse) -> int:
     if job.engine == "onnx":
         return onnx_bill.STEP_BYTES + int(_ONNX_UNPACKED_SHARE * lean_bill.unpacked_bytes(job))
     step = _first_use_bytes(job, first_use)
-    if job.over_features and not job.k:
+    if job.over_features and not job.k and not _bf16(job):  # of bf16 the forward pass was measured by itself
         step = int(_FORWARD_SHARE * step)
     exact = not _bf16(job) or bool(job.k and job.levers.precision != "bf16")  # some products are in fp32
     kept = exact and job.allocator == "fast" and not job.over_features
