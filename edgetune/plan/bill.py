@@ -236,10 +236,11 @@ def _first_use_bytes(job: Job, first_use: FirstUse) -> int:
     if not _bf16(job):
         return first_use.lean_bytes
     several = _SECOND_SHAPE_SHARE if job.micro_batch_size > 1 else 0.0
+    forward = int((1 + several) * first_use.forward_bf16_bytes)
     if not job.k:
-        return int((1 + several) * first_use.forward_bf16_bytes)
+        return forward
     if job.levers.precision != "bf16":
-        return first_use.frozen_bf16_bytes
+        return max(forward, first_use.frozen_bf16_bytes)
     trained = _ADAPTER_BF16_SHARE if job.lora_rank else _WIDTH_BF16_SHARE * (job.spec.width / _PROBED_WIDTH) ** 2
     return int((1 + several + trained) * first_use.bf16_bytes)
 
