@@ -266,8 +266,11 @@ def table(series: str) -> None:
     print("| plans | number | median error | 95th percentile | whole process, median | an upper bound in |")
     print("|---|---:|---:|---:|---:|---:|")
     lean = [line for line in found if "trainer=lean" in line["case"]]
+    short = [line for line in lean if " precision=bf16" in line["case"] or "frozen_precision=bf16" in line["case"]]
     groups = {
         "all": found,
+        "without products in bf16": [line for line in found if line not in short],
+        "with products in bf16": short,
         "lean trainer": lean,
         "autograd": [line for line in found if line not in lean],
         "adaptive tokens": [line for line in found if line["adaptive"]],

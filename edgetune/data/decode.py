@@ -97,8 +97,8 @@ def decoding_bytes(path: str, enough_px: int, most_pixels: int = MOST_PIXELS) ->
                 each = _DEEP_GREY_BYTES
             elif image.mode != "RGB":
                 each = whole + 4
-            elif (image.format != "PNG" or "exif" in image.info) and _orientation(image) is not None:
-                each = 8
+            if (image.format != "PNG" or "exif" in image.info) and _orientation(image) is not None:
+                each = max(each, 8)
             if image.info.get("progressive"):
                 each = max(each, whole + _COEFFICIENTS_BYTES)
             if image.format == "TIFF" and image.info.get("compression", "raw") != "raw":

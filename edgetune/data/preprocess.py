@@ -85,7 +85,7 @@ def read(
 
 def most_to_decode(paths: Sequence[str], image_size: int, looked_at: int = 64) -> tuple[int, str]:
     """The most memory that reading one of the files takes, and which; by the headers of some, spread evenly."""
-    some = paths[:: max(1, len(paths) // looked_at)]
+    some = paths[:: max(1, -(-len(paths) // looked_at))]
     return max(((decoding_bytes(path, _ENOUGH * image_size), path) for path in some), default=(0, ""))
 
 

@@ -156,7 +156,9 @@ class Workers:
             worker = None  # its place stays empty
             self._say("A decoding process ended, perhaps for want of memory; its images are read in this process.")
         except BaseException:
-            worker = None  # half an answer may still lie in its socket
+            if worker is not None:  # half an answer may still lie in its socket, and pixels in its memory
+                worker.close()
+            worker = None
             raise
         finally:
             self._idle.put(worker)

@@ -279,7 +279,7 @@ def _blocks_sentence(problem: Problem, choice: Choice) -> str:
 def _instead(problem: Problem, choice: Choice, what: str) -> str:
     """Why not `what`: it has no room, or what has room for it learns less in the time there is."""
     if problem.hurried and choice.epochs > problem.least_epochs:
-        return f"under the caps {what} would not fit, or learn less"
+        return f"under the caps {what} would not fit, or would learn less"
     return f"{what} did not fit the caps"
 
 
@@ -313,7 +313,8 @@ def _trainer_sentences(problem: Problem, choice: Choice) -> list[str]:
     if levers.trainer == "lean":
         sentences.append("The lean trainer runs the blocks, with a backward pass of its own.")
     if "bf16" in (levers.precision, levers.frozen_precision):
-        where = "" if levers.precision == "bf16" else " below the lowest trained block"
+        below = " below the lowest trained block" if choice.setting.trained else " of the frozen blocks"
+        where = "" if levers.precision == "bf16" else below
         chosen = levers.frozen_precision != problem.method.levers.frozen_precision
         reason = ", which is faster here and leaves more of the caps for training" if chosen else ""
         sentences.append(

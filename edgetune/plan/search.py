@@ -325,7 +325,10 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
         if cap_bytes is not None and sized[-1].least()[1] > cap_bytes:
             turned_down = True
             continue
-        sized[1:1] = [_Sizes(problem, form) for form in problem.hasty(setting)]
+        exact = sized[0].largest(cap_bytes)
+        found = None if exact is None else _chosen(problem, sized[0], exact, limits)
+        if found is None or found.epochs < problem.epochs:
+            sized[1:1] = [_Sizes(problem, form) for form in problem.hasty(setting)]
         for sizes in sized:
             job = sizes.largest(cap_bytes)
             turned_down = turned_down or job is None or job.micro_batch_size < problem.whole

@@ -40,11 +40,11 @@ def footprint_lines() -> Iterator[Line]:
                 short.forward()
             yield line("lean-bf16-forward")
             for _ in range(_TIMES):
-                short.both(trained=True)
-            yield line("lean-bf16")
-            for _ in range(_TIMES):
                 exact.both(trained=True)  # by oneDNN, like all products of a run that has some in bfloat16
             yield line("lean-bf16-frozen")
+            for _ in range(_TIMES):
+                short.both(trained=True)  # with what the exact one brought in: most of it is the same library's
+            yield line("lean-bf16")
         except RuntimeError:  # this precision has no kernel here
             with library_of_lean_trainer("cpu", short_floats=False):
                 for _ in range(_TIMES):

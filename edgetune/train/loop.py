@@ -349,7 +349,9 @@ class Loop:
                     break
                 except OutOfMemoryError as error:
                     short = f"out of memory while evaluating ({error})"
-                if not self.knobs.ease(self.val, short):
+                # where features of these images are cached, nothing is prepared any more that could be eased
+                cached = self.plan.feature_cache is not None and self.plan.feature_cache.val_bytes > 0
+                if not (self.knobs.tighten(short) if cached else self.knobs.ease(self.val, short)):
                     return "memory"
             seconds = self.meters.clock() - began
         if evaluation is None:

@@ -72,7 +72,8 @@ def everything(problem: Problem) -> Iterator[Setting]:
         key=lambda entry: (-problem.learning(problem.job(entry[1], problem.whole), problem.epochs), entry[0]),
     )
     for _, setting in ranked:
-        yield from problem.thrifty(setting)
+        first, *others = problem.thrifty(setting)
+        yield from (first, *problem.hasty(setting), *others)
 
 
 def best_of_all(problem: Problem, limits: Limits) -> Tried | None:
@@ -82,6 +83,11 @@ def best_of_all(problem: Problem, limits: Limits) -> Tried | None:
     for setting in everything(problem):
         if setting[:3] in lossless:
             continue
+        if setting in problem.hasty(setting):  # wanted only where the exact form does not get through all epochs
+            exact = setting._replace(levers=problem.method.levers)
+            whole_run = Tried(problem, exact, limits)
+            if whole_run.micro and whole_run.epochs >= problem.epochs:
+                continue
         found = Tried(problem, setting, limits)
         if found.micro and (best is None or (found.learning, -found.price) > (best.learning, -best.price)):
             best = found

@@ -38,7 +38,7 @@ def test_a_fresh_process_grows_by_the_code_of_its_first_step() -> None:
         return
     assert set(found) == {"lean-bf16-forward", "lean-bf16", "lean-bf16-frozen"}
     # of a block whose own tensors are 5 MiB, made before
-    assert 1 << 20 < found["lean-bf16-forward"] <= found["lean-bf16"] <= found["lean-bf16-frozen"] < 128 << 20
+    assert 1 << 20 < found["lean-bf16-forward"] <= found["lean-bf16-frozen"] <= found["lean-bf16"] < 128 << 20
 
 
 def test_a_profile_without_it_counts_the_dearest_that_was_seen() -> None:
