@@ -57,21 +57,9 @@ SERIES = (
     "held-out-9",
     "held-out-10",
 )
-MOST_FLOPS, MOST_FLOPS_OF = (
-    3e12,
-    {
-        "held-out-3": 1e12,
-        "held-out-4": 1e12,
-        "held-out-5": 1e12,
-        "held-out-6": 1e12,
-        "held-out-7": 1e12,
-        "held-out-8": 1e12,
-        "held-out-9": 1e12,
-        "held-out-10": 1e12,
-        "caps-2": 5e11,  # of `caps_held.py`
-    },
-)
-
+MOST_FLOPS = 3e12
+MOST_FLOPS_OF = dict.fromkeys(SERIES[SERIES.index("held-out-3") :], 1e12) | {"caps-2": 5e11}  # of `caps_held.py`
+HALVED = SERIES[SERIES.index("held-out-7") :]  # whose larger models took most of the time
 SIZES = {
     "vit_nano_patch8_64": (32, 64, 96, 128),
     "vit_tiny_patch16_224": (96, 128, 160, 224),
@@ -134,8 +122,8 @@ def draw(series: str, number: int) -> Case:
     size = rng.choice(SIZES[model])
     spec = find_spec(model).at(size)
     batch, most_flops = round(2 ** rng.uniform(0, 6)), MOST_FLOPS_OF.get(series, MOST_FLOPS)
-    if series in ("held-out-7", "held-out-8", "held-out-9", "held-out-10") and spec.width > 192:
-        most_flops /= 2  # the larger models' runs took most of the time
+    if series in HALVED and spec.width > 192:
+        most_flops /= 2
     while batch > 1 and 3 * forward_flops(spec) * batch * STEPS_PER_EPOCH * EPOCHS > most_flops:
         batch //= 2
     cap = rng.choice([None, rng.uniform(1, 1.5), rng.uniform(1, 3)])

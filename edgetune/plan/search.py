@@ -325,10 +325,12 @@ def _search(problem: Problem, limits: Limits) -> tuple[Choice | None, bool]:
         if cap_bytes is not None and sized[-1].least()[1] > cap_bytes:
             turned_down = True
             continue
-        exact = sized[0].largest(cap_bytes)
-        found = None if exact is None else _chosen(problem, sized[0], exact, limits)
-        if found is None or found.epochs < problem.epochs:
-            sized[1:1] = [_Sizes(problem, form) for form in problem.hasty(setting)]
+        hasty = [_Sizes(problem, form) for form in problem.hasty(setting)]
+        if hasty:
+            exact = sized[0].largest(cap_bytes)
+            found = None if exact is None else _chosen(problem, sized[0], exact, limits)
+            if found is None or found.epochs < problem.epochs:
+                sized[1:1] = hasty
         for sizes in sized:
             job = sizes.largest(cap_bytes)
             turned_down = turned_down or job is None or job.micro_batch_size < problem.whole

@@ -58,9 +58,8 @@ class Turning:
         """
         cached = self._plan.feature_cache is not None
         self._unforeseen_bytes = process_bytes + (0 if cached else images_bytes)
-        while self._unforeseen_bytes and not self._has_room(self.progress.rung):
-            if not self.tighten(LESS_ROOM):
-                break
+        while not self._has_room(self.progress.rung) and self.tighten(LESS_ROOM):
+            pass
         cap_bytes = self._governor.caps.memory_bytes or math.inf
         needed_bytes = self._plan.predicted.peak_memory_bytes + process_bytes + images_bytes
         if cached and images_bytes and needed_bytes > cap_bytes and self._ease_all(sources):
