@@ -56,6 +56,7 @@ SERIES = (
     "held-out-8",
     "held-out-9",
     "held-out-10",
+    "held-out-11",
 )
 MOST_FLOPS = 3e12
 MOST_FLOPS_OF = dict.fromkeys(SERIES[SERIES.index("held-out-3") :], 1e12) | {"caps-2": 5e11}  # of `caps_held.py`

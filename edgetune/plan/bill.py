@@ -40,10 +40,10 @@ STEP_BYTES = 20 << 20
 # the model's width, unless it is told to give them back (`edgetune.train.allocator.keep_mkl_lean`).
 _LEAN_HELD_SHARE, _FORWARD_SHARE, _PACKING_BYTES, _LOOP_BYTES = 0.01, 0.5, 13 << 10, 1 << 20
 _ONNX_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
-# Of what products in bf16 cost (`FirstUse`), besides: those of adapters, which have their own shapes; those of the last
-# images of a batch or an evaluation, where several pass at a time, since a library keeps something for every shape; and
-# where weights train, by the square of the width in units of the probe's, what it keeps to put weights into its order.
-_ADAPTER_BF16_SHARE, _SECOND_SHAPE_SHARE, _WIDTH_BF16_SHARE, _PROBED_WIDTH = 0.25, 0.6, 0.08, 192
+# Of what products in bf16 cost (`FirstUse`), besides: those of the embedding, the head and the last images of an
+# epoch, since a library keeps something for every shape; those of adapters; and where weights train, by the square of
+# the width in units of the probe's, what it keeps to put weights into its order.
+_OTHER_SHAPES_SHARE, _ADAPTER_BF16_SHARE, _WIDTH_BF16_SHARE, _PROBED_WIDTH = 0.2, 0.1, 0.06, 192
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
@@ -52,8 +52,8 @@ SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
 # blocks are run again under autograd, what comes and goes for one block settles around what the next ones need.
 _HEAP_SHARE, FAST_HEAP_BYTES = 0.6, 36 << 20
 _MIXED_HEAP_SHARE, _MIXED_HEAP_SHARE_OF_WIDTH, _MIXED_HEAP_BYTES = 0.15, 0.5 / 768, 96 << 20
-_ADAPTERS_HEAP_SHARE, _ADAPTERS_HEAP_BYTES = 0.3, 160 << 20  # the share on top of the former
-_RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 0.3, 8 << 20, 20 << 20  # for each block
+_ADAPTERS_HEAP_SHARE, _ADAPTERS_HEAP_SHARE_OF_WIDTH, _ADAPTERS_HEAP_BYTES = 0.05, 0.5 / 768, 160 << 20  # on top
+_RECOMPUTE_SHARE, _RECOMPUTE_LEAST_BYTES, _RECOMPUTE_MOST_BYTES = 0.3, 1 << 20, 20 << 20  # for each block
 # How far the bill may be short, by trainer: so much, and this share of what it says above the bare process; and so much
 # more where products are in bf16. Set by the plans that were short (docs/planner.md).
 _SHORT = {"lean": (12 << 20, 0.05), "autograd": (32 << 20, 0.12)}
@@ -120,7 +120,8 @@ class Moment(NamedTuple):
         if job.lora_rank or _tokens_change(job):
             share, most_bytes = _MIXED_HEAP_SHARE + _MIXED_HEAP_SHARE_OF_WIDTH * job.spec.width, _MIXED_HEAP_BYTES
         if job.lora_rank:
-            share, most_bytes = share + _ADAPTERS_HEAP_SHARE, _ADAPTERS_HEAP_BYTES
+            share += _ADAPTERS_HEAP_SHARE + _ADAPTERS_HEAP_SHARE_OF_WIDTH * job.spec.width
+            most_bytes = _ADAPTERS_HEAP_BYTES
         return max(slack, min(int(share * moving), most_bytes))
 
     def total(self, job: Job) -> int:
@@ -235,14 +236,14 @@ def _code_bytes(job: Job, first_use: FirstUse) -> int:
 def _first_use_bytes(job: Job, first_use: FirstUse) -> int:
     if not _bf16(job):
         return first_use.lean_bytes
-    several = _SECOND_SHAPE_SHARE if job.micro_batch_size > 1 else 0.0
-    forward = int((1 + several) * first_use.forward_bf16_bytes)
+    forward = int((1 + _OTHER_SHAPES_SHARE) * first_use.forward_bf16_bytes)
     if not job.k:
         return forward
-    if job.levers.precision != "bf16":
+    if job.levers.precision != "bf16" and not job.lora_rank:
         return max(forward, first_use.frozen_bf16_bytes)
+    # adapters pass the gradient on through frozen blocks
     trained = _ADAPTER_BF16_SHARE if job.lora_rank else _WIDTH_BF16_SHARE * (job.spec.width / _PROBED_WIDTH) ** 2
-    return int((1 + several + trained) * first_use.bf16_bytes)
+    return int((1 + _OTHER_SHAPES_SHARE + trained) * first_use.bf16_bytes)
 
 
 def _bf16(job: Job) -> bool:
