@@ -14,13 +14,12 @@ from edgetune.model.spec import ViTSpec
 from edgetune.resources import resource_folder
 
 
-def find_weights(spec: ViTSpec, path: Path | None = None, *, pretrained_tag: str | None = None) -> Path:
+def find_weights(spec: ViTSpec, path: Path | None = None) -> Path:
     """The file with the weights of `spec`: `path` itself, the bundled one, or one fetched from the hub.
 
     Args:
         spec: the architecture.
         path: a file of the user's, which always wins.
-        pretrained_tag: other weights than the default ones: a timm tag (`dino`), or a whole repository (`owner/name`).
 
     Raises:
         InputError: there is nothing to be had, or the hub can't be reached.
@@ -28,14 +27,11 @@ def find_weights(spec: ViTSpec, path: Path | None = None, *, pretrained_tag: str
     """
     if path is not None:
         return path
-    if spec.name == BUNDLED_MODEL and pretrained_tag is None:
+    if spec.name == BUNDLED_MODEL:
         return bundled_weights()
-    repository = spec.hub_id
-    if pretrained_tag is not None:
-        repository = pretrained_tag if "/" in pretrained_tag else f"timm/{spec.name}.{pretrained_tag}"
-    if repository is None:
+    if spec.hub_id is None:
         raise InputError(f"no pre-trained weights are known for {spec.name}; give a .safetensors file with --weights.")
-    return fetch(repository)
+    return fetch(spec.hub_id)
 
 
 def bundled_weights() -> Path:

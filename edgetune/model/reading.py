@@ -43,7 +43,6 @@ def read_arrays(
     spec: ViTSpec,
     path: Path | None = None,
     *,
-    pretrained_tag: str | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[LoadReport, Iterator[tuple[str, Floats]]]:
@@ -52,7 +51,6 @@ def read_arrays(
     Args:
         spec: the model.
         path: the file; None for the bundled weights or those of the hub, by the model's name.
-        pretrained_tag: which weights of the hub; see `find_weights`.
         class_names: the classes to tell apart. The file's classifier is kept only if it has as many, and if the file
             names its classes, they must be these.
         seed: of a fresh classifier.
@@ -64,7 +62,7 @@ def read_arrays(
     Raises:
         InputError: the file is missing, damaged, pickled, or of another architecture.
     """
-    store = ArrayStore(find_weights(spec, path, pretrained_tag=pretrained_tag))
+    store = ArrayStore(find_weights(spec, path))
     found = match(store.header, spec)
     metadata = WeightsMetadata.parse(store.header.metadata)
     other_classes = class_names is not None and metadata.classes is not None and metadata.classes != list(class_names)

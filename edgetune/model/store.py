@@ -29,7 +29,6 @@ def convert_weights(
     dtype: Callable[[str], str],
     class_names: Sequence[str] | None,
     seed: int,
-    pretrained_tag: str | None = None,
 ) -> LoadReport:
     """Write the weights of `spec` to one file under timm's names; no more than one tensor is held at a time.
 
@@ -40,7 +39,6 @@ def convert_weights(
         dtype: safetensors' name of the floating-point type a tensor is kept in, by its timm name.
         class_names: as for `load_weights`.
         seed: of a fresh classifier.
-        pretrained_tag: which weights of the hub; see `find_weights`.
 
     Returns:
         What came out of the source, as `load_weights` reports it.
@@ -49,7 +47,7 @@ def convert_weights(
         InputError: as `load_weights`; or a weight is too large for its new type.
         StorageError: the disk is full or the folder can't be written to; what stood at `target` before is untouched.
     """
-    report, tensors = read_weights(spec, source, pretrained_tag=pretrained_tag, class_names=class_names, seed=seed)
+    report, tensors = read_weights(spec, source, class_names=class_names, seed=seed)
     entries = {parameter.name: (dtype(parameter.name), parameter.shape) for parameter in spec.parameters()}
     metadata = WeightsMetadata.of(spec, list(class_names) if class_names is not None else None)
     with WeightsWriter(target, entries, metadata.strings()) as writer:

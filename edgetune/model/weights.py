@@ -26,14 +26,13 @@ def build_model(
     spec: ViTSpec,
     path: Path | None = None,
     *,
-    pretrained_tag: str | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[VisionTransformer, LoadReport]:
     """A model with its weights, which take their memory once; arguments and errors as `load_weights`."""
     with torch.device("meta"):
         model = VisionTransformer(spec)
-    report = load_weights(model, path, pretrained_tag=pretrained_tag, class_names=class_names, seed=seed)
+    report = load_weights(model, path, class_names=class_names, seed=seed)
     return model, report
 
 
@@ -41,7 +40,6 @@ def load_weights(
     model: VisionTransformer,
     path: Path | None = None,
     *,
-    pretrained_tag: str | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> LoadReport:
@@ -50,7 +48,6 @@ def load_weights(
     Args:
         model: a model on the CPU, or on torch's meta device; parameters end up in float32.
         path: the file; None for the bundled weights or those of the hub, by the model's name.
-        pretrained_tag: which weights of the hub; see `find_weights`.
         class_names: the classes to tell apart. The file's classifier is kept only if it has as many, and if the file
             names its classes, they must be these.
         seed: of a fresh classifier.
@@ -58,7 +55,7 @@ def load_weights(
     Raises:
         InputError: the file is missing, damaged, pickled, or of another architecture.
     """
-    report, tensors = read_weights(model.spec, path, pretrained_tag=pretrained_tag, class_names=class_names, seed=seed)
+    report, tensors = read_weights(model.spec, path, class_names=class_names, seed=seed)
     for name, values in tensors:
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
@@ -75,12 +72,11 @@ def read_weights(
     spec: ViTSpec,
     path: Path | None = None,
     *,
-    pretrained_tag: str | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[LoadReport, Iterator[tuple[str, Tensor]]]:
     """`edgetune.model.reading.read_arrays` as torch's tensors."""
-    report, arrays = read_arrays(spec, path, pretrained_tag=pretrained_tag, class_names=class_names, seed=seed)
+    report, arrays = read_arrays(spec, path, class_names=class_names, seed=seed)
     return report, ((name, torch.from_numpy(values)) for name, values in arrays)
 
 
