@@ -43,7 +43,7 @@ _ONNX_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what s
 # Of what products in bf16 cost (`FirstUse`), besides: those of the embedding, the head and the last images of an
 # epoch, since a library keeps something for every shape; those of adapters; and where weights train, by the square of
 # the width in units of the probe's, what it keeps to put weights into its order.
-_OTHER_SHAPES_SHARE, _ADAPTER_BF16_SHARE, _WIDTH_BF16_SHARE, _PROBED_WIDTH = 0.2, 0.1, 0.06, 192
+_OTHER_SHAPES_SHARE, _ADAPTER_BF16_SHARE, _WIDTH_BF16_SHARE, _PROBED_WIDTH = 0.3, 0.1, 0.06, 192
 # Of what is allocated and freed within a step, what the allocator holds without being able to use it again.
 SLACK_SHARE = {"lean": 0.03, "fast": 0.25}
 # glibc keeps tensors of up to 32 MiB in a heap, which they fragment: by this share of what moves, up to so much. Where
