@@ -22,12 +22,11 @@ _READ_COPIES = 2.0  # of the file cache, where no probe says
 _MERGE_COPIES = {"fp32": 2.0, "bf16": 6.0}  # attention's matrices with their adapters added
 _LOWEST_SHARE = 0.75  # of passing the gradient on, in a block with adapters whose input needs none
 # Of a block's forward pass, for the small products and sums of its adapters: they grow with the width, and a block with
-# its square. By 14 runs with adapters, too dear by 17 to 35 % on a ViT-S and a ViT-B before that was told apart.
-_ADAPTER_SHARE, _ADAPTER_WIDTH = 0.2, 192
-# Trained blocks in a run, against their probes, which find everything in caches: medians of 23 runs. Over
-# cached features the math library is told to give its memory back after each product (`edgetune.train.allocator`).
+# its square. The lean trainer adds adapters to the weights before a forward pass instead (`merging_s`).
+_ADAPTER_SHARE, _ADAPTER_WIDTH = 0.08, 192
+# Trained blocks in a run, against their probes, which find everything in caches: medians of 23 runs.
 _IN_A_RUN = {"autograd": 1.07, "lean": 1.05}
-_OVER_FEATURES = 1.25
+_ZEROED_COPIES = 0.5  # of a gradient that sums begin with
 _STEP_S = 1e-3  # around a step: the batch put together, meters, log, governor
 # A first step brings kernels into memory, and the pages of the optimizer's state and of the weights: in seconds, and in
 # how often they are touched for the first time. Fresh pages where no probe says: in copies.
@@ -35,8 +34,7 @@ _FIRST_STEP_S, _FRESH_TIMES, _FRESH_COPIES = 0.1, {"lean": 1.0, "autograd": 3.0}
 _ADDED_COPIES = 1.5  # autograd adds the gradients of a batch's further parts to the first one's
 _START_S, _IMPORT_S = 1.0, 4.0  # of a process; importing torch, where no probe says
 _WRITE_BYTES_PER_S = 50e6  # of a slow disk, where no probe says
-# Cached features read, checked and unpacked; a guess, and called one.
-_FEATURE_BYTES_PER_S = 400e6
+_FEATURE_COPIES = {"fp16": 13.0, "int8": 5.0}  # cached features read, checked and unpacked: in copies of them
 # Decode, crop, resize and normalise on one Cortex-A76-class core, where no probe says; a guess, and called one.
 _VALUES_PER_S = 12e6
 _BYTES_A_VALUE = 0.1  # of a JPEG
@@ -50,20 +48,36 @@ class Clock:
         self._images = job.batch_size / -(-job.batch_size // job.micro_batch_size)
         self._tokens = [round(count) for count in entering(job.spec, job.keep_expected)]
         self._way, self._frozen_way = _ways(job)
-        self._in_a_run = (_OVER_FEATURES if job.over_features else _IN_A_RUN[job.levers.trainer]) if job.k else 1.0
+        self._in_a_run = _IN_A_RUN[job.levers.trainer] if job.k else 1.0
         self._copy_bytes_per_s = rates.compute.copy_bytes_per_s or COPY_BYTES_PER_S
+        self._fresh_bytes_per_s = rates.compute.fresh_bytes_per_s or self._copy_bytes_per_s / _FRESH_COPIES
         self._tensors = rates.tensors
         self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
         self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
 
     def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
         """A part of block `index`, the tail with as little work as it has."""
-        spec, tokens = self.job.spec, self._tokens[index]
+        spec, tokens, seldom = self.job.spec, self._tokens[index], 1.0
         if self.job.lean and index == spec.depth - 1:
             share *= tail_share(spec, tokens)
-        found = self.rates.seconds(part, way, spec.width, tokens, images, share)
+            seldom = self._tail_mlps(tokens, images)
+        return self._timed(part, way, tokens, images, share, seldom)
+
+    def _timed(
+        self, part: Part, way: Way, tokens: float, images: float, share: float = 1.0, seldom: float = 1.0
+    ) -> float:
+        """A part of a block, with the allocator that the job has."""
+        width = self.job.spec.width
+        found = self.rates.seconds(part, way, width, tokens, images, share, seldom)
         assert found is not None  # `known` was asked
-        return found
+        return found if self.job.allocator != "lean" else found * self.rates.tight(part, way, width, tokens, images)
+
+    def _tail_mlps(self, tokens: int, images: float) -> float:
+        """How often the last MLP is run for a part of a batch: it gets as many tokens together as attention did."""
+        asked = self.job.spec.readers or tokens
+        together = max(1.0, images * tokens // asked)
+        parts = math.ceil(self.job.batch_size / images)
+        return math.ceil(self.job.batch_size / together) / parts
 
     def frozen(self, images: float) -> float:
         """The embedding and the blocks below the lowest trained one on so many images."""
@@ -76,17 +90,17 @@ class Clock:
 
     def _run(self, blocks: range, tokens: list[int], images: float, way: Way) -> float:
         """Forward through some blocks; neighbours that get as many tokens take as long."""
-        spec, tail = self.job.spec, self.job.spec.depth - 1 if self.job.lean else -1
+        tail = self.job.spec.depth - 1 if self.job.lean else -1
         seconds = 0.0
         for count, equal in groupby([tokens[index] for index in blocks if index != tail]):
-            seconds += len(list(equal)) * (self.rates.seconds("forward", way, spec.width, count, images) or 0.0)
+            seconds += len(list(equal)) * self._timed("forward", way, count, images)
         if tail in blocks:
             seconds += self._block("forward", tail, images, way)
         return seconds
 
     def _embedding(self, images: float) -> float:
         spec = self.job.spec
-        block = self.rates.seconds("forward", self._frozen_way, spec.width, spec.tokens, images) or 0.0
+        block = self._timed("forward", self._frozen_way, spec.tokens, images)
         return block * spec.embed_flops() / spec.block_flops(spec.tokens).forward
 
     def forward(self) -> float:
@@ -99,7 +113,7 @@ class Clock:
 
     def above(self, blocks: range) -> float:
         """Of it, some of the blocks from the lowest trained one on."""
-        adapters = 1.0 + (self._adapter_share if self.job.lora_rank else 0.0)
+        adapters = 1.0 + (self._adapter_share if self.job.lora_rank and not self.job.lean else 0.0)
         return self._in_a_run * adapters * self._run(blocks, self._tokens, self._images, self._way)
 
     @property
@@ -173,10 +187,8 @@ class Clock:
         resting = 1 - job.k / sum(job.trainable) if job.k else 0.0
         weights = trainable_count(job) - resting * blocks_trainable_count(job)
         price = self._tensors.updating(job.levers.trainer, job.levers.optimizer, job.levers.optimizer_state)
-        seconds = _STEP_S + price.seconds(weights, job.k)
-        if not job.lean:
-            seconds += (parts - 1) * weights * _ADDED_COPIES * FLOAT_BYTES / self._copy_bytes_per_s
-        return seconds
+        copies = _ZEROED_COPIES if job.lean else (parts - 1) * _ADDED_COPIES
+        return _STEP_S + price.seconds(weights, job.k) + copies * weights * FLOAT_BYTES / self._copy_bytes_per_s
 
     def first_step_s(self) -> float:
         """What the first step takes beyond the others."""
@@ -184,8 +196,7 @@ class Clock:
         if not job.k:
             return _FIRST_STEP_S
         touched = optimizer_bytes(job) + FLOAT_BYTES * trainable_count(job)  # autograd has gradients beside weights
-        rate = self.rates.compute.fresh_bytes_per_s or self._copy_bytes_per_s / _FRESH_COPIES
-        return _FIRST_STEP_S + _FRESH_TIMES[job.levers.trainer] * touched / rate
+        return _FIRST_STEP_S + _FRESH_TIMES[job.levers.trainer] * touched / self._fresh_bytes_per_s
 
     def ready_s(self, blocks: int) -> float:
         """Making the weights of so many frozen blocks ready, once."""
@@ -215,7 +226,8 @@ class Clock:
         """Reading what a cache keeps of one image."""
         cache = planned_cache(self.job, 1, 1, 2)
         assert cache is not None
-        return FLOAT_BYTES * cache.tokens * self.job.spec.width / _FEATURE_BYTES_PER_S
+        copies = _FEATURE_COPIES[self.job.levers.feature_cache]
+        return copies * FLOAT_BYTES * cache.tokens * self.job.spec.width / self._copy_bytes_per_s
 
     def start_s(self) -> float:
         """Until the first image is read: imports, weights read and a copy of them kept."""

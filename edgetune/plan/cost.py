@@ -23,10 +23,6 @@ from edgetune.plan.work import work_per_image
 from edgetune.schema import Compute, Power, Predicted, StepPart
 
 MODEL = "edgetune.plan.cost/4"
-# Fresh pages for every large tensor: 1.86 s a step against 1.34 s for a ViT-S at 98 px, batch 32, on two x86 cores. The
-# lean trainer has most of its tensors in memory of its own; over cached features its small heap is given back and found
-# again all the time (three runs of small models took 1.4 to 1.6 times what was foreseen at 1.1).
-_LEAN_ALLOCATOR, _LEAN_OVER_FEATURES = {"autograd": 1.35, "lean": 1.1}, 1.5
 # What a run under a cap reckons with for saving at its end: so many times what is known, and this at least.
 AMPLY, LEAST_SAVE_S = 1.25, 0.2
 SAMPLED_BATCHES = 8  # of an evaluation that is worth a sample of its pace
@@ -110,24 +106,24 @@ def time_of(
     if not rates.known:
         return None
     spec, clock = job.spec, Clock(job, rates)
-    slower, parts = _slower(job), job.parts
+    parts = job.parts
     kept = clock.packing_s()
     update = clock.update_s(parts) + clock.ready_in_step_s()
     image = clock.image_s(file_bytes)
     part, filling = job.micro_batch_size, filling_part(job)
     group = group_size(spec, filling)
-    evaluating = slower * clock.evaluating(part) / part
+    evaluating = clock.evaluating(part) / part
     view = val_once = weights = 0.0
     if job.over_features:
-        frozen = slower * clock.frozen(filling) / filling + image
+        frozen = clock.frozen(filling) / filling + image
         view, val_once = (
             count * frozen + -(-count // group) * clock.ready_s(job.lowest) for count in (train_images, val_images)
         )
         image = clock.feature_s()
     else:
-        evaluating += slower * clock.frozen(part) / part
+        evaluating += clock.frozen(part) / part
         weights = -(-val_images // job.batch_size) * clock.ready_s(job.lowest)
-    step = parts * slower * (clock.forward() + clock.backward()) + kept + update + job.batch_size * image
+    step = parts * (clock.forward() + clock.backward()) + kept + update + job.batch_size * image
     evaluation = val_images * (evaluating + image) + weights + -(-val_images // part) * clock.merging_s()
     first_evaluation = val_images * step / job.batch_size
     if sampled(val_images, job.batch_size, job.over_features):
@@ -151,12 +147,6 @@ def time_of(
     )
 
 
-def _slower(job: Job) -> float:
-    if job.allocator != "lean":
-        return 1.0
-    return _LEAN_OVER_FEATURES if job.lean and job.over_features else _LEAN_ALLOCATOR[job.levers.trainer]
-
-
 def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | None = None) -> list[StepPart]:
     """An optimizer step row by row, on average over the draws of K blocks; the seconds add up to `Cost.step_s`.
 
@@ -172,7 +162,7 @@ def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | 
     if not rates.known:
         return []
     spec, clock = job.spec, Clock(job, rates)
-    times = job.parts * _slower(job)
+    times = job.parts
     backward = {index: (passing, weights) for index, passing, weights in clock.backward_blocks()}
     embedding = clock.embedding_backward() if job.embeddings_trainable else 0.0
     seconds: list[tuple[str, float, float, float, float]] = []

@@ -32,8 +32,12 @@ PARTS: tuple[Part, ...] = ("forward", "pass_gradient", "weight_gradient")
 _BLOCK_SHARE_OF_GEMM = 0.6
 _RIDGE = 1e-6  # so that fewer probes than prices still give some
 _MOST_FACTOR = 1.5  # that a probe may lie from what its prices say; beyond it is noise
+# Under the lean allocator every large tensor is of fresh pages, and MKL has new ones for each product: by how much that
+# slows a block where no probe says (1.86 s a step against 1.34 s, a ViT-S at 98 px, batch 32), and at most.
+_TIGHT, _MOST_TIGHT = {"eager": 1.35, "lean": 1.5}, 6.0
 _NOTICEABLY = 0.85  # of the time: less is not worth the code that bf16 brings into memory
 _UNPROBED = 0.25  # weight of the factor 1 among those of the probes: that of a probe two octaves away
+_CALLS_OF_MLP, _WEIGHTS_OF_MLP = 1 / 2, 2 / 3  # of a block's; the former a guess
 _PRODUCT_FLOPS = 24  # of all products with weights, by B N C²
 _ATTENTION_FLOPS = {"forward": 4, "pass_gradient": 8, "weight_gradient": 0}  # by B N² C
 
@@ -47,10 +51,20 @@ class Prices(NamedTuple):
     attention: float
     weights: float
 
-    def seconds(self, width: int, tokens: float, images: float, share: float = 1.0) -> float:
-        """Of a part on so many images; `share` of the work with tokens, for a block that leaves some out."""
+    def seconds(self, width: int, tokens: float, images: float, share: float = 1.0, seldom: float = 1.0) -> float:
+        """Of a part on so many images.
+
+        Args:
+            width: of the model.
+            tokens: an image.
+            images: that pass together.
+            share: of the work with tokens, for a block that leaves some out.
+            seldom: how often its MLP is run for once that its attention is.
+        """
         terms = _terms(width, tokens, images)
-        fixed = self.calls * terms[0] + self.weights * terms[4]
+        calls = 1 - (1 - seldom) * _CALLS_OF_MLP
+        weights = 1 - (1 - seldom) * _WEIGHTS_OF_MLP
+        fixed = calls * self.calls * terms[0] + weights * self.weights * terms[4]
         return fixed + share * sum(price * term for price, term in zip(self[1:4], terms[1:4], strict=True))
 
 
@@ -80,9 +94,12 @@ class Rates:
         self.tensors = TensorPrices(compute)
         self._prices: dict[tuple[Part, str], Prices] = {}
         self._probes: dict[tuple[Part, str], list[_Probe]] = {}
+        self._known: dict[tuple[object, ...], float | None] = {}
         for way in ("eager", "lean", "lean-bf16"):
             self._learn(way, _timed(compute.block_costs, way))
-        self._known: dict[tuple[object, ...], float | None] = {}
+        usual: tuple[Way, ...] = ("eager", "lean")
+        for way in usual:
+            self._learn_tight(way, _timed(compute.block_costs, f"{way}-tight"))
 
     def _learn(self, way: str, timed: Sequence[_Timed]) -> None:
         """Prices of the parts one after the other, then what they leave of each probe."""
@@ -105,6 +122,26 @@ class Rates:
             for part in parts:
                 self._probes[part, way] = found
 
+    def _learn_tight(self, way: Way, timed: Sequence[_Timed]) -> None:
+        """How much longer blocks take under the lean allocator, forward and backward."""
+        for parts in (PARTS[:1], PARTS[1:]):
+            found = []
+            for probe in timed:
+                usual = sum(self.seconds(part, way, *probe.shape) or 0.0 for part in parts)
+                took = sum(probe.seconds[PARTS.index(part)] for part in parts)
+                if usual > 0:
+                    found.append(_Probe(_octaves(*probe.shape), min(_MOST_TIGHT, max(1.0, took / usual))))
+            for part in parts:
+                self._probes[part, f"{way}-tight"] = found
+
+    def tight(self, part: Part, way: Way, width: int, tokens: float, images: float) -> float:
+        """How many times as long a part of a block takes under the lean allocator."""
+        exact = "lean" if way == "lean-bf16" else way
+        probes = self._probes.get((part, f"{exact}-tight"))
+        if not probes or tokens <= 0 or images <= 0:
+            return _TIGHT[exact]
+        return _interpolated(probes, _octaves(width, tokens, images), (_UNPROBED**2, _TIGHT[exact]))
+
     @property
     def known(self) -> bool:
         """Whether anything was timed."""
@@ -119,7 +156,7 @@ class Rates:
         return exact is not None and short is not None and short < _NOTICEABLY * exact
 
     def seconds(
-        self, part: Part, way: Way, width: int, tokens: float, images: float, share: float = 1.0
+        self, part: Part, way: Way, width: int, tokens: float, images: float, share: float = 1.0, seldom: float = 1.0
     ) -> float | None:
         """Time of a part of a block on so many images, passed together.
 
@@ -130,16 +167,19 @@ class Rates:
             tokens: an image, prefix included.
             images: that pass together.
             share: of the work with tokens that has to be done.
+            seldom: how often the MLP is run for once that attention is.
 
         Returns:
             None where nothing was timed.
         """
-        key = (part, way, width, tokens, images, share)
+        key = (part, way, width, tokens, images, share, seldom)
         if key not in self._known:
-            self._known[key] = self._seconds(part, way, width, tokens, images, share)
+            self._known[key] = self._seconds(part, way, width, tokens, images, share, seldom)
         return self._known[key]
 
-    def _seconds(self, part: Part, way: Way, width: int, tokens: float, images: float, share: float) -> float | None:
+    def _seconds(
+        self, part: Part, way: Way, width: int, tokens: float, images: float, share: float, seldom: float
+    ) -> float | None:
         if tokens <= 0 or images <= 0:
             return 0.0
         speedup = 1.0
@@ -153,17 +193,24 @@ class Rates:
             flops = images * tokens * (_PRODUCT_FLOPS * width**2 + _ATTENTION_FLOPS[part] * tokens * width)
             return None if not self.gemm else share * flops / (self.gemm * _BLOCK_SHARE_OF_GEMM)
         prices = prices._replace(products=prices.products / speedup)
-        return self._factor(found, _octaves(width, tokens, images)) * prices.seconds(width, tokens, images, share)
+        return self._factor(found, _octaves(width, tokens, images)) * prices.seconds(
+            width, tokens, images, share, seldom
+        )
 
     def _factor(self, found: tuple[Part, str], at: tuple[float, float, float]) -> float:
         """What probes of similar shapes took, by what their prices say."""
-        total, log = _UNPROBED**2, 0.0
-        for probe in self._probes[found]:
-            distance = sum((here - there) ** 2 for here, there in zip(at, probe.at, strict=True))
-            weight = 1 / (1e-6 + distance) ** 2
-            total += weight
-            log += weight * math.log(probe.factor)
-        return math.exp(log / total)
+        return _interpolated(self._probes[found], at, (_UNPROBED**2, 1.0))
+
+
+def _interpolated(probes: Sequence[_Probe], at: tuple[float, float, float], elsewhere: tuple[float, float]) -> float:
+    """The factor of probes near by; far from any, `elsewhere`, which has a weight and a factor."""
+    total, log = elsewhere[0], elsewhere[0] * math.log(elsewhere[1])
+    for probe in probes:
+        distance = sum((here - there) ** 2 for here, there in zip(at, probe.at, strict=True))
+        weight = 1 / (1e-6 + distance) ** 2
+        total += weight
+        log += weight * math.log(probe.factor)
+    return math.exp(log / total)
 
 
 def _timed(costs: Sequence[BlockCost], way: str) -> list[_Timed]:

@@ -1,14 +1,18 @@
 """One transformer block, timed in the three parts of a training step; run in the child only.
 
 Forward is timed with autograd recording, as training runs it. Passing the gradient on is a forward and backward pass
-with frozen weights, less the forward; the weight gradients are the same with trained weights, less that. Bytes are what
+with frozen weights, less the forward; the weight gradients are the same with trained weights, less that. The three take
+turns, so that a machine that is slower for a while is so for all of them (`Bench.time_parts`). So do several blocks: a
+run comes back to one only after all the others, when its weights have left the caches (`Bench.copies`). Bytes are what
 autograd asks to keep, counted once per storage, weights excluded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from itertools import cycle
 
 import msgspec
 import torch
@@ -30,37 +34,36 @@ from edgetune.model.vit import Block
 from edgetune.profile.probes import Bench, Line, Timing
 from edgetune.schema import BlockCost
 
+_LEAST_COPIES = 3  # so that the three parts, which take turns, each find a block that was not used just now
 
-def block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int) -> Iterator[Line]:
+
+def block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever: str = "eager") -> Iterator[Line]:
     """The three parts of a block, as lines for the parent."""
     torch.manual_seed(0)
-    block = Block(spec).to(bench.device)
+    blocks = [Block(spec).to(bench.device) for _ in range(bench.copies(_weight_bytes(spec), _LEAST_COPIES))]
+    turns = cycle(blocks)
+    block = blocks[0]
     x = torch.randn(batch, tokens, spec.width, device=bench.device, requires_grad=True)
     gradient = torch.randn_like(x)
 
-    def forward() -> Tensor:
+    def forward(block: Block) -> Tensor:
         y: Tensor = block(x)[0]
         return y
 
-    def both() -> None:
-        forward().backward(gradient)
+    def both(trained: bool) -> None:
+        block = next(turns).requires_grad_(trained)
+        forward(block).backward(gradient)
         x.grad = None
         for parameter in block.parameters():
             parameter.grad = None
 
     block.requires_grad_(False)
-    passing_bytes = saved_bytes(forward, block)
-    first, frozen = bench.time(forward), bench.time(both)
+    passing_bytes = saved_bytes(lambda: forward(block), block)
     block.requires_grad_(True)
-    all_bytes = saved_bytes(forward, block)
-    trained = bench.time(both)
-    yield from _lines(
-        spec,
-        tokens,
-        batch,
-        "eager",
-        [(first, 0), (_less(frozen, first), passing_bytes), (_less(trained, frozen), all_bytes - passing_bytes)],
-    )
+    all_bytes = saved_bytes(lambda: forward(block), block)
+    kept = (0, passing_bytes, all_bytes - passing_bytes)
+    timings = bench.time_parts(lambda: forward(next(turns)), lambda: both(False), lambda: both(True))
+    yield from _lines(spec, tokens, batch, lever, timings, kept)
 
 
 def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever: str = "lean") -> Iterator[Line]:
@@ -71,17 +74,28 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever
         spec: of the block.
         tokens: an image.
         batch: images at a time.
-        lever: "lean", or "lean-bf16" for products in bfloat16.
+        lever: "lean", "lean-bf16" for products in bfloat16, or "lean-tight" in a process with the lean allocator.
     """
     short_floats = lever == "lean-bf16"
     block = LeanBlock(spec, tokens, batch, bench.device, torch.bfloat16 if short_floats else None)
+    others = [block.another() for _ in range(1, bench.copies(_weight_bytes(spec), _LEAST_COPIES))]
+    turns = cycle([block, *others])
     with torch.no_grad(), library_of_lean_trainer(bench.device, short_floats=short_floats):
         kept = sum(values.nbytes for saved in block.forward() for values in saved.values())
-        first, frozen = bench.time(block.forward), bench.time(lambda: block.both(trained=False))
-        trained = bench.time(lambda: block.both(trained=True))
-    yield from _lines(
-        spec, tokens, batch, lever, [(first, 0), (_less(frozen, first), kept), (_less(trained, frozen), 0)]
-    )
+        timings = bench.time_parts(
+            lambda: next(turns).forward(),
+            lambda: next(turns).both(trained=False),
+            lambda: next(turns).both(trained=True),
+        )
+    yield from _lines(spec, tokens, batch, lever, timings, (0, kept, 0))
+
+
+def _weights(spec: ViTSpec, device: str) -> dict[str, Tensor]:
+    return dict(Block(spec).to(device).requires_grad_(False).named_parameters())
+
+
+def _weight_bytes(spec: ViTSpec) -> int:
+    return 4 * sum(parameter.count for parameter in spec.block_parameters(0))
 
 
 class LeanBlock:
@@ -97,11 +111,18 @@ class LeanBlock:
 
     def __init__(self, spec: ViTSpec, tokens: int, batch: int, device: str, compute: torch.dtype | None) -> None:
         torch.manual_seed(0)
-        self._weights = dict(Block(spec).to(device).requires_grad_(False).named_parameters())
+        self._weights = _weights(spec, device)
         self._totals = {name: torch.zeros_like(values) for name, values in self._weights.items()}
         self._ops, self._shape = TorchOps(compute), Shape(spec.heads, spec.norm_eps)
         self._x = torch.randn(batch, tokens, spec.width, device=device)
         self._dy = torch.randn_like(self._x)
+        self._spec = spec
+
+    def another(self) -> LeanBlock:
+        """One with weights of its own; the gradients' place and the input are the same, as they are in a run."""
+        other = copy(self)
+        other._weights = _weights(self._spec, str(self._x.device))
+        return other
 
     def forward(self) -> tuple[SavedExactly, SavedExactly]:
         """What its halves keep."""
@@ -137,9 +158,12 @@ def library_of_lean_trainer(device: str, *, short_floats: bool) -> Iterator[None
         torch.backends.mkldnn.set_flags(before)
 
 
-def _lines(spec: ViTSpec, tokens: int, batch: int, lever: str, parts: list[tuple[Timing, int]]) -> Iterator[Line]:
+def _lines(
+    spec: ViTSpec, tokens: int, batch: int, lever: str, timings: Sequence[Timing], bytes_kept: Sequence[int]
+) -> Iterator[Line]:
     """Lines of the three parts: how long each took, and what it keeps."""
-    for part, (timing, kept) in zip(("forward", "pass_gradient", "weight_gradient"), parts, strict=True):
+    parts = ("forward", "pass_gradient", "weight_gradient")
+    for part, timing, kept in zip(parts, timings, bytes_kept, strict=True):
         cost = BlockCost(
             width=spec.width,
             heads=spec.heads,
@@ -170,15 +194,3 @@ def saved_bytes(forward: object, module: torch.nn.Module) -> int:
         output = forward()  # type: ignore[operator]
     del output
     return sum(kept.values())
-
-
-def _less(whole: Timing, part: Timing) -> Timing:
-    """A difference of two timings; noise may not make seconds negative, and joules lost in it are unknown, not 0."""
-    joules = None if whole.joules is None or part.joules is None else whole.joules - part.joules
-    if joules is not None and joules <= 0:
-        joules = None
-    seconds, best_s = (
-        max(of_whole - of_part, 0.02 * of_whole)
-        for of_whole, of_part in ((whole.seconds, part.seconds), (whole.best_s, part.best_s))
-    )
-    return Timing(seconds, joules, best_s)

@@ -15,8 +15,9 @@ import msgspec
 
 from edgetune.measure.baseline import warm_up_torch
 from edgetune.measure.memory import PeakMeter
-from edgetune.profile.probes import ONCE, PROBES, ROUNDS, Bench
+from edgetune.profile.probes import ONCE, PROBES, ROUNDS, TIGHT, Bench
 from edgetune.profile.run import ProbeOrder
+from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
 
 if TYPE_CHECKING:
     from edgetune.device.energy import Window
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 def main(argument: str) -> None:
     """Run every registered probe there is time for."""
     order = msgspec.json.decode(argument, type=ProbeOrder)
+    if order.tight:  # before torch is loaded
+        keep_malloc_lean()
+        keep_mkl_lean()
     began_s = time.monotonic()
     try:
         import torch
@@ -63,6 +67,8 @@ def main(argument: str) -> None:
         for number in range(1 if order.quick else ROUNDS):
             bench.again = number > 0
             for (operation, lever), probe in PROBES.items():
+                if ((operation, lever) in TIGHT) != order.tight:
+                    continue
                 if bench.again and (bench.late() or (operation, lever) in ONCE):
                     continue
                 if bench.late():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from edgetune.device.energy import EnergyMeter
@@ -25,6 +27,7 @@ Probe = Callable[["Bench"], Iterator[Line]]
 
 PROBES: dict[tuple[str, str], Probe] = {}
 ONCE: set[tuple[str, str]] = set()  # those that find the same again, or the best there is
+TIGHT: set[tuple[str, str]] = set()  # those of a process of their own, under the lean allocator
 # Probes of a full profile are run so many times, one round after the other, and what each found is the median: a
 # machine that others share is slower for some seconds, and one round alone would be the picture of those.
 ROUNDS = 3
@@ -42,8 +45,13 @@ LEAN_SHAPES: Shapes = (
     (_TI, 197, None), (_S, 50, None), (_B, 197, None), (_S, 197, None), (_TI, 50, None), (_TI, 17, 1),
     (_S, 50, 2), (_B, 50, 2), (_TI, 50, 2), (_S, 197, 8), (_B, 197, 1),
 )  # fmt: skip
-BF16_SHAPES: Shapes = ((_TI, 197, 2), (_S, 50, 8), (_B, 197, 1), (_B, 50, 8))
+BF16_SHAPES: Shapes = ((_TI, 197, 2), (_S, 50, 8), (_B, 197, 1), (_B, 50, 8), (_TI, 33, 1), (_TI, 65, 3))
 SLOW_BF16_SHAPES: Shapes = ((_TI, 50, 2), (_S, 50, 2), (_S, 17, 1))
+# Under the lean allocator; each is also among those above, or near one.
+EAGER_TIGHT_SHAPES: Shapes = ((_TI, 50, 4), (_S, 50, 4), (_B, 50, 2), (_TI, 197, 4))
+LEAN_TIGHT_SHAPES: Shapes = ((_TI, 17, 1), (_TI, 50, 8), (_S, 50, 2), (_S, 50, 8), (_B, 50, 2), (_B, 197, 1))
+_MOST_COPIES, _BEYOND_CACHES_BYTES = 24, 96 << 20  # as many as a large model has
+_LEAST_SHARE = 0.02  # of a whole, that a part of it takes
 _USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so a few small shapes do
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
 _SLOWEST_GEMM_S = 0.25  # a larger product is not tried once one took this long
@@ -93,6 +101,10 @@ class Bench:
         """The same of what is one small part of a step."""
         return 0.5 * self.brief_s
 
+    def copies(self, each_bytes: int, least: int = 1) -> int:
+        """How many of something to use in turns, so that each is found in memory and not in caches, as in a run."""
+        return max(least, min(_MOST_COPIES, math.ceil(_BEYOND_CACHES_BYTES / each_bytes)))
+
     def late(self) -> bool:
         """Whether there is no time for another probe."""
         return time.monotonic() > self.deadline_s
@@ -107,16 +119,48 @@ class Bench:
         with self._window() as window:
             began = time.monotonic()
             while True:
-                start = time.perf_counter()
-                call()
-                self._wait()
-                seconds.append(time.perf_counter() - start)
+                seconds.append(self._once(call))
                 spent = time.monotonic() - began
                 if (spent >= least_s and len(seconds) >= 3) or spent > 4 * max(least_s, 0.25) or self.late():
                     break
         joules = self._joules(window)
         ranked = sorted(seconds)
         return Timing(ranked[len(ranked) // 2], None if joules is None else joules / len(ranked), ranked[0])
+
+    def time_parts(self, *calls: Callable[[], object]) -> list[Timing]:
+        """Time calls of which each does what the one before does and something more: the first, and what each adds.
+
+        They take turns, and what one adds is the median of its differences: a machine that others share is slower for a
+        while, and of calls timed one after the other one alone would be. Where joules are measured they are timed so
+        after all, as a sensor can't follow turns. What is lost in noise counts as little, never as nothing.
+        """
+        if self._energy_s() is not None and self.again:
+            found = [self.time(call) for call in calls]
+            return [found[0], *(_less(whole, part) for part, whole in pairwise(found))]
+        for call in calls:
+            call()
+        self._wait()
+        turns: list[list[float]] = []
+        began = time.monotonic()
+        while True:
+            turns.append([self._once(call) for call in calls])
+            spent = time.monotonic() - began
+            least_s = len(calls) * self.brief_s
+            if (spent >= least_s and len(turns) >= 3) or spent > 4 * max(least_s, 0.25) or self.late():
+                break
+        wholes = [statistics.median(turn[place] for turn in turns) for place in range(len(calls))]
+        added = [[turn[0], *(whole - part for part, whole in pairwise(turn))] for turn in turns]
+        seconds = [
+            max(statistics.median(turn[place] for turn in added), _LEAST_SHARE * whole)
+            for place, whole in enumerate(wholes)
+        ]
+        return [Timing(part_s, None, part_s) for part_s in seconds]
+
+    def _once(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        self._wait()
+        return time.perf_counter() - start
 
     def _energy_s(self) -> float | None:
         """How long a call must be repeated for its joules to be known; None where that takes too long, or for ever."""
@@ -142,8 +186,27 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def probe(operation: str, lever: str, *, once: bool = False) -> Callable[[Probe], Probe]:
-    """Register a probe; a second one of the same key is a mistake. `once`: later rounds leave it out."""
+def _less(whole: Timing, part: Timing) -> Timing:
+    """A difference of two timings; noise may not make seconds negative, and joules lost in it are unknown, not 0."""
+    joules = None if whole.joules is None or part.joules is None else whole.joules - part.joules
+    if joules is not None and joules <= 0:
+        joules = None
+    seconds, best_s = (
+        max(of_whole - of_part, _LEAST_SHARE * of_whole)
+        for of_whole, of_part in ((whole.seconds, part.seconds), (whole.best_s, part.best_s))
+    )
+    return Timing(seconds, joules, best_s)
+
+
+def probe(operation: str, lever: str, *, once: bool = False, tight: bool = False) -> Callable[[Probe], Probe]:
+    """Register a probe; a second one of the same key is a mistake.
+
+    Args:
+        operation: what is timed.
+        lever: how it is run.
+        once: later rounds leave it out.
+        tight: it belongs to the process under the lean allocator.
+    """
 
     def register(function: Probe) -> Probe:
         if (operation, lever) in PROBES:
@@ -151,6 +214,8 @@ def probe(operation: str, lever: str, *, once: bool = False) -> Callable[[Probe]
         PROBES[operation, lever] = function
         if once:
             ONCE.add((operation, lever))
+        if tight:
+            TIGHT.add((operation, lever))
         return function
 
     return register
@@ -271,6 +336,24 @@ def _block_lean(bench: Bench) -> Iterator[Line]:
     for spec, tokens, batch in _timely(bench, LEAN_SHAPES, 3):
         together = max(1, round(part_tokens(spec.width) / tokens)) if batch is None else batch
         yield from lean_block_lines(bench, spec, tokens, together)
+
+
+@probe("block", "lean-tight", tight=True)
+def _block_lean_tight(bench: Bench) -> Iterator[Line]:
+    """A block as the lean trainer runs it where memory is short."""
+    from edgetune.profile.block import lean_block_lines
+
+    for spec, tokens, batch in _timely(bench, LEAN_TIGHT_SHAPES, 0):
+        yield from lean_block_lines(bench, spec, tokens, batch or 1, "lean-tight")
+
+
+@probe("block", "eager-tight", tight=True)
+def _block_eager_tight(bench: Bench) -> Iterator[Line]:
+    """A block under autograd where memory is short."""
+    from edgetune.profile.block import block_lines
+
+    for spec, tokens, batch in _timely(bench, EAGER_TIGHT_SHAPES, 0):
+        yield from block_lines(bench, spec, tokens, batch or 1, "eager-tight")
 
 
 @probe("tensors", "all")

@@ -18,7 +18,7 @@ import msgspec
 from edgetune.processes import module_command
 from edgetune.schema import BlockCost, Compute, TensorCost
 
-QUICK_S, FULL_S = 9.0, 75.0  # for the probes themselves
+QUICK_S, FULL_S, TIGHT_S = 9.0, 75.0, 15.0  # for the probes themselves; the last for those under the lean allocator
 _GRACE_S = 45.0  # for importing torch from a slow card, and for the probe under way when the time is up
 _DYING_S = 5.0  # for a killed child to go; one that hangs in a driver can't, and is left behind
 _MOST_BYTES = 4 << 20  # of what a child prints
@@ -36,6 +36,7 @@ class ProbeOrder(msgspec.Struct, frozen=True):
     quick: bool
     power_w: float | None = None
     with_energy: bool = False
+    tight: bool = False  # the probes under the lean allocator, and no others
 
 
 class Probed(NamedTuple):
@@ -47,11 +48,23 @@ class Probed(NamedTuple):
 
 
 def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool = False) -> Probed:
-    """What the probes measured, and what they had to say; a failure is `Compute.probe_error`."""
+    """What the probes measured, and what they had to say; a failure is `Compute.probe_error`.
+
+    How malloc works is settled when a process starts: blocks under the lean allocator are timed in another one.
+    """
     budget_s = QUICK_S if quick else FULL_S
-    order = ProbeOrder(budget_s=budget_s, quick=quick, power_w=power_w, with_energy=with_energy)
+    found = _ordered(ProbeOrder(budget_s=budget_s, quick=quick, power_w=power_w, with_energy=with_energy))
+    if quick or found.compute.probe_error is not None or found.compute.device != "cpu":
+        return found
+    tight = _ordered(ProbeOrder(budget_s=TIGHT_S, quick=False, tight=True)).compute
+    costs = [*found.compute.block_costs, *tight.block_costs]
+    return found._replace(compute=msgspec.structs.replace(found.compute, block_costs=costs))
+
+
+def _ordered(order: ProbeOrder) -> Probed:
+    """What a child finds that gets the order."""
     command = [*module_command("edgetune.profile.child"), msgspec.json.encode(order).decode()]
-    return collect(command, budget_s + _GRACE_S)
+    return collect(command, order.budget_s + _GRACE_S)
 
 
 def collect(command: list[str], timeout_s: float) -> Probed:

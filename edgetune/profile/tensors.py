@@ -1,13 +1,15 @@
 """What trainers do with tensors besides a block's arithmetic, timed with their own code; run in the child only.
 
 Packing and updates are timed on few numbers and on many: the first says what starting their operations takes, both
-together what a number takes. Weights are made ready one matrix at a time, which are never few.
+together what a number takes. Blocks are updated in turns, as a run does it: what each needs is not in caches. Weights
+are made ready one matrix at a time, which are never few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
+from itertools import cycle
 from typing import Any, Literal
 
 import msgspec
@@ -26,6 +28,7 @@ from edgetune.schema import TensorCost
 
 _KEPT_SHAPES = ((1, 17, 192), (8, 197, 768))  # an image of a small model, the inside of a batch of a larger one
 _READY_SHAPE = (3072, 768)  # of a matrix
+_UPDATED_BYTES = 16  # of a number: itself, its gradient and Adam's two
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-4, 0.05
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -90,32 +93,44 @@ def _updated_lean(
         torch.manual_seed(0)
         parameters = [parameter for parameter in spec.parameters() if parameter.name.startswith("blocks.0.")]
         device = torch.device(bench.device)
-        updates = []
-        for half in ("attention", "mlp"):
-            group = Group(half, [each for each in parameters if half_of(each.name) == half], device)
-            gradient = torch.empty_like(group.values).uniform_(-1, 1)  # drawn in a tenth of a normal one's time
-            group.values.copy_(gradient).mul_(0.02)
-            updates.append((GroupOptimizer(group, kind, state, _WEIGHT_DECAY), gradient))
+        numbers = sum(parameter.count for parameter in parameters)
+        gradients: dict[str, Tensor] = {}  # one place for all blocks, as in a run
+        turns = []
+        for _ in range(bench.copies(_UPDATED_BYTES * numbers)):
+            updates = []
+            for half in ("attention", "mlp"):
+                group = Group(half, [each for each in parameters if half_of(each.name) == half], device)
+                if half not in gradients:  # drawn in a tenth of a normal one's time
+                    gradients[half] = torch.empty_like(group.values).uniform_(-1, 1)
+                group.values.copy_(gradients[half]).mul_(0.02)
+                updates.append((GroupOptimizer(group, kind, state, _WEIGHT_DECAY), gradients[half]))
+            turns.append(updates)
 
-        def update(updates: list[tuple[GroupOptimizer, Tensor]] = updates) -> None:
-            for optimizer, gradient in updates:
+        def update(turns: Iterator[list[tuple[GroupOptimizer, Tensor]]] = cycle(turns)) -> None:  # noqa: B008
+            for optimizer, gradient in next(turns):
                 optimizer.step(gradient, _LEARNING_RATE)
 
         timing = bench.time(update, bench.tensor_s)
         lever = f"lean/{kind}/{state}" if kind == "adamw" else f"lean/{kind}"
-        yield _line("update", lever, sum(parameter.count for parameter in parameters), timing.seconds)
+        yield _line("update", lever, numbers, timing.seconds)
 
 
 def _updated_under_autograd(bench: Bench, blocks: Sequence[ViTSpec], kind: Literal["adamw", "sgd"]) -> Iterator[Line]:
     """The same under autograd."""
     for spec in blocks:
         torch.manual_seed(0)
-        parameters = list(Block(spec).to(bench.device).named_parameters(prefix="blocks.0"))
-        for _, parameter in parameters:
-            parameter.grad = torch.empty_like(parameter).uniform_(-1, 1)
-        optimizer = Optimizer(kind, parameters, _WEIGHT_DECAY)
-        timing = bench.time(partial(optimizer.step, _LEARNING_RATE), bench.tensor_s)
-        numbers = sum(parameter.numel() for _, parameter in parameters)
+        numbers = sum(parameter.count for parameter in spec.block_parameters(0))
+        optimizers = []
+        for _ in range(bench.copies(_UPDATED_BYTES * numbers)):
+            parameters = list(Block(spec).to(bench.device).named_parameters(prefix="blocks.0"))
+            for _, parameter in parameters:
+                parameter.grad = torch.empty_like(parameter).uniform_(-1, 1)
+            optimizers.append(Optimizer(kind, parameters, _WEIGHT_DECAY))
+
+        def update(turns: Iterator[Optimizer] = cycle(optimizers)) -> None:  # noqa: B008
+            next(turns).step(_LEARNING_RATE)
+
+        timing = bench.time(update, bench.tensor_s)
         yield _line("update", f"autograd/{kind}", numbers, timing.seconds)
 
 

@@ -75,7 +75,9 @@ class BlockCost(Record, frozen=True):
     heads: int
     tokens: int
     batch_size: int
-    lever: str  # the way the block was run: "eager" is plain autograd, "lean" and "lean-bf16" the lean trainer's
+    # the way the block was run: "eager" is plain autograd, "lean" and "lean-bf16" the lean trainer's; "eager-tight" and
+    # "lean-tight" are the same where a plan has malloc keep nothing (`allocator` lean)
+    lever: str
     part: Literal["forward", "pass_gradient", "weight_gradient"]
     seconds: float
     saved_bytes: int | None = None  # kept from forward to backward

@@ -191,7 +191,7 @@ def test_a_sensor_too_slow_for_a_probe_does_not_stretch_it() -> None:
 
 
 def test_joules_lost_in_a_difference_are_unknown_not_zero() -> None:
-    from edgetune.profile.block import _less
+    from edgetune.profile.probes import _less
 
     assert _less(Timing(2.0, 10.0, 2.0), Timing(1.0, 4.0, 1.0)).joules == 6.0
     assert _less(Timing(2.0, 4.0, 2.0), Timing(1.0, 4.0, 1.0)).joules is None
