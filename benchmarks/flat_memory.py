@@ -30,10 +30,10 @@ def measure(kind: str, data: Path, steps: int, batch_size: int) -> None:
     """One run in this process; adds its line."""
     import numpy as np
 
+    from edgetune.allocator import settle_allocators
     from edgetune.measure.memory import PeakMeter
     from edgetune.plan import make_plan
     from edgetune.train import torch_engine
-    from edgetune.train.allocator import settle_allocators
     from edgetune.train.fit import _loaders
     from edgetune.train.folder import RunFolder
     from edgetune.train.lean.start import start_engine

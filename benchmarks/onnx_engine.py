@@ -132,7 +132,7 @@ def worker(options: argparse.Namespace, scratch: Path) -> None:
     plan = for_engine(schema.load(scratch / "plan.json", Plan), options.engine)
     starter = _starter(options.engine)
     if options.engine == "torch":
-        from edgetune.train.allocator import settle_allocators
+        from edgetune.allocator import settle_allocators
 
         settle_allocators(plan)
     meter = PeakMeter.start(lambda: starter.warm_up(plan))

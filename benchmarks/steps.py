@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 from workloads import prepare_synthetic
 
+from edgetune.allocator import settle_allocators
 from edgetune.data.loader import Batch
 from edgetune.model.registry import find_spec
 from edgetune.model.spec import ViTSpec
@@ -25,7 +26,6 @@ from edgetune.model.weights import save_weights
 from edgetune.plan import make_plan
 from edgetune.schema import Plan
 from edgetune.train import torch_engine
-from edgetune.train.allocator import settle_allocators
 from edgetune.train.lean.engine import LeanEngine
 
 CLASSES = 4  # of the synthetic images

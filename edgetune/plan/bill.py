@@ -37,7 +37,7 @@ _INDEX_BYTES = 8
 STEP_BYTES = 20 << 20
 # What malloc holds beyond the lean trainer's tensors themselves. Over cached features, where no block trains, half of a
 # step's code never runs; the loop around a step has some of its own. MKL keeps its packing buffers, so much for each of
-# the model's width, unless it is told to give them back (`edgetune.train.allocator.keep_mkl_lean`).
+# the model's width, unless it is told to give them back (`edgetune.allocator.keep_mkl_lean`).
 _LEAN_HELD_SHARE, _FORWARD_SHARE, _PACKING_BYTES, _LOOP_BYTES = 0.01, 0.5, 13 << 10, 1 << 20
 _ONNX_UNPACKED_SHARE = 0.5  # of half a frozen block that was made ready: what settles around it
 # Of what products in bf16 cost (`FirstUse`), besides: those of the embedding, the head and the last images of an

@@ -182,7 +182,7 @@ def moments(job: Job, filling: int | None = None) -> list[Moment]:
         group = group_size(spec, filling) if job.cached else job.batch_size
         inside_bytes = float(filling * ranked)
         if job.cached and job.allocator == "fast":
-            # glibc, left to itself there (`edgetune.train.allocator`), keeps what every size of a block's insides took
+            # glibc, left to itself there (`edgetune.allocator`), keeps what every size of a block's insides took
             inside_bytes *= _CACHED_INSIDE
         inside_bytes *= _BF16_INSIDE if compute_bytes(job) == 2 else 1.0
         found.append(Moment(FROZEN, weights, 0.0, row * spec.tokens * group + inside_bytes))

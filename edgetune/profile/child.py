@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgetune.allocator import keep_malloc_lean, keep_mkl_lean
 from edgetune.measure.baseline import warm_up_torch
 from edgetune.measure.memory import PeakMeter
 from edgetune.profile.probes import ONCE, PROBES, ROUNDS, TIGHT, Bench
 from edgetune.profile.run import ProbeOrder
-from edgetune.train.allocator import keep_malloc_lean, keep_mkl_lean
 
 if TYPE_CHECKING:
     from edgetune.device.energy import Window

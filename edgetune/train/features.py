@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.allocator import release_free_memory
 from edgetune.data.features import FeatureFile, FeatureWriter, partial_path
 from edgetune.data.folder import Sample
 from edgetune.data.loader import Batch, Loader
@@ -36,7 +37,6 @@ from edgetune.plan.cache import stretch_batches
 from edgetune.plan.job import job_of
 from edgetune.plan.lean_bill import group_size
 from edgetune.schema import FeatureCachePlan, Plan
-from edgetune.train.allocator import release_free_memory
 from edgetune.train.engine import Source
 from edgetune.train.folder import RunFolder
 from edgetune.train.scarcity import memory_errors

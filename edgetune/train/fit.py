@@ -15,6 +15,7 @@ import msgspec
 
 from edgetune import schema
 from edgetune.__about__ import __version__
+from edgetune.allocator import release_free_memory, settle_allocators
 from edgetune.data.folder import scan
 from edgetune.data.loader import Loader
 from edgetune.device.board import identify_entry
@@ -30,7 +31,6 @@ from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.schema import Plan, Profile, Result
-from edgetune.train.allocator import release_free_memory, settle_allocators
 from edgetune.train.display import Display
 from edgetune.train.folder import CONFIG_SCHEMA, RunFolder
 from edgetune.train.loop import Loop

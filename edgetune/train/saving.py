@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgetune.allocator import release_free_memory
 from edgetune.errors import StorageError
-from edgetune.train.allocator import release_free_memory
 from edgetune.train.engine import Engine
 from edgetune.train.scarcity import OutOfMemoryError, memory_errors
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from edgetune.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.schema import Plan
-from edgetune.train.allocator import keep_malloc_lean, release_free_memory, settle_malloc
 from edgetune.train.engine import Engine, Source
 from edgetune.train.governor import Governor
 from edgetune.train.knobs import ladder, most_tokens

@@ -15,7 +15,7 @@ IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 
 # board → profile → plan → run → report: a room imports from its own line and the lines above it.
 FLOORS = (
-    {"__about__", "errors", "units", "files", "processes", "schema", "resources"},
+    {"__about__", "allocator", "errors", "units", "files", "processes", "schema", "resources"},
     {"device"},
     {"model"},
     {"optim"},

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgetune import schema
-from edgetune.train import allocator, fit
+from edgetune import allocator, schema
+from edgetune.train import fit
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
@@ -53,7 +53,7 @@ def test_only_products_in_bf16_on_changing_shapes_ask_for_it(
 FAULTS = """
 import resource, sys
 from edgetune.schema import Plan, load
-from edgetune.train.allocator import settle_malloc
+from edgetune.allocator import settle_malloc
 from pathlib import Path
 settle_malloc(load(Path(sys.argv[1]), Plan))
 def fill():
@@ -119,7 +119,7 @@ def test_without_procfs_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_library_works_on_without_its_code() -> None:
     code = """
 import numpy
-from edgetune.train.allocator import release_code
+from edgetune.allocator import release_code
 resident = lambda: 4096 * int(open("/proc/self/statm").read().split()[1])
 before = resident()
 release_code("_multiarray_umath")

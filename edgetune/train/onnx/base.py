@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from edgetune.allocator import release_code, release_free_memory
 from edgetune.data.loader import Batch
 from edgetune.errors import InputError
 from edgetune.model.arrayfile import ArrayStore, copy_arrays, write_arrays
 from edgetune.model.header import WeightsMetadata
 from edgetune.model.registry import find_spec
 from edgetune.schema import Plan
-from edgetune.train.allocator import release_code, release_free_memory
 from edgetune.train.engine import Evaluation
 from edgetune.train.halves import HalvesEngine, trained_groups
 from edgetune.train.onnx.adapters import Adapters

@@ -17,9 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from edgetune.allocator import release_code
 from edgetune.errors import InputError
 from edgetune.model.onnx_version import OLDEST_ONNXRUNTIME, version_of
-from edgetune.train.allocator import release_code
 
 Arrays = Mapping[str, NDArray[Any]]
 Load = Callable[[str], bytes]

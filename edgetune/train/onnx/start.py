@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgetune.allocator import release_code
 from edgetune.data.loader import Loader
 from edgetune.model.hub import find_weights
 from edgetune.model.reading import write_base
@@ -15,7 +16,6 @@ from edgetune.model.registry import find_spec
 from edgetune.plan.engines import refuse_levers
 from edgetune.plan.job import levers_of
 from edgetune.schema import Plan
-from edgetune.train.allocator import release_code
 from edgetune.train.engine import Engine, Source
 from edgetune.train.features import cached_sources
 from edgetune.train.folder import RunFolder
