@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from edgetune.model.registry import find_spec
+from edgetune.plan.clock import Clock
 from edgetune.plan.cost import time_of, watts_of
 from edgetune.plan.job import job_for
 from edgetune.plan.methods import find_method, with_levers
@@ -100,6 +101,25 @@ def test_frozen_weights_on_disk_are_read_for_every_batch_of_an_evaluation() -> N
     once_s = 12 * TINY.width**2 * job.lowest * 4 / 1e8 * 0.9  # by how much one reading is slower
     assert slow.eval_s - fast.eval_s == pytest.approx(3 * once_s)
     assert slow.epoch_s - fast.epoch_s == pytest.approx(10 * once_s)
+
+
+def test_the_lean_allocator_slows_blocks_alone() -> None:
+    job = job_for(find_method("edgetune", 12), TINY, batch_size=8, micro_batch_size=4)
+    rates = Rates(make_profile().compute)
+    fast, lean = (time_of(msgspec.structs.replace(job, allocator=kind), 80, 8, rates) for kind in ("fast", "lean"))
+    assert fast is not None
+    assert lean is not None
+    assert 1.2 * fast.view_s < lean.view_s <= 1.5 * fast.view_s
+    assert 1.2 * fast.step_s < lean.step_s < 1.5 * fast.step_s
+    assert (lean.start_s, lean.save_s, lean.first_step_s) == (fast.start_s, fast.save_s, fast.first_step_s)
+
+
+def test_the_last_mlp_is_run_once_for_many_parts() -> None:
+    """So splitting a batch adds no more of it than of attention's share."""
+    job = job_for(find_method("edgetune", 12), TINY, batch_size=8, micro_batch_size=1)
+    clock = Clock(job, Rates(make_profile().compute))
+    assert clock._tail_mlps(197, 1.0) == pytest.approx(1 / 8)  # eight images' one token each
+    assert Clock(msgspec.structs.replace(job, micro_batch_size=8), clock.rates)._tail_mlps(197, 8.0) == 1.0
 
 
 def test_merging_adapters_has_its_price() -> None:

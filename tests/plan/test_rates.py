@@ -89,6 +89,33 @@ def test_work_left_out_leaves_calls_and_weights() -> None:
     assert whole == pytest.approx(TRUE.seconds(384, 50, 8), rel=0.01)
 
 
+def test_an_mlp_that_is_run_seldom_costs_its_calls_and_weights_seldom() -> None:
+    rates = Rates(compute_of(TRUE))
+    always, never = (rates.seconds("forward", "lean", 384, 50, 8, 0.0, seldom) for seldom in (1.0, 0.0))
+    assert always == pytest.approx(TRUE.calls + TRUE.weights * 384**2, rel=0.01)
+    assert never == pytest.approx(TRUE.calls / 2 + TRUE.weights * 384**2 / 3, rel=0.01)
+
+
+def test_blocks_under_the_lean_allocator_take_as_much_longer_as_their_probes() -> None:
+    usual = compute_of(TRUE)
+    unprobed = Rates(usual)
+    assert unprobed.tight("forward", "lean", 384, 50, 8) == 1.5
+    assert unprobed.tight("forward", "eager", 384, 50, 8) == 1.35
+    twice = [
+        msgspec.structs.replace(cost, lever="lean-tight", seconds=(2 if cost.part == "forward" else 3) * cost.seconds)
+        for cost in usual.block_costs
+    ]
+    rates = Rates(msgspec.structs.replace(usual, block_costs=[*usual.block_costs, *twice]))
+    assert rates.tight("forward", "lean", 384, 50, 8) == pytest.approx(2.0, rel=0.02)
+    assert rates.tight("weight_gradient", "lean", 384, 50, 8) == pytest.approx(3.0, rel=0.02)
+    assert rates.tight("forward", "lean-bf16", 384, 50, 8) == pytest.approx(2.0, rel=0.02)
+    assert rates.seconds("forward", "lean", 384, 50, 8) == pytest.approx(TRUE.seconds(384, 50, 8), rel=0.01)
+    # what is quicker there is noise
+    quick = [msgspec.structs.replace(cost, lever="lean-tight", seconds=0.5 * cost.seconds) for cost in twice]
+    rates = Rates(msgspec.structs.replace(usual, block_costs=[*usual.block_costs, *quick]))
+    assert rates.tight("forward", "lean", 384, 50, 8) == pytest.approx(1.0, rel=0.02)
+
+
 def test_what_was_not_probed_is_taken_from_what_is_nearest() -> None:
     eager = Rates(compute_of(TRUE, lever="eager", gemm_flops={"fp32": 1e11, "bf16": 4e11}))
     lean, plain = (eager.seconds("forward", way, 384, 50, 8) for way in ("lean", "eager"))

@@ -17,7 +17,7 @@ from edgetune.device.energy import EnergyMeter
 from edgetune.device.power import PowerSource, Reading
 from edgetune.device.power.base import Facts
 from edgetune.model.spec import ViTSpec
-from edgetune.profile.probes import PROBES, Bench, Timing, probe
+from edgetune.profile.probes import PROBES, TIGHT, Bench, Timing, probe
 
 torch = pytest.importorskip("torch")
 
@@ -188,6 +188,55 @@ def test_a_sensor_too_slow_for_a_probe_does_not_stretch_it() -> None:
     with EnergyMeter(Metered(3.4)) as slow, EnergyMeter(Metered(0.5)) as quick:
         assert Bench("cpu", False, time.monotonic(), slow)._energy_s() is None
         assert Bench("cpu", False, time.monotonic(), quick)._energy_s() == pytest.approx(1.575)
+
+
+def test_of_calls_that_take_turns_each_is_what_it_adds() -> None:
+    bench = Bench("cpu", False, time.monotonic() + 30, None)
+    slow = False
+
+    def sleep(seconds: float) -> None:
+        nonlocal slow
+        slow = not slow if seconds == 0.01 else slow  # every second turn, all three take twice as long
+        time.sleep(seconds * (2 if slow else 1))
+
+    first, second, third = bench.time_parts(lambda: sleep(0.01), lambda: sleep(0.03), lambda: sleep(0.04))
+    # whatever the machine does, all three do it together
+    assert second.seconds / first.seconds == pytest.approx(2.0, rel=0.25)
+    assert third.seconds / first.seconds == pytest.approx(1.0, rel=0.25)
+
+
+def test_what_noise_eats_up_is_little_and_never_nothing() -> None:
+    bench = Bench("cpu", True, time.monotonic() + 30, None)
+    first, second = bench.time_parts(lambda: time.sleep(0.02), lambda: time.sleep(0.001))
+    assert first.seconds > 0.02
+    assert 0 < second.seconds < 0.01
+
+
+def test_blocks_take_turns_until_caches_hold_none_of_them() -> None:
+    bench = quick_bench()
+    assert bench.copies(1 << 20) == bench.copies(1) == 24
+    assert bench.copies(10 << 20) == 10
+    assert bench.copies(1 << 30) == 1
+    assert bench.copies(1 << 30, least=3) == 3
+
+
+def test_a_block_beside_another_has_its_own_weights_and_no_gradients_of_its_own() -> None:
+    from edgetune.profile.block import LeanBlock
+
+    one = LeanBlock(SPEC, 5, 1, "cpu", None)
+    other = one.another()
+    assert not {id(values) for values in one._weights.values()} & {id(values) for values in other._weights.values()}
+    assert one._totals is other._totals
+    with torch.no_grad():
+        other.both(trained=True)
+
+
+def test_the_probes_under_the_lean_allocator_are_those_of_the_others() -> None:
+    assert {("block", "lean-tight"), ("block", "eager-tight")} == TIGHT
+    bench = Bench("cpu", False, time.monotonic() + 0.5, None)  # time for the first shape
+    levers = {line["block"]["lever"] for probe in TIGHT for line in PROBES[probe](bench)}
+    assert levers <= {"lean-tight", "eager-tight"}
+    assert levers
 
 
 def test_joules_lost_in_a_difference_are_unknown_not_zero() -> None:

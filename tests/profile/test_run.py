@@ -9,9 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from edgetune.profile.run import collect
+from edgetune.profile import run
+from edgetune.profile.run import Probed, ProbeOrder, collect
+from edgetune.schema import BlockCost, Compute
 
 FOUND = """print('{"compute":{"device":"cpu","threads":2}}', flush=True)
 print('{"gemm":{"fp32":1e9}}', flush=True)
@@ -33,6 +36,34 @@ def test_findings_are_gathered() -> None:
     assert warnings == ["warm today"]
     assert memory == {}
     assert compute.probe_error is None
+
+
+@pytest.mark.parametrize(
+    ("quick", "found", "asked"),
+    [
+        (False, Compute(device="cpu"), [False, True]),
+        (True, Compute(device="cpu"), [False]),
+        (False, Compute(device="cuda"), [False]),  # whose allocator is torch's own
+        (False, Compute(probe_error="torch is not installed"), [False]),
+    ],
+)
+def test_blocks_under_the_lean_allocator_are_timed_in_a_process_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, quick: bool, found: Compute, asked: list[bool]
+) -> None:
+    cost = BlockCost(width=192, heads=3, tokens=50, batch_size=2, lever="lean", part="forward", seconds=0.5)
+    orders: list[bool] = []
+
+    def ordered(order: ProbeOrder) -> Probed:
+        orders.append(order.tight)
+        lever = "lean-tight" if order.tight else "lean"
+        costs = [msgspec.structs.replace(cost, lever=lever)]
+        return Probed(msgspec.structs.replace(found, block_costs=costs), [lever], {})
+
+    monkeypatch.setattr(run, "_ordered", ordered)
+    compute, warnings, _ = run.run_probes(quick=quick)
+    assert orders == asked
+    assert [each.lever for each in compute.block_costs] == ["lean", "lean-tight"][: len(asked)]
+    assert warnings == ["lean"]
 
 
 def test_what_was_found_in_several_rounds_is_its_median() -> None:
