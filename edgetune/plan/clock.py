@@ -78,7 +78,7 @@ class Clock:
         """How often the last MLP is run for a part of a batch: it gets as many tokens together as attention did."""
         asked = self.job.spec.readers or tokens
         together = max(1.0, images * tokens // asked)
-        parts = math.ceil(self.job.batch_size / images)
+        parts = max(1, round(self.job.batch_size / images))
         return math.ceil(self.job.batch_size / together) / parts
 
     def frozen(self, images: float) -> float:

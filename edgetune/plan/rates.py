@@ -140,7 +140,12 @@ class Rates:
         probes = self._probes.get((part, f"{exact}-tight"))
         if not probes or tokens <= 0 or images <= 0:
             return _TIGHT[exact]
-        return _interpolated(probes, _octaves(width, tokens, images), (_UNPROBED**2, _TIGHT[exact]))
+        key = ("tight", part, exact, width, tokens, images)
+        found = self._known.get(key)
+        if found is None:
+            at = _octaves(width, tokens, images)
+            found = self._known[key] = _interpolated(probes, at, (_UNPROBED**2, _TIGHT[exact]))
+        return found
 
     @property
     def known(self) -> bool:
