@@ -27,6 +27,7 @@ _ADAPTER_SHARE, _ADAPTER_WIDTH = 0.08, 192
 # Blocks in a run, against their probes: medians of 59 runs. Between them lie other blocks, updates and the loop; over
 # cached features malloc gives memory back whenever a step has ended, and finds it again in the next.
 _IN_A_RUN, _OVER_FEATURES = 1.1, 1.2
+_ONNX_TIGHT = 1.1  # a guess
 _ZEROED_COPIES = 0.5  # of a gradient that sums begin with
 _STEP_S = 1e-3  # around a step: the batch put together, meters, log, governor
 # A first step brings kernels into memory, and the pages of the optimizer's state and of the weights: in seconds, and in
@@ -56,12 +57,14 @@ class Clock:
         self._write_bytes_per_s = rates.compute.write_bytes_per_s or _WRITE_BYTES_PER_S
         self._frozen_type = frozen_arithmetic(job.levers, adapters=job.lora_rank > 0)
 
-    def _block(self, part: Part, index: int, images: float, way: Way, share: float = 1.0) -> float:
-        """A part of block `index`, the tail with as little work as it has."""
+    def _block(
+        self, part: Part, index: int, images: float, way: Way, share: float = 1.0, *, alone: bool = False
+    ) -> float:
+        """A part of block `index`, the tail with as little work as it has; `alone`: no other part shares its MLP."""
         spec, tokens, seldom = self.job.spec, self._tokens[index], 1.0
         if self.job.lean and index == spec.depth - 1:
             share *= tail_share(spec, tokens)
-            seldom = self._tail_mlps(tokens, images)
+            seldom = 1.0 if alone else self._tail_mlps(tokens, images)
         return self._timed(part, way, tokens, images, share, seldom)
 
     def _timed(
@@ -71,13 +74,17 @@ class Clock:
         width = self.job.spec.width
         found = self.rates.seconds(part, way, width, tokens, images, share, seldom)
         assert found is not None  # `known` was asked
-        tight = self.rates.tight(part, way, width, tokens, images) if self.job.allocator == "lean" else 1.0
-        return self._in_a_run * tight * found
+        if self.job.allocator == "lean":
+            onnx = self.job.engine == "onnx"  # which has memory of its own
+            found *= _ONNX_TIGHT if onnx else self.rates.tight(part, way, width)
+        return self._in_a_run * found
 
     def _tail_mlps(self, tokens: int, images: float) -> float:
         """How often the last MLP is run for a part of a batch: it gets as many tokens together as attention did."""
-        asked = self.job.spec.readers or tokens
-        together = max(1.0, images * tokens // asked)
+        readers = self.job.spec.readers
+        if readers is None:
+            return 1.0
+        together = max(1.0, images * tokens // readers)
         parts = max(1, round(self.job.batch_size / images))
         return math.ceil(self.job.batch_size / together) / parts
 
@@ -88,16 +95,18 @@ class Clock:
     def evaluating(self, images: float) -> float:
         """What lies above them, on so many images, all tokens kept."""
         spec = self.job.spec
-        return self._run(range(self.job.lowest, spec.depth), [spec.tokens] * spec.depth, images, self._way)
+        alone = self.job.engine == "torch"  # there each part of a batch is passed through all blocks
+        tokens = [spec.tokens] * spec.depth
+        return self._run(range(self.job.lowest, spec.depth), tokens, images, self._way, alone=alone)
 
-    def _run(self, blocks: range, tokens: list[int], images: float, way: Way) -> float:
+    def _run(self, blocks: range, tokens: list[int], images: float, way: Way, *, alone: bool = False) -> float:
         """Forward through some blocks; neighbours that get as many tokens take as long."""
         tail = self.job.spec.depth - 1 if self.job.lean else -1
         seconds = 0.0
         for count, equal in groupby([tokens[index] for index in blocks if index != tail]):
             seconds += len(list(equal)) * self._timed("forward", way, count, images)
         if tail in blocks:
-            seconds += self._block("forward", tail, images, way)
+            seconds += self._block("forward", tail, images, way, alone=alone)
         return seconds
 
     def _embedding(self, images: float) -> float:
@@ -229,7 +238,9 @@ class Clock:
         cache = planned_cache(self.job, 1, 1, 2)
         assert cache is not None
         copies = _FEATURE_COPIES[self.job.levers.feature_cache]
-        return copies * FLOAT_BYTES * cache.tokens * self.job.spec.width / self._copy_bytes_per_s
+        on_gpu = self.rates.compute.device == "cuda"  # copies were timed there, and features are read by the CPU
+        rate = COPY_BYTES_PER_S if on_gpu else self._copy_bytes_per_s
+        return copies * FLOAT_BYTES * cache.tokens * self.job.spec.width / rate
 
     def start_s(self) -> float:
         """Until the first image is read: imports, weights read and a copy of them kept."""

@@ -22,7 +22,7 @@ from edgetune.plan.rates import Rates
 from edgetune.plan.work import work_per_image
 from edgetune.schema import Compute, Power, Predicted, StepPart
 
-MODEL = "edgetune.plan.cost/4"
+MODEL = "edgetune.plan.cost/5"
 # What a run under a cap reckons with for saving at its end: so many times what is known, and this at least.
 AMPLY, LEAST_SAVE_S = 1.25, 0.2
 SAMPLED_BATCHES = 8  # of an evaluation that is worth a sample of its pace

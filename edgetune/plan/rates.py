@@ -123,28 +123,34 @@ class Rates:
                 self._probes[part, way] = found
 
     def _learn_tight(self, way: Way, timed: Sequence[_Timed]) -> None:
-        """How much longer blocks take under the lean allocator, forward and backward."""
+        """How much longer blocks take under the lean allocator, forward and backward, by their width alone.
+
+        Not by the images: a search takes for granted that more at a time don't take longer each.
+        """
         for parts in (PARTS[:1], PARTS[1:]):
             found = []
             for probe in timed:
                 usual = sum(self.seconds(part, way, *probe.shape) or 0.0 for part in parts)
                 took = sum(probe.seconds[PARTS.index(part)] for part in parts)
                 if usual > 0:
-                    found.append(_Probe(_octaves(*probe.shape), min(_MOST_TIGHT, max(1.0, took / usual))))
+                    at = (math.log2(probe.shape[0]), 0.0, 0.0)
+                    found.append(_Probe(at, min(_MOST_TIGHT, max(1.0, took / usual))))
             for part in parts:
                 self._probes[part, f"{way}-tight"] = found
 
-    def tight(self, part: Part, way: Way, width: int, tokens: float, images: float) -> float:
+    def tight(self, part: Part, way: Way, width: int) -> float:
         """How many times as long a part of a block takes under the lean allocator."""
+        if self.compute.device == "cuda":  # whose memory torch's own allocator keeps
+            return 1.0
         exact = "lean" if way == "lean-bf16" else way
         probes = self._probes.get((part, f"{exact}-tight"))
-        if not probes or tokens <= 0 or images <= 0:
+        if not probes:
             return _TIGHT[exact]
-        key = ("tight", part, exact, width, tokens, images)
+        key = ("tight", part, exact, width)
         found = self._known.get(key)
-        if found is None:
-            at = _octaves(width, tokens, images)
-            found = self._known[key] = _interpolated(probes, at, (_UNPROBED**2, _TIGHT[exact]))
+        if found is None:  # far from any as those that suffer least, the largest
+            elsewhere = (_UNPROBED**2, min(probe.factor for probe in probes))
+            found = self._known[key] = _interpolated(probes, (math.log2(width), 0.0, 0.0), elsewhere)
         return found
 
     @property

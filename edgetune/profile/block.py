@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from itertools import cycle
 
 import msgspec
@@ -40,9 +40,9 @@ _LEAST_COPIES = 3  # so that the three parts, which take turns, each find a bloc
 def block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever: str = "eager") -> Iterator[Line]:
     """The three parts of a block, as lines for the parent."""
     torch.manual_seed(0)
-    blocks = [Block(spec).to(bench.device) for _ in range(bench.copies(_weight_bytes(spec), _LEAST_COPIES))]
-    turns = cycle(blocks)
-    block = blocks[0]
+    block = Block(spec).to(bench.device)
+    others = [deepcopy(block) for _ in range(1, bench.copies(_weight_bytes(spec), _LEAST_COPIES))]
+    turns = cycle([block, *others])
     x = torch.randn(batch, tokens, spec.width, device=bench.device, requires_grad=True)
     gradient = torch.randn_like(x)
 
@@ -90,10 +90,6 @@ def lean_block_lines(bench: Bench, spec: ViTSpec, tokens: int, batch: int, lever
     yield from _lines(spec, tokens, batch, lever, timings, (0, kept, 0))
 
 
-def _weights(spec: ViTSpec, device: str) -> dict[str, Tensor]:
-    return dict(Block(spec).to(device).requires_grad_(False).named_parameters())
-
-
 def _weight_bytes(spec: ViTSpec) -> int:
     return 4 * sum(parameter.count for parameter in spec.block_parameters(0))
 
@@ -111,17 +107,16 @@ class LeanBlock:
 
     def __init__(self, spec: ViTSpec, tokens: int, batch: int, device: str, compute: torch.dtype | None) -> None:
         torch.manual_seed(0)
-        self._weights = _weights(spec, device)
+        self._weights: dict[str, Tensor] = dict(Block(spec).to(device).requires_grad_(False).named_parameters())
         self._totals = {name: torch.zeros_like(values) for name, values in self._weights.items()}
         self._ops, self._shape = TorchOps(compute), Shape(spec.heads, spec.norm_eps)
         self._x = torch.randn(batch, tokens, spec.width, device=device)
         self._dy = torch.randn_like(self._x)
-        self._spec = spec
 
     def another(self) -> LeanBlock:
         """One with weights of its own; the gradients' place and the input are the same, as they are in a run."""
         other = copy(self)
-        other._weights = _weights(self._spec, str(self._x.device))
+        other._weights = {name: values.clone() for name, values in self._weights.items()}
         return other
 
     def forward(self) -> tuple[SavedExactly, SavedExactly]:

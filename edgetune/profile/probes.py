@@ -51,6 +51,7 @@ SLOW_BF16_SHAPES: Shapes = ((_TI, 50, 2), (_S, 50, 2), (_S, 17, 1))
 EAGER_TIGHT_SHAPES: Shapes = ((_TI, 50, 4), (_S, 50, 4), (_B, 50, 2), (_TI, 197, 4))
 LEAN_TIGHT_SHAPES: Shapes = ((_TI, 17, 1), (_TI, 50, 8), (_S, 50, 2), (_S, 50, 8), (_B, 50, 2), (_B, 197, 1))
 _MOST_COPIES, _BEYOND_CACHES_BYTES = 24, 96 << 20  # as many as a large model has
+_MEMORY_SHARE = 1 / 16  # of the machine's, that the probes of a block may take for it
 _LEAST_SHARE = 0.02  # of a whole, that a part of it takes
 _USEFUL_BF16 = 0.5  # of fp32's rate: nobody trains with less, so a few small shapes do
 _GEMM_SIDES = (64, 128, 256, 512, 1024, 2048)
@@ -103,7 +104,8 @@ class Bench:
 
     def copies(self, each_bytes: int, least: int = 1) -> int:
         """How many of something to use in turns, so that each is found in memory and not in caches, as in a run."""
-        return max(least, min(_MOST_COPIES, math.ceil(_BEYOND_CACHES_BYTES / each_bytes)))
+        most_bytes = min(_BEYOND_CACHES_BYTES, _MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return max(least, min(_MOST_COPIES, math.ceil(most_bytes / each_bytes)))
 
     def late(self) -> bool:
         """Whether there is no time for another probe."""
@@ -132,14 +134,13 @@ class Bench:
 
         They take turns, and what one adds is the median of its differences: a machine that others share is slower for a
         while, and of calls timed one after the other one alone would be. Where joules are measured they are timed so
-        after all, as a sensor can't follow turns. What is lost in noise counts as little, never as nothing.
+        after all, as a sensor can't follow turns: in later rounds, and where calls are so slow that it costs no time.
+        What is lost in noise counts as little, never as nothing.
         """
-        if self._energy_s() is not None and self.again:
+        turn_s, energy_s = sum(self._once(call) for call in calls), self._energy_s()
+        if energy_s is not None and (self.again or turn_s > len(calls) * energy_s):
             found = [self.time(call) for call in calls]
             return [found[0], *(_less(whole, part) for part, whole in pairwise(found))]
-        for call in calls:
-            call()
-        self._wait()
         turns: list[list[float]] = []
         began = time.monotonic()
         while True:

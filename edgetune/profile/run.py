@@ -56,9 +56,14 @@ def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool =
     found = _ordered(ProbeOrder(budget_s=budget_s, quick=quick, power_w=power_w, with_energy=with_energy))
     if quick or found.compute.probe_error is not None or found.compute.device != "cpu":
         return found
+    if not found.compute.block_costs:
+        return found
     tight = _ordered(ProbeOrder(budget_s=TIGHT_S, quick=False, tight=True)).compute
-    costs = [*found.compute.block_costs, *tight.block_costs]
-    return found._replace(compute=msgspec.structs.replace(found.compute, block_costs=costs))
+    costs, warnings = [*found.compute.block_costs, *tight.block_costs], found.warnings
+    if tight.probe_error is not None or not tight.block_costs:
+        reason = tight.probe_error or "there was no time"
+        warnings = [*warnings, f"blocks under the lean allocator were not all timed ({reason}): the rest is guessed."]
+    return found._replace(compute=msgspec.structs.replace(found.compute, block_costs=costs), warnings=warnings)
 
 
 def _ordered(order: ProbeOrder) -> Probed:

@@ -103,7 +103,7 @@ class Predicted(Record, frozen=True):
     total_energy_j: float | None
     train_flops_per_image: int
     measured: bool = False
-    model: str = "edgetune.plan.cost/4"
+    model: str = "edgetune.plan.cost/5"
     first_epoch_s: float | None = None  # the one that fills a feature cache; `epoch_s` is the mean over all
     peak_memory_most_bytes: int | None = None  # with what nobody is sure of; this is what a cap is held against
     step_parts: list[StepPart] = []  # empty where nothing was timed

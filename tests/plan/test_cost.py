@@ -120,6 +120,10 @@ def test_the_last_mlp_is_run_once_for_many_parts() -> None:
     clock = Clock(job, Rates(make_profile().compute))
     assert clock._tail_mlps(197, 1.0) == pytest.approx(1 / 8)  # eight images' one token each
     assert Clock(msgspec.structs.replace(job, micro_batch_size=8), clock.rates)._tail_mlps(197, 8.0) == 1.0
+    pooled = job_for(
+        find_method("edgetune", 12), find_spec("vit_betwixt_patch16_reg4_gap_256"), batch_size=8, micro_batch_size=3
+    )
+    assert Clock(pooled, clock.rates)._tail_mlps(261, 8 / 3) == 1.0  # where all tokens are read, each part has its own
 
 
 def test_merging_adapters_has_its_price() -> None:

@@ -99,21 +99,44 @@ def test_an_mlp_that_is_run_seldom_costs_its_calls_and_weights_seldom() -> None:
 def test_blocks_under_the_lean_allocator_take_as_much_longer_as_their_probes() -> None:
     usual = compute_of(TRUE)
     unprobed = Rates(usual)
-    assert unprobed.tight("forward", "lean", 384, 50, 8) == 1.5
-    assert unprobed.tight("forward", "eager", 384, 50, 8) == 1.35
+    assert unprobed.tight("forward", "lean", 384) == 1.5
+    assert unprobed.tight("forward", "eager", 384) == 1.35
     twice = [
         msgspec.structs.replace(cost, lever="lean-tight", seconds=(2 if cost.part == "forward" else 3) * cost.seconds)
         for cost in usual.block_costs
     ]
     rates = Rates(msgspec.structs.replace(usual, block_costs=[*usual.block_costs, *twice]))
-    assert rates.tight("forward", "lean", 384, 50, 8) == pytest.approx(2.0, rel=0.02)
-    assert rates.tight("weight_gradient", "lean", 384, 50, 8) == pytest.approx(3.0, rel=0.02)
-    assert rates.tight("forward", "lean-bf16", 384, 50, 8) == pytest.approx(2.0, rel=0.02)
+    assert rates.tight("forward", "lean", 384) == pytest.approx(2.0, rel=0.02)
+    assert rates.tight("weight_gradient", "lean", 384) == pytest.approx(3.0, rel=0.02)
+    assert rates.tight("forward", "lean-bf16", 384) == pytest.approx(2.0, rel=0.02)
     assert rates.seconds("forward", "lean", 384, 50, 8) == pytest.approx(TRUE.seconds(384, 50, 8), rel=0.01)
+    elsewhere = msgspec.structs.replace(rates.compute, device="cuda")
+    assert Rates(elsewhere).tight("forward", "lean", 384) == 1.0
     # what is quicker there is noise
     quick = [msgspec.structs.replace(cost, lever="lean-tight", seconds=0.5 * cost.seconds) for cost in twice]
     rates = Rates(msgspec.structs.replace(usual, block_costs=[*usual.block_costs, *quick]))
-    assert rates.tight("forward", "lean", 384, 50, 8) == pytest.approx(1.0, rel=0.02)
+    assert rates.tight("forward", "lean", 384) == pytest.approx(1.0, rel=0.02)
+
+
+def test_more_images_at_a_time_never_take_longer_each_under_the_lean_allocator() -> None:
+    """A search for what fits takes that for granted."""
+    usual = compute_of(TRUE)
+    tight = []
+    for (width, tokens, images), factor in {(192, 17, 1): 3.0, (192, 50, 8): 2.0, (384, 50, 2): 1.5, (384, 50, 8): 1.6,
+                                            (768, 50, 2): 1.3, (768, 197, 1): 1.25}.items():  # fmt: skip
+        tight += [
+            msgspec.structs.replace(cost, lever="lean-tight", seconds=factor * cost.seconds)
+            for cost in usual.block_costs
+            if shape_of(cost) == (width, tokens, images)
+        ]
+    rates = Rates(msgspec.structs.replace(usual, block_costs=[*usual.block_costs, *tight]))
+    for width, tokens in ((192, 197), (384, 197), (768, 50), (768, 197)):
+        each = []
+        for images in (1, 2, 4, 8, 32):
+            whole = rates.seconds("forward", "lean", width, tokens, images)
+            assert whole is not None
+            each.append(whole * rates.tight("forward", "lean", width) / images)
+        assert all(fewer >= more for fewer, more in itertools.pairwise(each)), (width, tokens, each)
 
 
 def test_what_was_not_probed_is_taken_from_what_is_nearest() -> None:

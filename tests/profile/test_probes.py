@@ -190,19 +190,33 @@ def test_a_sensor_too_slow_for_a_probe_does_not_stretch_it() -> None:
         assert Bench("cpu", False, time.monotonic(), quick)._energy_s() == pytest.approx(1.575)
 
 
-def test_of_calls_that_take_turns_each_is_what_it_adds() -> None:
+def test_of_calls_that_take_turns_each_is_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine does for a while, it does to all three."""
     bench = Bench("cpu", False, time.monotonic() + 30, None)
-    slow = False
+    took = {"first": 0.01, "second": 0.03, "third": 0.04}
+    asked: list[str] = []
 
-    def sleep(seconds: float) -> None:
-        nonlocal slow
-        slow = not slow if seconds == 0.01 else slow  # every second turn, all three take twice as long
-        time.sleep(seconds * (2 if slow else 1))
+    def once(call: Any) -> float:
+        asked.append(call())
+        time.sleep(0.001)
+        return took[asked[-1]] * (2 if len(asked) // 3 % 3 == 1 else 1)  # every third turn is slow
 
-    first, second, third = bench.time_parts(lambda: sleep(0.01), lambda: sleep(0.03), lambda: sleep(0.04))
-    # whatever the machine does, all three do it together
-    assert second.seconds / first.seconds == pytest.approx(2.0, rel=0.25)
-    assert third.seconds / first.seconds == pytest.approx(1.0, rel=0.25)
+    monkeypatch.setattr(bench, "_once", once)
+    first, second, third = bench.time_parts(*(lambda name=name: name for name in took))
+    assert asked[:6] == [*took, *took]
+    assert (first.seconds, second.seconds, third.seconds) == pytest.approx((0.01, 0.02, 0.01))
+
+
+def test_where_a_sensor_answers_parts_have_joules_in_later_rounds() -> None:
+    with EnergyMeter(Metered(None), interval_s=0.005) as meter:
+        bench = Bench("cpu", True, time.monotonic() + 30, meter)
+        calls = (lambda: time.sleep(0.005), lambda: time.sleep(0.015))
+        assert [timing.joules for timing in bench.time_parts(*calls)] == [None, None]
+        bench.again = True
+        first, second = bench.time_parts(*calls)
+    assert first.joules == pytest.approx(10 * first.seconds, rel=0.5)
+    assert second.joules is not None
+    assert second.seconds > 0.005
 
 
 def test_what_noise_eats_up_is_little_and_never_nothing() -> None:
@@ -212,12 +226,16 @@ def test_what_noise_eats_up_is_little_and_never_nothing() -> None:
     assert 0 < second.seconds < 0.01
 
 
-def test_blocks_take_turns_until_caches_hold_none_of_them() -> None:
+def test_blocks_take_turns_until_caches_hold_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = quick_bench()
+    memory = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
     assert bench.copies(1 << 20) == bench.copies(1) == 24
     assert bench.copies(10 << 20) == 10
     assert bench.copies(1 << 30) == 1
     assert bench.copies(1 << 30, least=3) == 3
+    memory["SC_PHYS_PAGES"] = 1 << 17  # a board of 512 MiB
+    assert bench.copies(10 << 20) == 4
 
 
 def test_a_block_beside_another_has_its_own_weights_and_no_gradients_of_its_own() -> None:
@@ -231,12 +249,11 @@ def test_a_block_beside_another_has_its_own_weights_and_no_gradients_of_its_own(
         other.both(trained=True)
 
 
-def test_the_probes_under_the_lean_allocator_are_those_of_the_others() -> None:
-    assert {("block", "lean-tight"), ("block", "eager-tight")} == TIGHT
+@pytest.mark.parametrize("lever", ["eager-tight", "lean-tight"])
+def test_blocks_under_the_lean_allocator_have_probes_of_their_own(lever: str) -> None:
+    assert ("block", lever) in TIGHT
     bench = Bench("cpu", False, time.monotonic() + 0.5, None)  # time for the first shape
-    levers = {line["block"]["lever"] for probe in TIGHT for line in PROBES[probe](bench)}
-    assert levers <= {"lean-tight", "eager-tight"}
-    assert levers
+    assert {line["block"]["lever"] for line in PROBES["block", lever](bench)} == {lever}
 
 
 def test_joules_lost_in_a_difference_are_unknown_not_zero() -> None:

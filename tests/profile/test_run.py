@@ -56,14 +56,28 @@ def test_blocks_under_the_lean_allocator_are_timed_in_a_process_of_their_own(
     def ordered(order: ProbeOrder) -> Probed:
         orders.append(order.tight)
         lever = "lean-tight" if order.tight else "lean"
-        costs = [msgspec.structs.replace(cost, lever=lever)]
+        costs = [msgspec.structs.replace(cost, lever=lever)] if found.probe_error is None else []
         return Probed(msgspec.structs.replace(found, block_costs=costs), [lever], {})
 
     monkeypatch.setattr(run, "_ordered", ordered)
     compute, warnings, _ = run.run_probes(quick=quick)
     assert orders == asked
-    assert [each.lever for each in compute.block_costs] == ["lean", "lean-tight"][: len(asked)]
+    known = ["lean", "lean-tight"] if found.probe_error is None else []
+    assert [each.lever for each in compute.block_costs] == known[: len(asked)]
     assert warnings == ["lean"]
+
+
+def test_a_profile_says_where_blocks_under_the_lean_allocator_were_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = BlockCost(width=192, heads=3, tokens=50, batch_size=2, lever="lean", part="forward", seconds=0.5)
+    answers = [
+        Probed(Compute(device="cpu", block_costs=[cost]), [], {}),
+        Probed(Compute(probe_error="the probes were killed"), [], {}),
+    ]
+    monkeypatch.setattr(run, "_ordered", lambda order: answers[order.tight])
+    compute, (warning,), _ = run.run_probes(quick=False)
+    assert compute.block_costs == [cost]
+    assert compute.probe_error is None
+    assert "the probes were killed" in warning
 
 
 def test_what_was_found_in_several_rounds_is_its_median() -> None:
