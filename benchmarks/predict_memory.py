@@ -1,14 +1,13 @@
 """Predicted beside measured peak memory: random plans, each run by `edgetune fit` in a fresh process.
 
     python benchmarks/predict_memory.py run --series design --count 60
-    python benchmarks/predict_memory.py run --series held-out-7 --count 200
-    python benchmarks/predict_memory.py table --series held-out-7
+    python benchmarks/predict_memory.py run --series held-out-11 --count 200
+    python benchmarks/predict_memory.py table --series held-out-11
 
 A plan is drawn from its series' name and its number: one of four models from nano to ViT-B, one of four image sizes,
 a method of either trainer, any of its levers, a batch of 1 to 64, and a memory cap between one and three times the
 smallest feasible room above the bare process, or none. The bill was calibrated on the series `design`, and bill and
-trainer were mended where 38 plans of `held-out`, 54 of `held-out-2`, 200 each of `held-out-3` and `held-out-4` and 97
-of `held-out-5` and 70 of `held-out-6` showed them wrong; `held-out-7` played no part in it.
+trainer were mended where later ones showed them wrong: none played a part in the bill it judged (docs/planner.md).
 Batches whose four steps would take more than `MOST_FLOPS_OF` the series are halved until they do not.
 
 A case makes its own images (random colours) and random weights, so nothing is downloaded; it trains for four steps in

@@ -162,7 +162,6 @@ def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | 
     if not rates.known:
         return []
     spec, clock = job.spec, Clock(job, rates)
-    times = job.parts
     backward = {index: (passing, weights) for index, passing, weights in clock.backward_blocks()}
     embedding = clock.embedding_backward() if job.embeddings_trainable else 0.0
     seconds: list[tuple[str, float, float, float, float]] = []
@@ -173,7 +172,7 @@ def step_parts(job: Job, rates: Rates, watts: float | None, file_bytes: float | 
         kept = saved_bytes(job, index) if job.lean else 0.0
         seconds.append((f"block {index}", clock.above(range(index, index + 1)), passing, weights, kept))
     found = [
-        _part(name, watts, times * forward, times * passing, times * weights, round(kept))
+        _part(name, watts, job.parts * forward, job.parts * passing, job.parts * weights, round(kept))
         for name, forward, passing, weights, kept in seconds
     ]
     image_s = clock.feature_s() if job.over_features else clock.image_s(file_bytes)

@@ -122,8 +122,7 @@ class Bench:
             began = time.monotonic()
             while True:
                 seconds.append(self._once(call))
-                spent = time.monotonic() - began
-                if (spent >= least_s and len(seconds) >= 3) or spent > 4 * max(least_s, 0.25) or self.late():
+                if self._enough(time.monotonic() - began, len(seconds), least_s):
                     break
         joules = self._joules(window)
         ranked = sorted(seconds)
@@ -145,9 +144,7 @@ class Bench:
         began = time.monotonic()
         while True:
             turns.append([self._once(call) for call in calls])
-            spent = time.monotonic() - began
-            least_s = len(calls) * self.brief_s
-            if (spent >= least_s and len(turns) >= 3) or spent > 4 * max(least_s, 0.25) or self.late():
+            if self._enough(time.monotonic() - began, len(turns), len(calls) * self.brief_s):
                 break
         wholes = [statistics.median(turn[place] for turn in turns) for place in range(len(calls))]
         added = [[turn[0], *(whole - part for part, whole in pairwise(turn))] for turn in turns]
@@ -156,6 +153,10 @@ class Bench:
             for place, whole in enumerate(wholes)
         ]
         return [Timing(part_s, None, part_s) for part_s in seconds]
+
+    def _enough(self, spent_s: float, times: int, least_s: float) -> bool:
+        """Whether something was timed long and often enough, or for too long."""
+        return (spent_s >= least_s and times >= 3) or spent_s > 4 * max(least_s, 0.25) or self.late()
 
     def _once(self, call: Callable[[], object]) -> float:
         start = time.perf_counter()

@@ -54,9 +54,8 @@ def run_probes(*, quick: bool, power_w: float | None = None, with_energy: bool =
     """
     budget_s = QUICK_S if quick else FULL_S
     found = _ordered(ProbeOrder(budget_s=budget_s, quick=quick, power_w=power_w, with_energy=with_energy))
-    if quick or found.compute.probe_error is not None or found.compute.device != "cpu":
-        return found
-    if not found.compute.block_costs:
+    timed = found.compute.probe_error is None and found.compute.block_costs
+    if quick or not timed or found.compute.device != "cpu":
         return found
     tight = _ordered(ProbeOrder(budget_s=TIGHT_S, quick=False, tight=True)).compute
     costs, warnings = [*found.compute.block_costs, *tight.block_costs], found.warnings
